@@ -1,1 +1,16 @@
+//! Newtypes that both sides of every banger socket share.
+//!
+//! Each type's only constructor is its check (`FromStr` / `TryFrom`), and its
+//! `Deserialize` goes through that constructor, so a value of the type is proof
+//! that the rule in its documentation holds. No I/O happens here.
 #![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod name;
+mod reference;
+mod size;
+mod string_type;
+
+pub use name::{ImageName, KernelName, NameError, VmName};
+pub use reference::{LeaseId, OperationId, VmId, VmReference};
+pub use size::{ByteSize, DiskSize, MemoryMib, SizeError, VcpuCount};
