@@ -1,1 +1,4 @@
+//! VM lifecycle: admission, phases, undo, one task per VM.
 #![forbid(unsafe_code)]
+
+pub mod seams;

@@ -1,0 +1,15 @@
+//! The seams through which the engine sees the host.
+//!
+//! The engine never spawns, opens or connects anything itself: it works on these traits, which the
+//! drivers in `owner/vmm` implement and the daemon wires in. Each has a contract test suite
+//! (`banger_engine::contract`) that every implementation passes. The third seam, `GuestChannel`,
+//! lives beside the agent's client in `banger-guest-client`.
+
+mod root_disk;
+mod vmm;
+
+pub use root_disk::{DiskError, DiskFormat, DiskImage, DiskUsage, RootDisk};
+pub use vmm::{
+    Acceleration, LaunchPlan, Nic, PlannedDisk, Vmm, VmmError, VmmIdentity, VmmKind, VmmProcess,
+    VmmState,
+};

@@ -1,0 +1,112 @@
+//! A VM's copy-on-write root disk.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use banger_types::DiskSize;
+
+/// How a disk image is laid out, as the VMM must be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskFormat {
+    /// A plain file or a block device.
+    Raw,
+    /// QEMU's copy-on-write format over a raw base file.
+    Qcow2,
+}
+
+/// A disk that exists and that a VMM can open.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DiskImage {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: DiskFormat,
+    /// Its kind, as `vm show` prints it: `qcow2-overlay`, `reflink`, `copy`, `dm-snapshot`, `raw`.
+    pub kind: String,
+}
+
+/// How much a disk takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// Size in bytes as the guest sees it.
+    pub size: u64,
+    /// Bytes it takes on the host, beyond its base.
+    pub allocated: u64,
+}
+
+/// Why an act on a disk failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The host's file system is full.
+    #[error("no space left for {act} {}", path.display())]
+    NoSpace {
+        /// The act, as a participle: `creating root disk`.
+        act: &'static str,
+        /// The disk.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    #[error("{act} {}", path.display())]
+    Io {
+        /// The act, as a participle.
+        act: &'static str,
+        /// The disk.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The disk or its base is not what it should be.
+    #[error("{} {problem}", path.display())]
+    Invalid {
+        /// The disk.
+        path: PathBuf,
+        /// What is wrong with it: `is not a qcow2 image`.
+        problem: String,
+    },
+    /// Only growing is possible.
+    #[error("{} has {current} bytes and can only grow, not become {requested}", path.display())]
+    Shrink {
+        /// The disk.
+        path: PathBuf,
+        /// Its size in bytes.
+        current: u64,
+        /// The size asked for in bytes.
+        requested: u64,
+    },
+}
+
+/// Makes, measures, grows and removes root disks of one kind.
+///
+/// Contract: `create` either makes the whole disk or leaves nothing behind, and refuses a path that
+/// exists; writes to the disk never reach the base; `remove` of a disk that is gone succeeds and
+/// says `false`; `grow` to the present size changes nothing and says `false`.
+#[async_trait]
+pub trait RootDisk: Send + Sync {
+    /// Returns the kind, as `vm show` prints it.
+    fn kind(&self) -> &'static str;
+
+    /// Returns whether this kind works for a base below `base_dir` and disks below `disk_dir`.
+    async fn usable(&self, base_dir: &Path, disk_dir: &Path) -> Result<bool, DiskError>;
+
+    /// Makes a copy-on-write disk of `size` bytes (at least the base's) named `stem` plus the
+    /// kind's own suffix in directory `dir`, over the read-only raw file `base`.
+    async fn create(
+        &self,
+        base: &Path,
+        dir: &Path,
+        stem: &str,
+        size: DiskSize,
+    ) -> Result<DiskImage, DiskError>;
+
+    /// Returns how much the disk takes.
+    async fn measure(&self, disk: &DiskImage) -> Result<DiskUsage, DiskError>;
+
+    /// Grows the disk, which no VMM has open; returns whether anything changed. The file system
+    /// inside is grown by the guest's agent at its next start.
+    async fn grow(&self, disk: &DiskImage, size: DiskSize) -> Result<bool, DiskError>;
+
+    /// Removes the disk, which no VMM has open; returns whether there was one.
+    async fn remove(&self, disk: &DiskImage) -> Result<bool, DiskError>;
+}

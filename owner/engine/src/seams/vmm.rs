@@ -1,0 +1,230 @@
+//! The virtual machine monitor that runs a VM.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use banger_guest_client::GuestChannel;
+use banger_types::{MemoryMib, VcpuCount, VmId, VmName};
+
+use super::root_disk::DiskImage;
+
+/// The VMMs banger drives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmmKind {
+    /// Firecracker under its jailer.
+    Firecracker,
+    /// QEMU.
+    Qemu,
+}
+
+/// How guest instructions run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Acceleration {
+    /// By the processor, through `/dev/kvm`.
+    Kvm,
+    /// By QEMU's translator, in software.
+    Tcg,
+}
+
+/// A disk as the VMM is to attach it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PlannedDisk {
+    /// `root`, `work` or `modules`.
+    pub role: String,
+    /// The disk.
+    pub image: DiskImage,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
+/// The guest's network card.
+#[derive(Debug)]
+pub enum Nic {
+    /// QEMU's user-mode network: no root, no address of its own on the host.
+    User {
+        /// Whether the guest may open connections to the outside; without it the card leads nowhere.
+        outbound: bool,
+    },
+    /// A tap device, handed over open.
+    Tap {
+        /// The open `/dev/net/tun` descriptor of the tap.
+        descriptor: std::os::fd::OwnedFd,
+        /// The card's hardware address.
+        mac: [u8; 6],
+    },
+}
+
+/// All a VMM needs to start one VM. Every path is the daemon's own.
+#[derive(Debug)]
+pub struct LaunchPlan {
+    /// The VM.
+    pub id: VmId,
+    /// Its name (for process titles; the guest learns it from the kernel command line).
+    pub name: VmName,
+    /// Virtual CPUs.
+    pub vcpus: VcpuCount,
+    /// Memory.
+    pub memory: MemoryMib,
+    /// The kernel as a bzImage.
+    pub bzimage: PathBuf,
+    /// The same kernel as an ELF file.
+    pub vmlinux: PathBuf,
+    /// The initial RAM disk with the agent.
+    pub initrd: PathBuf,
+    /// banger's own kernel arguments (`BootConfig::to_kernel_args`); the driver adds those that its
+    /// machine needs (console, clock).
+    pub kernel_args: String,
+    /// The disks, in order of attachment.
+    pub disks: Vec<PlannedDisk>,
+    /// The network card, if any.
+    pub nic: Option<Nic>,
+    /// A private, existing directory (0700) for the VM's sockets; short, because a socket's path
+    /// has at most 107 bytes (unix(7)).
+    pub runtime_dir: PathBuf,
+    /// Where the serial console goes; the driver keeps it below its size cap.
+    pub console_log: PathBuf,
+}
+
+/// Names one VMM process beyond reuse of its pid: kept in the store and in `handles.json`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct VmmIdentity {
+    /// Which VMM.
+    pub kind: VmmKind,
+    /// How it runs guest instructions.
+    pub acceleration: Acceleration,
+    /// Process id.
+    pub pid: u32,
+    /// Start time in clock ticks since the host's boot (proc_pid_stat(5), field 22).
+    pub start_time: u64,
+    /// The host's `/proc/sys/kernel/random/boot_id`; after a reboot no pid of before means anything.
+    pub host_boot_id: String,
+}
+
+/// Whether a VMM process is still there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmmState {
+    /// It runs.
+    Alive,
+    /// It ended (an unreaped zombie counts), with what is known of why.
+    Dead {
+        /// One line for people, printable: the last words on its standard error, or the exit status.
+        reason: Option<String>,
+    },
+}
+
+/// Why an act on a VMM failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// The VMM or something it needs is missing here.
+    #[error("{what} is not usable here: {why}")]
+    Unavailable {
+        /// What is missing: a program, a device.
+        what: String,
+        /// Why it cannot be used.
+        why: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// A system call failed.
+    #[error("{act}")]
+    Io {
+        /// The act and its object, as a participle: `connecting to the monitor of VM x`.
+        act: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The VMM ended before it should.
+    #[error("{vmm} ended while {act}: {reason}")]
+    Ended {
+        /// `QEMU` or `Firecracker`.
+        vmm: &'static str,
+        /// What it was asked to do.
+        act: &'static str,
+        /// Its last words, printable.
+        reason: String,
+    },
+    /// The VMM refused a command.
+    #[error("{vmm} refused {command}: {message}")]
+    Refused {
+        /// `QEMU` or `Firecracker`.
+        vmm: &'static str,
+        /// The command.
+        command: String,
+        /// The VMM's own words (`fault_message`, QMP `desc`).
+        message: String,
+    },
+    /// It took longer than its deadline.
+    #[error("{act} took longer than {seconds} s")]
+    Timeout {
+        /// The act.
+        act: String,
+        /// The deadline in seconds.
+        seconds: u64,
+    },
+}
+
+/// A running VMM, held by pidfd.
+///
+/// Dropping it leaves the VMM running. All methods may be called from any task.
+#[async_trait]
+pub trait VmmProcess: Send + Sync {
+    /// Returns the process's identity.
+    fn identity(&self) -> &VmmIdentity;
+
+    /// Lets the guest's CPUs run. `Vmm::launch` leaves them held, so that the identity is on disk
+    /// before the first guest instruction.
+    async fn resume(&self) -> Result<(), VmmError>;
+
+    /// Returns the channel to the guest's agent; the same one at each call.
+    fn channel(&self) -> Arc<dyn GuestChannel>;
+
+    /// Returns whether the process is still there, without waiting.
+    fn state(&self) -> VmmState;
+
+    /// Waits until the process has ended and returns its final state. Cancel safe.
+    async fn wait(&self) -> VmmState;
+
+    /// Sends a signal to the VMM through its pidfd; returns `false` where it had already ended.
+    fn signal(&self, signal: rustix::process::Signal) -> Result<bool, VmmError>;
+
+    /// Ends the VMM at once (the guest's disks may need a journal replay) and waits until it is
+    /// gone. A VMM that is gone already is success.
+    async fn kill(&self) -> Result<(), VmmError>;
+}
+
+/// Starts and finds VMMs of one kind.
+///
+/// Contract: `launch` leaves either a held, identified VMM or nothing (no process, no socket);
+/// `adopt` finds exactly the process that the identity names, never another with the same pid;
+/// `clean` after the end removes every file that `launch` made in the runtime directory, and may be
+/// repeated.
+#[async_trait]
+pub trait Vmm: Send + Sync {
+    /// Returns the kind.
+    fn kind(&self) -> VmmKind;
+
+    /// Checks that this VMM can run here and says how it would run guests.
+    async fn probe(&self) -> Result<Acceleration, VmmError>;
+
+    /// Returns the kinds of root disk this VMM can boot from, best first.
+    fn root_disks(&self) -> Vec<Arc<dyn super::RootDisk>>;
+
+    /// Starts a VMM for `plan`, its CPUs held.
+    async fn launch(&self, plan: LaunchPlan) -> Result<Arc<dyn VmmProcess>, VmmError>;
+
+    /// Finds the running VMM that `identity` names and takes hold of it again; `None` where it has
+    /// ended. `runtime_dir` and `console_log` are those of its plan.
+    async fn adopt(
+        &self,
+        identity: &VmmIdentity,
+        runtime_dir: &std::path::Path,
+        console_log: &std::path::Path,
+    ) -> Result<Option<Arc<dyn VmmProcess>>, VmmError>;
+
+    /// Removes what a VMM that has ended left in `runtime_dir`; returns whether there was anything.
+    async fn clean(&self, runtime_dir: &std::path::Path) -> Result<bool, VmmError>;
+}

@@ -1,0 +1,98 @@
+//! Images and kernels as the API shows them.
+
+use banger_types::{ImageName, KernelName};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Body of `POST /v1/images`: begins an import, to be followed by the upload of a tar stream
+/// (plain, gzip or zstd) to the operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImportImage {
+    /// The image's name.
+    #[schema(value_type = String)]
+    pub name: ImageName,
+    /// Where it comes from, for people: `mmdebstrap:bookworm`, `import:rootfs.tar.zst`.
+    pub source: String,
+    /// The kernel that VMs of this image boot unless told otherwise.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub default_kernel: Option<KernelName>,
+    /// Replace an image of this name; VMs made from the old one keep it.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+/// Body of `POST /v1/kernels`: begins an import, to be followed by the upload of a Debian kernel
+/// package to the operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImportKernel {
+    /// The kernel's name.
+    #[schema(value_type = String)]
+    pub name: KernelName,
+    /// Where it comes from, for people: `apt:linux-image-6.12.117+deb12-cloud-amd64=6.12.117-1`.
+    pub source: String,
+    /// Replace a kernel of this name.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+/// An image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Image {
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: ImageName,
+    /// Identity of this build: the ext4 UUID of its file system.
+    pub id: String,
+    /// SHA-256 of the uncompressed tar it was built from, lower-case hexadecimal.
+    pub sha256: String,
+    /// Where it comes from.
+    pub source: String,
+    /// Size of the file system in bytes.
+    pub size: u64,
+    /// Bytes that the image takes on the host.
+    pub allocated: u64,
+    /// Entries (files, directories, links, devices) in it.
+    pub entries: u64,
+    /// `ID` and `VERSION_ID` of its os-release, where it has one.
+    #[serde(default)]
+    pub os: Option<String>,
+    /// Whether it has an init; without one the agent is PID 1.
+    pub has_init: bool,
+    /// The kernel that its VMs boot unless told otherwise.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub default_kernel: Option<KernelName>,
+    /// When it was built.
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+    /// Names of the VMs made from it.
+    #[serde(default)]
+    pub used_by: Vec<String>,
+}
+
+/// A kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Kernel {
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: KernelName,
+    /// Release, as `uname -r` prints it.
+    pub version: String,
+    /// SHA-256 of the package, lower-case hexadecimal.
+    pub sha256: String,
+    /// Where it comes from.
+    pub source: String,
+    /// Modules that the initrd loads, in order.
+    pub modules: Vec<String>,
+    /// Bytes that it takes on the host.
+    pub allocated: u64,
+    /// When it was imported.
+    #[schema(value_type = String)]
+    pub imported_at: Timestamp,
+    /// Names of the VMs that boot it.
+    #[serde(default)]
+    pub used_by: Vec<String>,
+}

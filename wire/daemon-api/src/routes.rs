@@ -1,0 +1,89 @@
+//! The paths of the API, in one place for the server, the client and the tests.
+//!
+//! | method and path | body → answer |
+//! |---|---|
+//! | `GET /v1/ping` | → [`crate::daemon::Ping`] |
+//! | `POST /v1/shutdown` | → `{}`; VMs keep running |
+//! | `GET /v1/doctor` | → [`crate::daemon::DoctorReport`] |
+//! | `GET /openapi.json` | → the OpenAPI document |
+//! | `POST /v1/leases` | upgrade to [`LEASE_PROTOCOL`]; header [`crate::daemon::LEASE_HEADER`] |
+//! | `GET /v1/operations` | → `[Operation]` |
+//! | `GET /v1/operations/{id}?generation=G&wait_ms=N` | → `Operation`, at once or when its generation exceeds G |
+//! | `GET /v1/operations/{id}/events` | → `Operation` a line until it is done |
+//! | `PUT /v1/operations/{id}/upload` | bytes → `{}` |
+//! | `DELETE /v1/operations/{id}` | → `Operation`; asks it to end |
+//! | `GET /v1/vms` | → `[Vm]` |
+//! | `POST /v1/vms` | `CreateVm` → 202 `OperationStarted` |
+//! | `GET /v1/vms/{vm}` | → `Vm` |
+//! | `DELETE /v1/vms/{vm}` | → 202 `OperationStarted` |
+//! | `POST /v1/vms/{vm}/start` | → 202 `OperationStarted` |
+//! | `POST /v1/vms/{vm}/stop` | `StopVm` → 202 `OperationStarted` |
+//! | `POST /v1/vms/{vm}/restart` | `StopVm` → 202 `OperationStarted` |
+//! | `POST /v1/vms/{vm}/kill` | `KillVm` → `{}` |
+//! | `GET /v1/vms/{vm}/logs?follow=true` | → console bytes |
+//! | `POST /v1/vms/{vm}/agent` | upgrade to [`AGENT_PROTOCOL`]: bytes of the guest agent's protocol |
+//! | `GET /v1/images`, `GET /v1/images/{name}` | → `[Image]`, `Image` |
+//! | `POST /v1/images` | `ImportImage` → 202 `OperationStarted` |
+//! | `DELETE /v1/images/{name}` | → `{}` |
+//! | `GET /v1/kernels`, `GET /v1/kernels/{name}` | → `[Kernel]`, `Kernel` |
+//! | `POST /v1/kernels` | `ImportKernel` → 202 `OperationStarted` |
+//! | `DELETE /v1/kernels/{name}` | → `{}` |
+//!
+//! `{vm}` is a name, an id or the beginning of an id. Every request may carry the header
+//! [`OP_ID_HEADER`]; the answer always does.
+
+/// Name of the daemon's socket in its runtime directory.
+pub const SOCKET_NAME: &str = "bangerd.sock";
+
+/// Request and response header with the operation id.
+pub const OP_ID_HEADER: &str = "banger-op-id";
+
+/// Request header with the client's [`crate::API_VERSION`]; another number is `bad_version`.
+pub const API_VERSION_HEADER: &str = "banger-api-version";
+
+/// `Upgrade` token of the guest agent's byte stream.
+pub const AGENT_PROTOCOL: &str = "banger-agent";
+
+/// `Upgrade` token of a lease: no bytes flow; the lease ends when the connection closes.
+pub const LEASE_PROTOCOL: &str = "banger-lease";
+
+/// `GET`: is the daemon there.
+pub const PING: &str = "/v1/ping";
+/// `POST`: end the daemon; VMs keep running.
+pub const SHUTDOWN: &str = "/v1/shutdown";
+/// `GET`: the daemon's checks.
+pub const DOCTOR: &str = "/v1/doctor";
+/// `POST` with upgrade: hold a lease.
+pub const LEASES: &str = "/v1/leases";
+/// `GET`: all operations.
+pub const OPERATIONS: &str = "/v1/operations";
+/// `GET`, `POST`: VMs.
+pub const VMS: &str = "/v1/vms";
+/// `GET`, `POST`: images.
+pub const IMAGES: &str = "/v1/images";
+/// `GET`, `POST`: kernels.
+pub const KERNELS: &str = "/v1/kernels";
+
+/// Returns the path of operation `id`; `part` is empty or begins with a slash (`/events`).
+#[must_use]
+pub fn operation(id: &banger_types::OperationId, part: &str) -> String {
+    format!("{OPERATIONS}/{id}{part}")
+}
+
+/// Returns the path of VM `vm`; `part` is empty or begins with a slash (`/start`).
+#[must_use]
+pub fn vm(vm: &banger_types::VmReference, part: &str) -> String {
+    format!("{VMS}/{vm}{part}")
+}
+
+/// Returns the path of image `name`.
+#[must_use]
+pub fn image(name: &banger_types::ImageName) -> String {
+    format!("{IMAGES}/{name}")
+}
+
+/// Returns the path of kernel `name`.
+#[must_use]
+pub fn kernel(name: &banger_types::KernelName) -> String {
+    format!("{KERNELS}/{name}")
+}

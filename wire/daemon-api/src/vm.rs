@@ -1,0 +1,260 @@
+//! VMs: what a client asks for and what it is shown.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use banger_types::{DiskSize, ImageName, KernelName, LeaseId, MemoryMib, VcpuCount, VmId, VmName};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::error::ApiError;
+
+/// Which VMM to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VmmChoice {
+    /// The best one that can run here.
+    #[default]
+    Auto,
+    /// Firecracker under its jailer.
+    Firecracker,
+    /// QEMU.
+    Qemu,
+}
+
+impl FromStr for VmmChoice {
+    type Err = UnknownWord;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "firecracker" => Ok(Self::Firecracker),
+            "qemu" => Ok(Self::Qemu),
+            _ => Err(UnknownWord { known: "auto, firecracker, qemu" }),
+        }
+    }
+}
+
+impl fmt::Display for VmmChoice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Self::Auto => "auto",
+            Self::Firecracker => "firecracker",
+            Self::Qemu => "qemu",
+        })
+    }
+}
+
+/// A word that is none of the known ones.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("use one of: {known}")]
+pub struct UnknownWord {
+    /// The known words, in a row.
+    pub known: &'static str,
+}
+
+/// The size and shape of a VM; what does not change while it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Virtual CPUs.
+    #[schema(value_type = u8)]
+    pub vcpus: VcpuCount,
+    /// Memory in MiB.
+    #[schema(value_type = u32)]
+    pub memory_mib: MemoryMib,
+    /// Size of the root disk (image plus copy-on-write) in bytes; grown to it where the image is
+    /// smaller, never shrunk.
+    #[schema(value_type = u64)]
+    pub root_size: DiskSize,
+    /// Size of the work disk at `/root` in bytes.
+    #[schema(value_type = u64)]
+    pub work_size: DiskSize,
+    /// Whether the guest may reach the network outside.
+    pub nat: bool,
+    /// Which VMM.
+    pub vmm: VmmChoice,
+}
+
+/// Body of `POST /v1/vms`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVm {
+    /// The name; a readable one is made where it is missing.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub name: Option<VmName>,
+    /// The image, already here.
+    #[schema(value_type = String)]
+    pub image: ImageName,
+    /// The kernel, already here.
+    #[schema(value_type = String)]
+    pub kernel: KernelName,
+    /// Size and shape.
+    pub spec: VmSpec,
+    /// Delete the VM when this lease's connection closes.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub lease: Option<LeaseId>,
+    /// The workspace that the client will put into the VM, for `vm list`.
+    #[serde(default)]
+    pub workspace: Option<Workspace>,
+}
+
+/// A repository of the user inside a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Workspace {
+    /// Where it is in the guest.
+    pub guest_path: String,
+    /// Where it came from on the host (shown only; the daemon never opens it).
+    pub source_path: String,
+    /// The commit that was checked out, where there is one.
+    #[serde(default)]
+    pub head_commit: Option<String>,
+}
+
+/// What a VM is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// Recorded; never started.
+    Created,
+    /// Being started.
+    Starting,
+    /// Its agent has answered.
+    Running,
+    /// Being stopped.
+    Stopping,
+    /// Not running; its disks are kept.
+    Stopped,
+    /// Being deleted.
+    Deleting,
+    /// The last start failed or the VMM died; see `last_error`. It can be started or deleted.
+    Failed,
+}
+
+impl fmt::Display for VmState {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Self::Created => "created",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Deleting => "deleting",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// What is true of a VM only while its VMM runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct VmRuntime {
+    /// The VMM's process id on the host.
+    pub pid: u32,
+    /// `qemu` or `firecracker`.
+    pub vmm: String,
+    /// `kvm` or `tcg`.
+    pub acceleration: String,
+    /// The guest kernel's boot id (`/proc/sys/kernel/random/boot_id`); new at each start.
+    #[serde(default)]
+    pub boot_id: Option<String>,
+    /// The guest kernel's release (`uname -r`).
+    #[serde(default)]
+    pub kernel_release: Option<String>,
+    /// The agent's version.
+    #[serde(default)]
+    pub agent_version: Option<String>,
+    /// The guest's IPv4 address, where it has one.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub guest_ip: Option<std::net::Ipv4Addr>,
+    /// When the VMM was started.
+    #[schema(value_type = String)]
+    pub started_at: Timestamp,
+}
+
+/// One disk of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Disk {
+    /// `root` or `work`.
+    pub role: String,
+    /// How it is kept: `qcow2-overlay`, `reflink`, `copy`, `raw`, `dm-snapshot`.
+    pub kind: String,
+    /// Where it is on the host.
+    pub path: String,
+    /// Size in bytes as the guest sees it.
+    pub size: u64,
+    /// Bytes that it takes on the host.
+    pub allocated: u64,
+}
+
+/// A VM as `vm show` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Vm {
+    /// Identity for life.
+    #[schema(value_type = String)]
+    pub id: VmId,
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: VmName,
+    /// What it is doing.
+    pub state: VmState,
+    /// Image it was made from.
+    #[schema(value_type = String)]
+    pub image: ImageName,
+    /// Kernel it boots.
+    #[schema(value_type = String)]
+    pub kernel: KernelName,
+    /// Size and shape.
+    pub spec: VmSpec,
+    /// Deleted when its creator's connection closes (`--rm`).
+    pub ephemeral: bool,
+    /// Present while the VMM runs.
+    #[serde(default)]
+    pub runtime: Option<VmRuntime>,
+    /// Its disks.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
+    /// The network it has: `user` (QEMU's own) or `tap`.
+    pub network: String,
+    /// The user's repository inside, where there is one.
+    #[serde(default)]
+    pub workspace: Option<Workspace>,
+    /// Why the last start, stop or run ended badly.
+    #[serde(default)]
+    pub last_error: Option<ApiError>,
+    /// When it was created.
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+    /// When its state last changed.
+    #[schema(value_type = String)]
+    pub updated_at: Timestamp,
+    /// The console log on the host.
+    pub console_log: String,
+    /// More facts for people, by name (`VMM choice`, `machine type`).
+    #[serde(default)]
+    pub notes: BTreeMap<String, String>,
+}
+
+/// Query of `POST /v1/vms/{vm}/stop`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StopVm {
+    /// Milliseconds to wait for a clean power-off before the VMM is killed; default 60 s.
+    #[serde(default)]
+    pub grace_ms: Option<u64>,
+    /// Kill the VMM at once; disks may need a journal replay.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Body of `POST /v1/vms/{vm}/kill`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KillVm {
+    /// TERM KILL INT HUP QUIT USR1 USR2 or ABRT, with or without SIG.
+    pub signal: String,
+}
