@@ -1,3 +1,76 @@
+//! Project tasks: what the Makefile and CI run.
+//!
+//! A task prints what it does and fails with one line that says why. Nothing
+//! that ships depends on this crate.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod check;
+mod dep_direction;
+mod docs;
+mod junit;
+mod layout;
+mod process;
+mod test;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+/// Project tasks.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Format, lints, documentation, dependency and layout rules
+    Check,
+    /// Fail if a crate depends across a trust boundary in the wrong direction
+    DepDirection {
+        /// Another workspace's Cargo.toml
+        #[arg(long)]
+        manifest_path: Option<PathBuf>,
+    },
+    /// Check that what the documentation names exists
+    Docs,
+    /// Run the tests, tier by tier, and count them against testing/floors.toml
+    Test(test::Options),
+}
+
+/// Prints one line to standard output; a closed pipe is not an error here.
+pub(crate) fn say(line: impl std::fmt::Display) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
+
+/// The root of the checkout that this binary was built from.
+pub(crate) fn root() -> Result<PathBuf> {
+    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().map(PathBuf::from).context("xtask lies in the root of the repository")
+}
+
+fn run() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Check => check::run(),
+        Task::DepDirection { manifest_path } => dep_direction::run(manifest_path.as_deref()),
+        Task::Docs => docs::run(),
+        Task::Test(options) => test::run(&options),
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr().lock(), "xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

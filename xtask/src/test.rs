@@ -1,0 +1,366 @@
+//! `cargo xtask test`: the tests, tier by tier, counted.
+//!
+//! A tier that runs fewer tests than `testing/floors.toml` says fails, and so
+//! does a test that skipped itself for want of something this machine has.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::junit::{self, Case, Outcome};
+use crate::process::{cargo, find_program, must_succeed};
+use crate::{check, say};
+
+/// The version that is installed where there is none.
+const NEXTEST: &str = "0.9.143";
+
+/// What to run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Only this tier (may be given more than once)
+    #[arg(long, value_enum)]
+    tier: Vec<Tier>,
+    /// Also what is too long for every change
+    #[arg(long)]
+    long: bool,
+    /// Leave out `cargo xtask check`
+    #[arg(long)]
+    no_check: bool,
+    /// A nextest filter that narrows the tiers; floors do not apply then
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+/// Tests that need the same things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+enum Tier {
+    /// In-process: parsers, state machines, builders
+    Pure,
+    /// Real processes, sockets and file systems of this machine, no guest
+    Kernel,
+    /// Real Linux guests
+    Guest,
+}
+
+impl Tier {
+    const ALL: [Self; 3] = [Self::Pure, Self::Kernel, Self::Guest];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pure => "pure",
+            Self::Kernel => "kernel",
+            Self::Guest => "guest",
+        }
+    }
+
+    /// The nextest filter that selects the tier; `testing/e2e` has a module each.
+    fn filter(self) -> &'static str {
+        match self {
+            Self::Pure => "not package(banger-e2e)",
+            Self::Kernel => "package(banger-e2e) and not test(/^guest::/)",
+            Self::Guest => "package(banger-e2e) and test(/^guest::/)",
+        }
+    }
+}
+
+/// The least number of executed tests per tier.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Floors {
+    root: BTreeMap<String, usize>,
+    user: BTreeMap<String, usize>,
+}
+
+impl Floors {
+    fn read(root: &Path) -> Result<Self> {
+        let path = root.join("testing/floors.toml");
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    fn of(&self, tier: Tier, is_root: bool) -> usize {
+        let floors = if is_root { &self.root } else { &self.user };
+        floors.get(tier.name()).copied().unwrap_or(0)
+    }
+}
+
+/// Passed, failed and skipped tests.
+#[derive(Debug, Default, Clone, Copy)]
+struct Count {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Count {
+    fn of(cases: &[Case]) -> Self {
+        let mut count = Self::default();
+        for case in cases {
+            match case.outcome {
+                Outcome::Passed => count.passed += 1,
+                Outcome::Failed => count.failed += 1,
+                Outcome::Skipped(_) => count.skipped += 1,
+            }
+        }
+        count
+    }
+
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// Whether this machine has what a test said it was missing.
+///
+/// A skip reads `SKIP: capability: more words`; a capability that is not in
+/// this list is taken at the test's word.
+fn is_here(reason: &str, is_root: bool) -> bool {
+    let capability = reason.split([':', ' ']).next().unwrap_or_default();
+    match capability {
+        "root" => is_root,
+        "user" => !is_root,
+        "qemu" => find_program("qemu-system-x86_64").is_some(),
+        "mmdebstrap" => find_program("mmdebstrap").is_some(),
+        "e2fsprogs" => find_program("mke2fs").is_some() && find_program("e2fsck").is_some(),
+        "busybox" => find_program("busybox").is_some(),
+        "zstd" => find_program("zstd").is_some(),
+        "useradd" => is_root && find_program("useradd").is_some(),
+        _ => false,
+    }
+}
+
+/// Installs nextest below `target/tools` where it is missing; its folder.
+fn nextest(root: &Path) -> Result<Option<std::path::PathBuf>> {
+    if find_program("cargo-nextest").is_some() {
+        return Ok(None);
+    }
+    let tools = root.join("target/tools");
+    if !tools.join("bin/cargo-nextest").is_file() {
+        say(format_args!("installing cargo-nextest {NEXTEST} into {}", tools.display()));
+        must_succeed(
+            cargo()
+                .args(["install", "--locked", "--version", NEXTEST, "cargo-nextest", "--root"])
+                .arg(&tools),
+        )?;
+    }
+    Ok(Some(tools.join("bin")))
+}
+
+/// What one run needs to know.
+struct Run<'a> {
+    root: &'a Path,
+    tools: Option<std::path::PathBuf>,
+    options: &'a Options,
+    is_root: bool,
+}
+
+impl Run<'_> {
+    fn tier(&self, tier: Tier) -> Result<Vec<Case>> {
+        let report = self.root.join("target/nextest").join(tier.name()).join("junit.xml");
+        let _ = std::fs::remove_file(&report);
+        let mut command = cargo();
+        if let Some(tools) = &self.tools {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let folders = std::iter::once(tools.clone()).chain(std::env::split_paths(&path));
+            command.env("PATH", std::env::join_paths(folders).context("PATH")?);
+        }
+        let mut filter = tier.filter().to_owned();
+        if let Some(narrower) = &self.options.filter {
+            filter = format!("({filter}) and ({narrower})");
+        }
+        command.args([
+            "nextest",
+            "run",
+            "--workspace",
+            "--locked",
+            "--no-fail-fast",
+            "--no-tests",
+            "pass",
+        ]);
+        command.args(["--profile", tier.name(), "--filterset", &filter]);
+        if self.options.long {
+            command.args(["--run-ignored", "all"]);
+        }
+        command.current_dir(self.root);
+        let status = command.status().context("run cargo nextest")?;
+        let cases = junit::cases(&std::fs::read_to_string(&report).unwrap_or_default());
+        let failed = Count::of(&cases).failed;
+        if !status.success() && failed == 0 {
+            bail!("cargo nextest failed before it had run the tier {}: {status}", tier.name());
+        }
+        Ok(cases)
+    }
+
+    /// The faults of a tier that are not failed tests.
+    fn faults(&self, tier: Tier, cases: &[Case], floors: &Floors) -> Vec<String> {
+        let mut faults = Vec::new();
+        for case in cases {
+            if let Outcome::Skipped(reason) = &case.outcome {
+                say(format_args!("SKIP {}: {reason}", case.name));
+                if is_here(reason, self.is_root) {
+                    faults.push(format!(
+                        "{} skipped although this machine can run it: {reason}",
+                        case.name
+                    ));
+                }
+            }
+        }
+        let count = Count::of(cases);
+        let executed = count.passed + count.failed;
+        let floor = floors.of(tier, self.is_root);
+        if self.options.filter.is_none() && executed < floor {
+            faults.push(format!(
+                "tier {} executed {executed} tests, its floor is {floor}",
+                tier.name()
+            ));
+        }
+        faults
+    }
+}
+
+/// The documentation's examples, among them those that must not compile.
+fn doc_tests() -> Result<Count> {
+    let output = cargo()
+        .args(["test", "--quiet", "--doc", "--workspace", "--locked"])
+        .output()
+        .context("run cargo test --doc")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut count = Count::default();
+    for line in text.lines().filter(|line| line.starts_with("test result: ")) {
+        let number = |what: &str| {
+            let end = line.find(what).unwrap_or(0);
+            line[..end]
+                .split_whitespace()
+                .last()
+                .and_then(|word| word.parse::<usize>().ok())
+                .unwrap_or(0)
+        };
+        count.add(Count {
+            passed: number(" passed"),
+            failed: number(" failed"),
+            skipped: number(" ignored"),
+        });
+    }
+    if !output.status.success() {
+        say(&text);
+        say(String::from_utf8_lossy(&output.stderr));
+        count.failed = count.failed.max(1);
+    }
+    Ok(count)
+}
+
+fn remember(root: &Path, total: Count) -> Result<()> {
+    let path = root.join("target/test-summary.txt");
+    std::fs::write(&path, format!("{total}\n")).with_context(|| format!("write {}", path.display()))
+}
+
+/// Runs the tiers and ends with the plain count on the last line.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let root = crate::root()?;
+    let started = Instant::now();
+    let floors = Floors::read(&root)?;
+    let is_root = rustix::process::geteuid().is_root();
+    let mut faults = Vec::new();
+
+    let mut total = Count::default();
+    let tiers = if options.tier.is_empty() { Tier::ALL.to_vec() } else { options.tier.clone() };
+    say("building banger and bangerd");
+    must_succeed(cargo().args([
+        "build",
+        "--locked",
+        "--package",
+        "banger-cli",
+        "--package",
+        "banger-daemon",
+    ]))?;
+    let run = Run { root: &root, tools: nextest(&root)?, options, is_root };
+    if !options.no_check
+        && let Err(error) = check::run()
+    {
+        total.failed += 1;
+        faults.push(format!("{error:#}"));
+    }
+    let mut lines = Vec::new();
+    for tier in tiers {
+        let began = Instant::now();
+        say(format_args!("tier {}", tier.name()));
+        let cases = run.tier(tier)?;
+        faults.extend(run.faults(tier, &cases, &floors));
+        let mut count = Count::of(&cases);
+        if tier == Tier::Pure && options.filter.is_none() {
+            count.add(doc_tests()?);
+        }
+        for case in cases.iter().filter(|case| case.outcome == Outcome::Failed) {
+            faults.push(format!("failed: {}", case.name));
+        }
+        let floor = floors.of(tier, is_root);
+        lines.push(format!(
+            "{:<7} {count}, floor {floor}, {} s",
+            tier.name(),
+            began.elapsed().as_secs()
+        ));
+        total.add(count);
+    }
+    for line in &lines {
+        say(line);
+    }
+    for fault in &faults {
+        say(format_args!("FAULT {fault}"));
+    }
+    // A fault that is no failed test still makes the run fail, and is counted.
+    if total.failed == 0 {
+        total.failed = faults.len();
+    }
+    remember(&root, total)?;
+    let verdict = if total.failed == 0 { "ok" } else { "FAILED" };
+    say(format_args!("Summary [{:>8.3}s] {verdict}", started.elapsed().as_secs_f64()));
+    say(total);
+    if total.failed > 0 {
+        bail!("{} faults", faults.len().max(total.failed));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skip_for_want_of_what_is_here_is_a_fault() {
+        assert!(is_here("root: mounts a tmpfs", true));
+        assert!(!is_here("root: mounts a tmpfs", false));
+        assert!(is_here("user", false));
+        assert!(!is_here("kvm: no vmx", true));
+        assert!(!is_here("", true));
+    }
+
+    #[test]
+    fn floors_are_per_tier_and_user() {
+        let floors: Floors = toml::from_str("[root]\npure = 3\n[user]\npure = 2\n").unwrap();
+        assert_eq!(floors.of(Tier::Pure, true), 3);
+        assert_eq!(floors.of(Tier::Pure, false), 2);
+        assert_eq!(floors.of(Tier::Guest, false), 0);
+        assert!(toml::from_str::<Floors>("[root]\n[user]\n[other]\n").is_err());
+    }
+
+    #[test]
+    fn the_floors_of_this_repository_name_known_tiers() {
+        let floors = Floors::read(&crate::root().unwrap()).unwrap();
+        for name in floors.root.keys().chain(floors.user.keys()) {
+            assert!(Tier::ALL.iter().any(|tier| tier.name() == name), "{name}");
+        }
+    }
+}
