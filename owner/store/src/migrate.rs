@@ -1,0 +1,59 @@
+//! Versions of the database's schema, kept in SQLite's `user_version`.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+/// One entry per version, in order; a released one is never edited.
+const MIGRATIONS: [&str; 1] = [include_str!("../migrations/0001_first.sql")];
+
+/// The schema version this build writes.
+#[expect(clippy::cast_possible_wrap, reason = "a handful of migrations")]
+pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// Reads the version of an open database.
+pub(crate) fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Brings the database from version `from` to this build's, one transaction per step.
+pub(crate) fn migrate(connection: &mut Connection, from: i64) -> rusqlite::Result<()> {
+    for (sql, version) in MIGRATIONS.iter().zip(1_i64..) {
+        if version <= from {
+            continue;
+        }
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(sql)?;
+        transaction.pragma_update(None, "user_version", version)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrations_apply_once_and_set_the_version() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        assert_eq!(version(&connection).unwrap(), 0);
+        migrate(&mut connection, 0).unwrap();
+        assert_eq!(version(&connection).unwrap(), SCHEMA_VERSION);
+        migrate(&mut connection, SCHEMA_VERSION).unwrap();
+        assert_eq!(version(&connection).unwrap(), SCHEMA_VERSION);
+    }
+
+    #[test]
+    fn every_table_is_strict() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection, 0).unwrap();
+        let loose: i64 = connection
+            .query_row(
+                "SELECT count(*) FROM pragma_table_list WHERE schema = 'main' AND strict = 0 \
+                 AND name NOT LIKE 'sqlite%'",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap();
+        assert_eq!(loose, 0);
+    }
+}
