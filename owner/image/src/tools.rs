@@ -1,0 +1,144 @@
+//! Runs the system's own tools: by absolute path, with an empty environment, a time limit and a
+//! limit on what is kept of their output.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::progress::{CancelFlag, Cancelled};
+
+/// Where tools are looked for; `$PATH` is never searched.
+const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+const MOST_OUTPUT: u64 = 64 << 10;
+const POLL: Duration = Duration::from_millis(5);
+
+/// Why a tool did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// It is not installed.
+    #[error("{tool} is not installed; it is in the Debian package {package}")]
+    Missing {
+        /// Its name.
+        tool: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+    },
+    /// It could not be run.
+    #[error("run {tool}")]
+    Run {
+        /// Its path.
+        tool: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// It took too long and was killed.
+    #[error("{tool} was killed after {seconds} seconds")]
+    TimedOut {
+        /// Its name.
+        tool: &'static str,
+        /// The limit.
+        seconds: u64,
+    },
+    /// It reported a failure.
+    #[error("{tool} failed ({status}): {output}")]
+    Failed {
+        /// Its name.
+        tool: &'static str,
+        /// How it ended.
+        status: ExitStatus,
+        /// The end of what it wrote.
+        output: String,
+    },
+    /// It was killed because the work was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+}
+
+/// A tool and the package that brings it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tool {
+    pub(crate) name: &'static str,
+    pub(crate) package: &'static str,
+}
+
+/// Checks ext2, 3 and 4 file systems.
+pub(crate) const E2FSCK: Tool = Tool { name: "e2fsck", package: "e2fsprogs" };
+/// Makes `modules.dep`.
+pub(crate) const DEPMOD: Tool = Tool { name: "depmod", package: "kmod" };
+
+impl Tool {
+    fn find(self) -> Result<PathBuf, ToolError> {
+        DIRECTORIES
+            .iter()
+            .map(|directory| Path::new(directory).join(self.name))
+            .find(|path| path.is_file())
+            .ok_or(ToolError::Missing { tool: self.name, package: self.package })
+    }
+
+    /// Runs the tool to its successful end and returns its output, both streams together.
+    pub(crate) fn run(
+        self,
+        arguments: &[&std::ffi::OsStr],
+        limit: Duration,
+        cancel: &CancelFlag,
+    ) -> Result<String, ToolError> {
+        let path = self.find()?;
+        let failed = |source| ToolError::Run { tool: path.clone(), source };
+        // A file, not a pipe: a tool that writes much is never blocked, and nothing has to read.
+        let mut output = anonymous_file().map_err(failed)?;
+        let mut child = Command::new(&path)
+            .args(arguments)
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::null())
+            .stdout(Stdio::from(output.try_clone().map_err(failed)?))
+            .stderr(Stdio::from(output.try_clone().map_err(failed)?))
+            .spawn()
+            .map_err(failed)?;
+        let deadline = Instant::now() + limit;
+        let status = loop {
+            if let Some(status) = child.try_wait().map_err(failed)? {
+                break status;
+            }
+            let stop = if Instant::now() >= deadline {
+                Some(ToolError::TimedOut { tool: self.name, seconds: limit.as_secs() })
+            } else {
+                cancel.check().err().map(ToolError::from)
+            };
+            if let Some(error) = stop {
+                // Both fail only if it has ended by itself.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+            std::thread::sleep(POLL);
+        };
+        let text = tail(&mut output).map_err(failed)?;
+        if status.success() {
+            return Ok(text);
+        }
+        Err(ToolError::Failed { tool: self.name, status, output: text })
+    }
+}
+
+/// A file in memory without a name.
+fn anonymous_file() -> io::Result<File> {
+    let descriptor = rustix::fs::memfd_create("tool-output", rustix::fs::MemfdFlags::CLOEXEC)?;
+    Ok(File::from(descriptor))
+}
+
+/// The end of what was written, without control characters.
+fn tail(output: &mut File) -> io::Result<String> {
+    let length = output.metadata()?.len();
+    output.seek(SeekFrom::Start(length.saturating_sub(MOST_OUTPUT)))?;
+    let mut bytes = Vec::new();
+    output.take(MOST_OUTPUT).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let clean: String =
+        text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
+    Ok(clean.trim().to_owned())
+}
