@@ -84,7 +84,8 @@ pub struct LaunchPlan {
     /// A private, existing directory (0700) for the VM's sockets; short, because a socket's path
     /// has at most 107 bytes (unix(7)).
     pub runtime_dir: PathBuf,
-    /// Where the serial console goes; the driver keeps it below its size cap.
+    /// Where the serial console goes; the driver keeps it below its size cap of 4 MiB by moving the
+    /// older half to the same name with `.1` appended. A later start appends.
     pub console_log: PathBuf,
 }
 
@@ -110,7 +111,8 @@ pub enum VmmState {
     Alive,
     /// It ended (an unreaped zombie counts), with what is known of why.
     Dead {
-        /// One line for people, printable: the last words on its standard error, or the exit status.
+        /// One line for people, printable: what went wrong, its last words or the exit status.
+        /// `None` where the guest switched itself off or the VMM was told to end: the good ends.
         reason: Option<String>,
     },
 }
@@ -217,7 +219,8 @@ pub trait Vmm: Send + Sync {
     async fn launch(&self, plan: LaunchPlan) -> Result<Arc<dyn VmmProcess>, VmmError>;
 
     /// Finds the running VMM that `identity` names and takes hold of it again; `None` where it has
-    /// ended. `runtime_dir` and `console_log` are those of its plan.
+    /// ended. `runtime_dir` and `console_log` are those of its plan. An error means that it runs but
+    /// cannot be talked to: see `end`.
     async fn adopt(
         &self,
         identity: &VmmIdentity,
@@ -225,6 +228,21 @@ pub trait Vmm: Send + Sync {
         console_log: &std::path::Path,
     ) -> Result<Option<Arc<dyn VmmProcess>>, VmmError>;
 
+    /// Ends the VMM that `identity` names, without needing its sockets, and waits until it is gone;
+    /// returns `false` where it had ended already. For one that `adopt` cannot talk to.
+    async fn end(&self, identity: &VmmIdentity) -> Result<bool, VmmError>;
+
     /// Removes what a VMM that has ended left in `runtime_dir`; returns whether there was anything.
     async fn clean(&self, runtime_dir: &std::path::Path) -> Result<bool, VmmError>;
+
+    /// Finds the running VMMs of this kind and of the daemon's user whose runtime directory lies in
+    /// `runtime_root`, by their command lines, each with its runtime directory. It is how a VMM is
+    /// found whose daemon was killed before it could write down the identity.
+    async fn find(
+        &self,
+        runtime_root: &std::path::Path,
+    ) -> Result<Vec<(PathBuf, VmmIdentity)>, VmmError> {
+        let _ = runtime_root;
+        Ok(Vec::new())
+    }
 }
