@@ -1,0 +1,16 @@
+//! Real guests: boot, commands, terminals, disks, crashes.
+//!
+//! Most use an image of nothing but a busybox, which boots fastest; `debian`
+//! has what needs a distribution.
+
+mod crash;
+mod debian;
+mod disks;
+mod exec;
+mod interrupt;
+mod lifecycle;
+mod pull;
+mod run;
+mod terminal;
+mod user;
+mod volume;

@@ -1,0 +1,358 @@
+//! A place of its own for one test.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::invocation::{Finished, Invocation};
+use crate::leak::Leaks;
+use crate::processes::{Process, processes_mentioning};
+use crate::user::User;
+
+/// The name of the image that [`Contents::Busybox`] holds.
+pub const BUSYBOX_IMAGE: &str = "busybox";
+
+/// What the state directory holds at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// Nothing; it does not even exist.
+    Empty,
+    /// The default kernel.
+    Kernel,
+    /// The default kernel and an image of nothing but a busybox.
+    Busybox,
+    /// The default kernel and the default image.
+    Debian,
+}
+
+/// State, cache and runtime directories of one test, and all that runs there.
+#[derive(Debug)]
+pub struct Environment {
+    base: PathBuf,
+    programs: PathBuf,
+    prefix: Vec<String>,
+    home: PathBuf,
+    torn_down: bool,
+}
+
+/// Short, because a unix socket's path has at most 107 bytes.
+fn make_base() -> PathBuf {
+    let folder = tempfile::Builder::new()
+        .prefix("bgr")
+        .tempdir_in("/var/tmp")
+        .expect("make a folder in /var/tmp");
+    let base = folder.keep();
+    // The daemon of a root user runs as another uid and must get through.
+    std::fs::set_permissions(&base, PermissionsExt::from_mode(0o711)).expect("open the folder");
+    for (name, mode) in [("h", 0o755), ("t", 0o1777)] {
+        std::fs::create_dir(base.join(name)).expect("make a folder");
+        std::fs::set_permissions(base.join(name), PermissionsExt::from_mode(mode))
+            .expect("open the folder");
+    }
+    base
+}
+
+impl Environment {
+    /// Makes a place for the user who runs the tests.
+    #[must_use]
+    pub fn new(contents: Contents) -> Self {
+        let assets = (contents != Contents::Empty).then(|| {
+            crate::assets::find().unwrap_or_else(|error| panic!("shared images: {error:#}"))
+        });
+        let base = make_base();
+        let environment = Self {
+            programs: crate::program_folder(),
+            prefix: Vec::new(),
+            home: base.join("h"),
+            torn_down: false,
+            base,
+        };
+        if let Some(assets) = assets {
+            assets
+                .give(contents, &environment.state())
+                .unwrap_or_else(|error| panic!("shared images: {error:#}"));
+        }
+        environment
+    }
+
+    /// Makes a place for another user, with copies of the programs that the
+    /// user can reach; needs root.
+    #[must_use]
+    pub fn for_user(user: &User, contents: Contents) -> Self {
+        let mut environment = Self::new(contents);
+        let programs = environment.base.join("b");
+        std::fs::create_dir(&programs).expect("make a folder");
+        for name in ["banger", "bangerd"] {
+            std::fs::copy(environment.programs.join(name), programs.join(name))
+                .expect("copy a program");
+        }
+        let owner = format!("{}:{}", user.ids().0, user.ids().1);
+        if contents != Contents::Empty {
+            // A hard link would change the owner of the shared file.
+            let (linked, own) = (environment.state(), environment.base.join("copy"));
+            let status = Command::new("/bin/cp")
+                .args(["-a", "--sparse=always", "-T"])
+                .arg(&linked)
+                .arg(&own)
+                .status();
+            assert!(status.is_ok_and(|status| status.success()), "copy the images");
+            std::fs::remove_dir_all(&linked).expect("remove the links");
+            std::fs::rename(&own, &linked).expect("put the copy in place");
+            let status = Command::new("/bin/chown").args(["-R", &owner]).arg(&linked).status();
+            assert!(status.is_ok_and(|status| status.success()), "give the images away");
+        }
+        let status =
+            Command::new("/bin/chown").args([&owner, "--"]).arg(&environment.base).status();
+        assert!(status.is_ok_and(|status| status.success()), "give the folder away");
+        environment.prefix = user.prefix();
+        user.home().clone_into(&mut environment.home);
+        environment.programs = programs;
+        environment
+    }
+
+    /// The folder that everything lies below.
+    #[must_use]
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// `BANGER_STATE_DIR`.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.base.join("s")
+    }
+
+    /// `BANGER_CACHE_DIR`.
+    #[must_use]
+    pub fn cache(&self) -> PathBuf {
+        self.base.join("c")
+    }
+
+    /// `BANGER_RUNTIME_DIR`.
+    #[must_use]
+    pub fn runtime(&self) -> PathBuf {
+        self.base.join("r")
+    }
+
+    /// A folder for the test's own files, which every user can read.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// The bare command, for a [`crate::Terminal`].
+    #[must_use]
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let program = self.programs.join("banger");
+        let mut command = match self.prefix.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        command.args(arguments).env_clear().current_dir(&self.home);
+        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("HOME", &self.home).env("LANG", "C.UTF-8").env("TMPDIR", self.base.join("t"));
+        command.env("BANGER_STATE_DIR", self.state());
+        command.env("BANGER_CACHE_DIR", self.cache());
+        command.env("BANGER_RUNTIME_DIR", self.runtime());
+        // What apt needs to reach the mirror of this machine.
+        for name in ["http_proxy", "https_proxy", "no_proxy"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command
+    }
+
+    /// A run of `banger` with these arguments.
+    #[must_use]
+    pub fn banger<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Invocation {
+        Invocation::new(self.command(arguments))
+    }
+
+    /// Imports a tar stream as an image.
+    #[must_use]
+    pub fn import(&self, name: &str, archive: &[u8]) -> Invocation {
+        let path = self.home.join(format!("{name}.tar"));
+        std::fs::write(&path, archive).expect("write the archive");
+        self.banger(["image", "import", "--name", name]).arg(path)
+    }
+
+    /// Starts a VM of the busybox image in the background.
+    pub fn start_busybox(&self, name: &str) {
+        self.banger(["vm", "run", "-d", "--image", BUSYBOX_IMAGE, "--name", name]).ok();
+    }
+
+    /// Runs a command in a VM.
+    #[must_use]
+    pub fn exec<S: AsRef<OsStr>>(
+        &self,
+        vm: &str,
+        command: impl IntoIterator<Item = S>,
+    ) -> Invocation {
+        let mut invocation = self.banger(["vm", "exec", vm, "--"]);
+        invocation.command().args(command);
+        invocation
+    }
+
+    /// What `vm show --json` says.
+    #[track_caller]
+    #[must_use]
+    pub fn show(&self, vm: &str) -> Value {
+        self.banger(["vm", "show", vm, "--json"]).ok().json()
+    }
+
+    /// The names of the VMs.
+    #[must_use]
+    pub fn vms(&self) -> Vec<String> {
+        let list = self.banger(["vm", "list", "--json"]).ok().json();
+        let list = list
+            .as_array()
+            .or_else(|| list.get("vms").and_then(Value::as_array))
+            .cloned()
+            .unwrap_or_default();
+        list.iter().filter_map(|vm| vm["name"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// The host process of a running VM.
+    #[track_caller]
+    #[must_use]
+    pub fn vmm(&self, vm: &str) -> Process {
+        let pid = self.show(vm)["runtime"]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        let pid = pid.unwrap_or_else(|| panic!("{vm} has no process"));
+        self.processes()
+            .into_iter()
+            .find(|process| process.pid == pid)
+            .expect("the VM's process is there")
+    }
+
+    /// Living processes of this environment.
+    #[must_use]
+    pub fn processes(&self) -> Vec<Process> {
+        processes_mentioning(&self.base)
+    }
+
+    /// The daemon, if it runs.
+    #[must_use]
+    pub fn daemon(&self) -> Option<Process> {
+        let state = self.state().display().to_string();
+        self.processes().into_iter().find(|process| {
+            process.command.contains("--state-dir") && process.command.contains(&state)
+        })
+    }
+
+    /// Asks the daemon to end and waits until it has.
+    pub fn stop_daemon(&self) {
+        if self.daemon().is_none() {
+            return;
+        }
+        self.banger(["daemon", "stop"]).deadline(Duration::from_secs(60)).ok();
+        crate::wait_for("the daemon's end", Duration::from_secs(30), || {
+            self.daemon().is_none().then_some(())
+        });
+    }
+
+    /// Deletes the VMs, stops the daemon and fails if anything is left.
+    ///
+    /// Dropping the environment does the same; this shows the failing line.
+    #[track_caller]
+    pub fn finish(mut self) {
+        self.tear_down();
+    }
+
+    #[track_caller]
+    fn tear_down(&mut self) {
+        let mut faults = Vec::new();
+        if self.state().exists() {
+            let vms = self.vms();
+            if !vms.is_empty() {
+                let gone =
+                    self.banger(["vm", "delete"].iter().map(ToString::to_string).chain(vms)).run();
+                if gone.exit_code() != Some(0) {
+                    faults.push(gone.to_string());
+                }
+            }
+        }
+        self.stop_daemon();
+        // A killed client's last child may need a moment to die.
+        let mut leaks = Leaks::of(&self.base);
+        for _ in 0..100 {
+            if leaks.is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            leaks = Leaks::of(&self.base);
+        }
+        if !leaks.is_empty() {
+            faults.push(format!("left behind:\n{leaks}"));
+        }
+        if !faults.is_empty() {
+            self.show_logs();
+        }
+        self.remove();
+        self.torn_down = true;
+        assert!(faults.is_empty(), "{}", faults.join("\n"));
+    }
+
+    #[expect(clippy::print_stderr, reason = "the test runner shows it with the failure")]
+    fn show_logs(&self) {
+        let mut files = vec![self.state().join("bangerd.log"), self.runtime().join("bangerd.log")];
+        for entry in std::fs::read_dir(self.state().join("vms")).into_iter().flatten().flatten() {
+            files.push(entry.path().join("console.log"));
+        }
+        for file in files {
+            let Ok(bytes) = std::fs::read(&file) else { continue };
+            let tail = &bytes[bytes.len().saturating_sub(6000)..];
+            eprintln!("--- {}\n{}", file.display(), String::from_utf8_lossy(tail).trim_end());
+        }
+    }
+
+    /// Ends everything by force and removes the folder.
+    fn remove(&self) {
+        for _ in 0..50 {
+            let left = self.processes();
+            if left.is_empty() {
+                break;
+            }
+            for process in left {
+                process.signal(Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = std::fs::remove_dir_all(&self.base);
+    }
+
+    /// Runs a command on the host and fails unless it succeeds.
+    #[track_caller]
+    pub fn host(&self, program: &str, arguments: &[&str]) -> Finished {
+        let program =
+            crate::find_program(program).unwrap_or_else(|| panic!("{program} is missing"));
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(&self.home).env("HOME", &self.home);
+        Invocation::new(command).deadline(Duration::from_secs(120)).ok()
+    }
+}
+
+impl Drop for Environment {
+    fn drop(&mut self) {
+        if self.torn_down {
+            return;
+        }
+        if std::thread::panicking() {
+            self.show_logs();
+            self.remove();
+        } else if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.tear_down())) {
+            self.remove();
+            resume_unwind(panic);
+        }
+    }
+}
