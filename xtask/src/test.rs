@@ -159,6 +159,14 @@ fn nextest(root: &Path) -> Result<Option<std::path::PathBuf>> {
     Ok(Some(tools.join("bin")))
 }
 
+/// Fetches the image and the kernel that the tests share, outside any test's
+/// deadline.
+fn fetch_shared_images() -> Result<()> {
+    say("fetching the shared image and kernel where they are missing (minutes, the first time)");
+    let fetched = std::panic::catch_unwind(banger_harness::ensure_assets);
+    fetched.unwrap_or_else(|_| bail!("the shared image or kernel cannot be made; see above"))
+}
+
 /// What one run needs to know.
 struct Run<'a> {
     root: &'a Path,
@@ -294,6 +302,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         faults.push(format!("{error:#}"));
     }
     let mut lines = Vec::new();
+    let wants_images = tiers.iter().any(|tier| *tier != Tier::Pure);
+    if wants_images && let Err(error) = fetch_shared_images() {
+        total.failed += 1;
+        faults.push(format!("{error:#}"));
+    }
     for tier in tiers {
         let began = Instant::now();
         say(format_args!("tier {}", tier.name()));
