@@ -1,0 +1,98 @@
+//! The HTTP API, one file per resource; `banger_daemon_api::routes` has the table.
+
+mod openapi;
+mod operations;
+mod ping;
+mod shutdown;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use banger_daemon_api::error::ErrorCode;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::arguments::Arguments;
+use crate::directories::Directories;
+use crate::process::Identity;
+use crate::server::Failure;
+use crate::services::Services;
+
+/// What the handlers share.
+#[derive(Debug)]
+pub struct Api {
+    /// Who this daemon is.
+    pub identity: Identity,
+    /// Which build it is, as its starter said.
+    pub build_id: String,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// Its directories.
+    pub directories: Directories,
+    /// The parts that do the work.
+    pub services: Services,
+    /// Ends the daemon.
+    pub end: CancellationToken,
+}
+
+/// The answer of an act that has nothing to say: `{}`.
+#[derive(Debug, serde::Serialize, utoipa::ToSchema)]
+pub struct Nothing {}
+
+/// The handlers' state.
+pub type Shared = axum::extract::State<Arc<Api>>;
+
+impl Api {
+    /// Gathers it.
+    pub fn new(
+        arguments: &Arguments,
+        identity: Identity,
+        directories: &Directories,
+        services: Services,
+        end: CancellationToken,
+    ) -> Self {
+        Self {
+            identity,
+            build_id: arguments.build_id.clone(),
+            started_at: Timestamp::now(),
+            directories: directories.clone(),
+            services,
+            end,
+        }
+    }
+}
+
+/// Returns the router.
+pub fn router(api: Arc<Api>) -> Router {
+    let (router, _) = documented_router().split_for_parts();
+    router.fallback(no_such_path).method_not_allowed_fallback(no_such_method).with_state(api)
+}
+
+/// Returns the router together with the document that describes it: a route cannot be in one and
+/// not in the other.
+fn documented_router() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::with_openapi(openapi::Document::openapi())
+        .routes(routes!(ping::get))
+        .routes(routes!(shutdown::post))
+        .routes(routes!(openapi::get))
+        .routes(routes!(operations::list))
+        .routes(routes!(operations::get, operations::cancel))
+        .routes(routes!(operations::events))
+        .routes(routes!(operations::upload))
+}
+
+async fn no_such_path(request: Request) -> Failure {
+    let path: String = request.uri().path().chars().take(200).collect();
+    Failure::new(ErrorCode::NotFound, format!("there is nothing at {path:?}"))
+        .hint("GET /openapi.json lists all paths")
+}
+
+async fn no_such_method(request: Request) -> Failure {
+    let path: String = request.uri().path().chars().take(200).collect();
+    Failure::new(ErrorCode::NotFound, format!("{path:?} does not take {}", request.method()))
+        .hint("GET /openapi.json lists all paths and their methods")
+}

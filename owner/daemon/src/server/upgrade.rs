@@ -1,0 +1,160 @@
+//! Connections that leave HTTP: byte streams of a client after `101 Switching Protocols`.
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use banger_daemon_api::error::ErrorCode;
+use bytes::Bytes;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use rustix::event::{PollFd, PollFlags};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::failure::Failure;
+use super::refusal::ExplainedRefusals;
+
+/// A request that asks for another protocol.
+#[derive(Debug)]
+pub struct Upgrade {
+    protocol: Vec<u8>,
+    on_upgrade: OnUpgrade,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
+    type Rejection = Failure;
+
+    #[expect(clippy::unused_async, reason = "the trait's signature")]
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Failure> {
+        let protocol = parts.headers.get(header::UPGRADE).map(|value| value.as_bytes().to_vec());
+        match (protocol, parts.extensions.remove::<OnUpgrade>()) {
+            (Some(protocol), Some(on_upgrade)) => Ok(Self { protocol, on_upgrade }),
+            _ => Err(Failure::new(
+                ErrorCode::BadRequest,
+                "this path needs the headers `connection: upgrade` and `upgrade`",
+            )),
+        }
+    }
+}
+
+impl Upgrade {
+    /// Checks that the client asks for `protocol`.
+    pub fn expect(&self, protocol: &'static str) -> Result<(), Failure> {
+        if self.protocol.eq_ignore_ascii_case(protocol.as_bytes()) {
+            return Ok(());
+        }
+        Err(Failure::new(
+            ErrorCode::BadRequest,
+            format!("this path upgrades to {protocol} and nothing else"),
+        ))
+    }
+
+    /// Returns the answer that switches protocols.
+    pub fn answer(protocol: &'static str) -> Response {
+        let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static(protocol));
+        response
+    }
+
+    /// Waits until the answer is sent and returns the bare connection; `None` where the client was
+    /// gone by then.
+    pub async fn connection(self) -> Option<Connection> {
+        let upgraded = self.on_upgrade.await.ok()?;
+        let parts = upgraded.downcast::<TokioIo<ExplainedRefusals>>().ok()?;
+        Some(Connection { stream: parts.io.into_inner().into_inner(), early: parts.read_buf })
+    }
+}
+
+/// A client's connection after the upgrade.
+#[derive(Debug)]
+pub struct Connection {
+    /// The socket.
+    pub stream: UnixStream,
+    /// What the client sent right behind its request.
+    pub early: Bytes,
+}
+
+impl Connection {
+    /// Waits until the client has closed the connection; what it sends is thrown away.
+    pub async fn closed(mut self) {
+        let mut sink = [0; 512];
+        while !matches!(self.stream.read(&mut sink).await, Ok(0) | Err(_)) {}
+    }
+
+    /// Copies bytes between the client and `guest`, in both directions, until one side is gone.
+    /// Memory is two buffers; the slower side holds the faster one back.
+    ///
+    /// A client's half-close (shutdown(2)) is passed on and the other direction goes on; a client
+    /// that closed the whole connection, as the kernel does for one that was killed, ends both.
+    pub async fn splice(self, guest: banger_guest_client::BoxedStream) -> std::io::Result<()> {
+        let Self { mut stream, early } = self;
+        let (mut from_guest, mut to_guest) = tokio::io::split(guest);
+        to_guest.write_all(&early).await?;
+        drop(early);
+        let hangup = Hangup::of(&stream)?;
+        let (mut from_client, mut to_client) = stream.split();
+        let upward = async {
+            copy(&mut from_client, &mut to_guest).await?;
+            if hangup.happened() {
+                return Ok(());
+            }
+            to_guest.shutdown().await?;
+            hangup.wait().await;
+            std::io::Result::Ok(())
+        };
+        let downward = async {
+            copy(&mut from_guest, &mut to_client).await?;
+            to_client.shutdown().await
+        };
+        // The guest's end is the end: what it says last is what the client waits for. A client that
+        // still sends then gets a closed pipe, as from any program that has ended.
+        tokio::select! {
+            ended = upward => ended,
+            ended = downward => ended,
+        }
+    }
+}
+
+async fn copy(
+    from: &mut (impl tokio::io::AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let count = from.read(&mut buffer).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..count]).await?;
+        to.flush().await?;
+    }
+}
+
+/// Tells a client that closed the connection from one that only has nothing more to send: a socket
+/// whose peer is gone is readable to its end and hung up (poll(2), POLLHUP).
+struct Hangup(std::os::fd::OwnedFd);
+
+impl Hangup {
+    fn of(stream: &UnixStream) -> std::io::Result<Self> {
+        use std::os::fd::AsFd;
+        stream.as_fd().try_clone_to_owned().map(Self)
+    }
+
+    fn happened(&self) -> bool {
+        let mut fds = [PollFd::new(&self.0, PollFlags::empty())];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&now)).is_ok()
+            && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+
+    /// Looks now and then: only a client that has closed its sending half is waited for like this.
+    async fn wait(&self) {
+        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(500));
+        while !self.happened() {
+            ticks.tick().await;
+        }
+    }
+}
