@@ -7,12 +7,25 @@
 
 mod builder;
 pub mod ext4;
+mod images;
+mod initrd;
+mod kernel;
 mod progress;
+mod shelf;
 pub mod tarball;
 mod tools;
+mod work_disk;
 
 pub use builder::{
     BuildError, BuildOptions, BuildPaths, BuiltImage, Limits, OsRelease, build_image, check,
 };
+pub use images::{Image, ImageManifest, ImageStore, ImageStoreError, NewImage};
+pub use initrd::{InitrdError, build_initrd};
+pub use kernel::{
+    BzImageError, DebError, Kernel, KernelError, KernelManifest, KernelModule, KernelStore,
+    ModuleRole, ModulesImage, NewKernel,
+};
 pub use progress::{CancelFlag, Cancelled, NoProgress, Progress};
+pub use shelf::ShelfError;
 pub use tools::ToolError;
+pub use work_disk::{WorkDisk, make_work_disk};

@@ -66,8 +66,6 @@ pub(crate) struct Tool {
 
 /// Checks ext2, 3 and 4 file systems.
 pub(crate) const E2FSCK: Tool = Tool { name: "e2fsck", package: "e2fsprogs" };
-/// Makes `modules.dep`.
-pub(crate) const DEPMOD: Tool = Tool { name: "depmod", package: "kmod" };
 
 impl Tool {
     fn find(self) -> Result<PathBuf, ToolError> {

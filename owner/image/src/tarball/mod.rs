@@ -13,6 +13,7 @@ mod window;
 use std::io::{self, Read};
 
 pub use source::{Compression, Source, SourceDigests};
+pub(crate) use source::{Hashing, hexadecimal};
 
 use crate::ext4::{Metadata, Timestamp};
 use header::{Header, RECORD};

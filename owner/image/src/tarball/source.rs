@@ -37,10 +37,21 @@ impl Compression {
 }
 
 /// Reads from a source and takes the SHA-256 of what passes.
-struct Hashing<R> {
+pub(crate) struct Hashing<R> {
     inner: R,
     digest: Sha256,
     bytes: u64,
+}
+
+impl<R: Read> Hashing<R> {
+    pub(crate) fn new(inner: R) -> Self {
+        Self { inner, digest: Sha256::new(), bytes: 0 }
+    }
+
+    /// Returns how many bytes passed and their digest in hexadecimal.
+    pub(crate) fn finish(self) -> (u64, String) {
+        (self.bytes, hexadecimal(&self.digest.finalize()))
+    }
 }
 
 impl<R: Read> Read for Hashing<R> {
@@ -142,12 +153,12 @@ impl<R: Read> Source<R> {
             Decoder::Zstd(decoder) => decoder.finish().into_inner(),
             Decoder::Xz(decoder) => decoder.into_inner(),
         };
-        let compressed = hexadecimal(&input.digest.finalize());
+        let (bytes, compressed) = input.finish();
         let uncompressed = match self.compression {
             Compression::None => compressed.clone(),
             _ => hexadecimal(&self.digest.finalize()),
         };
-        SourceDigests { compressed, uncompressed, bytes: input.bytes }
+        SourceDigests { compressed, uncompressed, bytes }
     }
 }
 

@@ -1,0 +1,351 @@
+//! Turns a Debian kernel package into the files of the store, in one pass over the package.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::deb::Package;
+use super::depmod::{self, Tree, TreeModule};
+use super::{
+    BZIMAGE, CONFIG, DebError, KernelError, KernelManifest, KernelModule, MODULES, MODULES_IMAGE,
+    ModuleRole, ModulesImage, NewKernel, VMLINUX, bzimage, modinfo,
+};
+use crate::builder;
+use crate::ext4::{self, FileContent, Metadata, Timestamp, Writer};
+use crate::progress::{CancelFlag, Progress};
+use crate::shelf::{failed, sync_directory};
+use crate::tarball::{Archive, Entry, EntryKind, Hashing, Piece, Source, TarError};
+
+const LARGEST_KERNEL: u64 = 256 << 20;
+const LARGEST_MODULE: u64 = 64 << 20;
+const LARGEST_TEXT: u64 = 16 << 20;
+const MOST_MODULES: usize = 20_000;
+
+/// What the initrd loads where the kernel has it as a module, in this order.
+const WANTED: [(&str, ModuleRole); 8] = [
+    ("virtio_mmio", ModuleRole::Transport),
+    ("virtio_pci", ModuleRole::Transport),
+    ("virtio_blk", ModuleRole::Disk),
+    ("ext4", ModuleRole::Filesystem),
+    ("virtio_console", ModuleRole::Channel),
+    ("virtio_rng", ModuleRole::Entropy),
+    ("vmw_vsock_virtio_transport", ModuleRole::Vsock),
+    ("virtio_net", ModuleRole::Network),
+];
+/// Without these no guest can work.
+const NEEDED: [&str; 2] = ["virtio_blk", "ext4"];
+
+/// Configuration that says what a kernel can run on.
+const CONFIG_FACTS: [&str; 12] = [
+    "CONFIG_ACPI",
+    "CONFIG_AUTOFS_FS",
+    "CONFIG_EXT4_FS",
+    "CONFIG_HYPERVISOR_GUEST",
+    "CONFIG_KVM_GUEST",
+    "CONFIG_MODULE_COMPRESS_XZ",
+    "CONFIG_PVH",
+    "CONFIG_SERIAL_8250_CONSOLE",
+    "CONFIG_VIRTIO_CONSOLE",
+    "CONFIG_VIRTIO_MMIO",
+    "CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES",
+    "CONFIG_VIRTIO_VSOCKETS",
+];
+
+pub(super) struct Report<'a> {
+    pub(super) size: Option<u64>,
+    pub(super) progress: &'a dyn Progress,
+}
+
+/// What the pass over the package finds.
+struct Found {
+    tree: Tree,
+    /// Where each module's uncompressed bytes are in the spool.
+    places: BTreeMap<String, (u64, u64)>,
+    spool: File,
+    spooled: u64,
+    writer: Writer,
+    kernel: Option<(String, Vec<u8>)>,
+    config: Option<Vec<u8>>,
+    builtin: Vec<u8>,
+    builtin_info: Vec<u8>,
+}
+
+pub(super) fn import(
+    directory: &Path,
+    new: &NewKernel,
+    package: impl Read,
+    report: &Report<'_>,
+    cancel: &CancelFlag,
+) -> Result<KernelManifest, KernelError> {
+    report.progress.stage("read package");
+    let mut reader = Hashing::new(package);
+    let mut package = Package::open(&mut reader)?;
+    let control = package.control()?;
+    if control.architecture != "amd64" || !control.package.starts_with("linux-image-") {
+        return Err(KernelError::NotAKernel {
+            package: control.package.escape_debug().to_string(),
+            architecture: control.architecture.escape_debug().to_string(),
+        });
+    }
+    let tree_path = directory.join(MODULES_IMAGE);
+    let tree_file = File::create_new(&tree_path).map_err(failed("create", &tree_path))?;
+    let uuid = Uuid::new_v4();
+    let writer = Writer::new(
+        tree_file,
+        ext4::Options {
+            size: 32 << 20,
+            grow_with_free: Some(0),
+            uuid,
+            label: "banger-modules".into(),
+            // It is only ever mounted read-only.
+            journal: false,
+        },
+    )
+    .map_err(KernelError::Tree)?;
+    let spool = {
+        // Nameless, so that it is gone however this ends.
+        let path = directory.join(".spool");
+        let file = File::options().read(true).write(true).create_new(true).open(&path);
+        let file = file.map_err(failed("create", &path))?;
+        fs::remove_file(&path).map_err(failed("remove", &path))?;
+        file
+    };
+    let mut found = Found {
+        tree: Tree::new(),
+        places: BTreeMap::new(),
+        spool,
+        spooled: 0,
+        writer,
+        kernel: None,
+        config: None,
+        builtin: Vec::new(),
+        builtin_info: Vec::new(),
+    };
+    let mut data = package.data()?;
+    found.read(&mut data, directory, report, cancel)?;
+    drop(data);
+    package.drain()?;
+    let (_, sha256) = reader.finish();
+
+    let (version, image) = found.kernel.take().ok_or(KernelError::Missing("boot/vmlinuz"))?;
+    report.progress.stage("extract kernel");
+    let vmlinux = bzimage::extract(&image)?;
+    cancel.check()?;
+    write(&directory.join(BZIMAGE), &image)?;
+    write(&directory.join(VMLINUX), &vmlinux)?;
+    let config = found.config.take().unwrap_or_default();
+    write(&directory.join(CONFIG), &config)?;
+
+    report.progress.stage("write modules");
+    let modules = found.write_initrd_modules(&directory.join(MODULES))?;
+    let modules_image = ModulesImage { uuid, size: 0, modules: found.tree.len() };
+    let size = found.write_indexes(&tree_path, cancel)?;
+    sync_directory(directory)?;
+    Ok(KernelManifest {
+        schema: 1,
+        id: Uuid::new_v4(),
+        name: new.name.clone(),
+        version,
+        package: control.package,
+        package_version: control.version,
+        sha256,
+        source: new.source.clone(),
+        imported_at: jiff::Timestamp::now(),
+        bzimage_size: image.len() as u64,
+        vmlinux_size: vmlinux.len() as u64,
+        modules,
+        modules_image: ModulesImage { size, ..modules_image },
+        config: facts(&String::from_utf8_lossy(&config)),
+    })
+}
+
+impl Found {
+    /// Reads the package's files.
+    fn read<R: Read>(
+        &mut self,
+        data: &mut Archive<Source<R>>,
+        directory: &Path,
+        report: &Report<'_>,
+        cancel: &CancelFlag,
+    ) -> Result<(), KernelError> {
+        let damaged = |source| DebError::Archive { member: "data.tar".into(), source };
+        while let Some(entry) = data.next_entry().map_err(damaged)? {
+            cancel.check()?;
+            // Nearly all of a package is its data archive.
+            report.progress.bytes(data.source().bytes_in(), report.size);
+            if entry.kind != EntryKind::File {
+                continue;
+            }
+            let Ok(path) = std::str::from_utf8(&entry.path) else { continue };
+            let path = path.strip_prefix("usr/").unwrap_or(path);
+            if let Some(version) = path.strip_prefix("boot/vmlinuz-") {
+                let image = content(data, &entry, LARGEST_KERNEL)?;
+                self.kernel = Some((version.to_owned(), image));
+            } else if path.starts_with("boot/config-") {
+                self.config = Some(content(data, &entry, LARGEST_TEXT)?);
+            } else if let Some((_, below)) =
+                path.strip_prefix("lib/modules/").and_then(|rest| rest.split_once('/'))
+            {
+                let below = below.to_owned();
+                self.add_to_tree(data, &entry, &below, directory)?;
+            }
+        }
+        data.drain(1 << 20).map_err(damaged)?;
+        Ok(())
+    }
+
+    fn add_to_tree<R: Read>(
+        &mut self,
+        data: &mut Archive<R>,
+        entry: &Entry,
+        below: &str,
+        directory: &Path,
+    ) -> Result<(), KernelError> {
+        let bytes = content(data, entry, LARGEST_MODULE)?;
+        self.add_file(below, &bytes, entry.metadata.modified)?;
+        match below {
+            "modules.builtin" => self.builtin.clone_from(&bytes),
+            "modules.builtin.modinfo" => self.builtin_info.clone_from(&bytes),
+            _ => {}
+        }
+        let Some(name) = depmod::module_name(below) else { return Ok(()) };
+        let plain = decompress(&bytes)
+            .map_err(|source| KernelError::Module { module: entry.shown(), source })?;
+        let info = modinfo::parse(&plain).ok_or_else(|| KernelError::Module {
+            module: entry.shown(),
+            source: io::Error::new(io::ErrorKind::InvalidData, "it has no module information"),
+        })?;
+        if self.tree.len() >= MOST_MODULES {
+            let limit = MOST_MODULES as u64;
+            return Err(KernelError::TooLarge { entry: "modules".into(), size: limit + 1, limit });
+        }
+        self.spool
+            .write_all_at(&plain, self.spooled)
+            .map_err(failed("write modules in", directory))?;
+        self.places.insert(name.clone(), (self.spooled, plain.len() as u64));
+        self.spooled += plain.len() as u64;
+        self.tree.insert(name.clone(), TreeModule { path: below.to_owned(), name, info });
+        Ok(())
+    }
+
+    fn add_file(
+        &mut self,
+        path: &str,
+        bytes: &[u8],
+        modified: Timestamp,
+    ) -> Result<(), KernelError> {
+        let metadata = Metadata { permissions: 0o644, modified, ..Metadata::default() };
+        let mut file = FileContent::new();
+        self.writer.append(&mut file, bytes).map_err(KernelError::Tree)?;
+        self.writer
+            .add_file(path.as_bytes(), file, &metadata)
+            .map(|_| ())
+            .map_err(KernelError::Tree)
+    }
+
+    /// Picks the modules for the initrd and writes them uncompressed.
+    fn write_initrd_modules(&mut self, directory: &Path) -> Result<Vec<KernelModule>, KernelError> {
+        fs::create_dir(directory).map_err(failed("create", directory))?;
+        let builtin = String::from_utf8_lossy(&self.builtin);
+        let builtin: BTreeSet<String> = builtin.lines().filter_map(depmod::module_name).collect();
+        for needed in NEEDED {
+            if !builtin.contains(needed) && !self.tree.contains_key(needed) {
+                return Err(KernelError::NoDriver(needed));
+            }
+        }
+        let mut modules: Vec<KernelModule> = Vec::new();
+        for (wanted, role) in WANTED {
+            let Some(module) = self.tree.get(wanted) else { continue };
+            let mut needed = depmod::dependencies(&self.tree, wanted);
+            needed.push(module);
+            for module in needed {
+                if modules.iter().any(|have| have.name == module.name) {
+                    continue;
+                }
+                let depends = module
+                    .info
+                    .depends
+                    .iter()
+                    .filter(|name| modules.iter().any(|have| have.name == **name))
+                    .cloned()
+                    .collect();
+                let file = format!("{}.ko", module.name);
+                let (offset, size) = self.places.get(&module.name).copied().unwrap_or_default();
+                let path = directory.join(&file);
+                let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
+                self.spool
+                    .read_exact_at(&mut bytes, offset)
+                    .map_err(failed("read modules for", &path))?;
+                write(&path, &bytes)?;
+                let name = module.name.clone();
+                modules.push(KernelModule { name, file, role, depends, size });
+            }
+        }
+        sync_directory(directory)?;
+        Ok(modules)
+    }
+
+    /// Completes the module tree and returns its size.
+    fn write_indexes(mut self, path: &Path, cancel: &CancelFlag) -> Result<u64, KernelError> {
+        let builtin = String::from_utf8_lossy(&self.builtin).into_owned();
+        for (name, bytes) in depmod::indexes(&self.tree, &builtin, &self.builtin_info) {
+            self.add_file(name, &bytes, Timestamp::now())?;
+        }
+        let finished = self.writer.finish().map_err(KernelError::Tree)?;
+        finished.file.sync_all().map_err(failed("sync", path))?;
+        builder::check(path, cancel).map_err(KernelError::Check)?;
+        Ok(finished.size)
+    }
+}
+
+/// Reads a file of the package into memory.
+fn content<R: Read>(
+    data: &mut Archive<R>,
+    entry: &Entry,
+    limit: u64,
+) -> Result<Vec<u8>, KernelError> {
+    if entry.size > limit {
+        return Err(KernelError::TooLarge { entry: entry.shown(), size: entry.size, limit });
+    }
+    let damaged = |source: TarError| DebError::Archive { member: "data.tar".into(), source };
+    let mut bytes = Vec::with_capacity(usize::try_from(entry.size).unwrap_or(0));
+    while let Some(piece) = data.next_piece().map_err(damaged)? {
+        match piece {
+            Piece::Data(data) => bytes.extend_from_slice(data),
+            Piece::Hole(length) => {
+                let length = usize::try_from(length).unwrap_or(0);
+                bytes.resize(bytes.len() + length, 0);
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+fn decompress(module: &[u8]) -> io::Result<Vec<u8>> {
+    let mut plain = Vec::new();
+    let mut source = Source::new(module)?;
+    source.by_ref().take(LARGEST_MODULE + 1).read_to_end(&mut plain)?;
+    if plain.len() as u64 > LARGEST_MODULE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is larger than 64 MiB"));
+    }
+    Ok(plain)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), KernelError> {
+    let mut file = File::create_new(path).map_err(failed("create", path))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write", path))?;
+    Ok(())
+}
+
+fn facts(config: &str) -> BTreeMap<String, String> {
+    config
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .filter(|(key, _)| CONFIG_FACTS.contains(key))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
