@@ -5,9 +5,13 @@
 //! (`banger_engine::contract`) that every implementation passes. The third seam, `GuestChannel`,
 //! lives beside the agent's client in `banger-guest-client`.
 
+mod artifacts;
+mod host;
 mod root_disk;
 mod vmm;
 
+pub use artifacts::{ArtifactError, Artifacts, BaseImage, BootKernel};
+pub use host::{HostError, HostFacts, HostMemory};
 pub use root_disk::{DiskError, DiskFormat, DiskImage, DiskUsage, RootDisk};
 pub use vmm::{
     Acceleration, LaunchPlan, Nic, PlannedDisk, Vmm, VmmError, VmmIdentity, VmmKind, VmmProcess,

@@ -1,0 +1,319 @@
+//! Why the engine refused or failed, with the stable code and the hint that go to the client.
+
+use banger_daemon_api::error::{ApiError, ErrorCode};
+use banger_guest_client::ChannelError;
+use banger_store::StoreError;
+use banger_types::{ByteSize, LeaseId, VmId, VmName, VmReference};
+
+use crate::admission::DenyReason;
+use crate::seams::{ArtifactError, DiskError, HostError, VmmError};
+
+/// Why the engine refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No VM of this name, id or beginning of an id.
+    #[error("no VM is called {reference}")]
+    NoSuchVm {
+        /// What was asked for.
+        reference: VmReference,
+    },
+    /// More than one id begins so.
+    #[error("{reference} could be any of {}", list(matches))]
+    Ambiguous {
+        /// What was asked for.
+        reference: VmReference,
+        /// The VMs.
+        matches: Vec<VmName>,
+    },
+    /// The name is taken.
+    #[error("a VM named {name} exists already")]
+    NameTaken {
+        /// The name.
+        name: VmName,
+    },
+    /// The lease has ended, or never was.
+    #[error("lease {lease} is not held by anyone")]
+    NoSuchLease {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// The VM is in no state for this.
+    #[error("VM {vm} {reason}")]
+    Denied {
+        /// The VM.
+        vm: VmName,
+        /// Why.
+        reason: DenyReason,
+    },
+    /// Too little memory.
+    #[error(
+        "the host has {} of memory left for VMs and this one needs {}",
+        ByteSize::from_bytes(*left), ByteSize::from_bytes(*needed)
+    )]
+    NotEnoughMemory {
+        /// Bytes the VM may take.
+        needed: u64,
+        /// Bytes available, less what running VMs were promised and have not taken yet.
+        left: u64,
+        /// Bytes promised to running VMs that they have not taken yet.
+        promised: u64,
+    },
+    /// Too little disk.
+    #[error(
+        "the host has {} free below {place}, less than the {} that banger keeps free",
+        ByteSize::from_bytes(*free), ByteSize::from_bytes(*floor)
+    )]
+    NotEnoughDisk {
+        /// Bytes free.
+        free: u64,
+        /// Bytes that must stay free.
+        floor: u64,
+        /// The directory.
+        place: String,
+    },
+    /// No VMM can run this VM here.
+    #[error("no VMM can run this VM: {why}")]
+    NoVmm {
+        /// Why, of each.
+        why: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// A VMM's act failed.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// A disk's act failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// An image or kernel is not to be had.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A fact about the host is not known.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A system call failed.
+    #[error("{act} {object}")]
+    Io {
+        /// The act, as a participle.
+        act: &'static str,
+        /// What it was done to.
+        object: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file of the VM is gone or not what it was.
+    #[error("{what} of VM {vm} {problem}")]
+    Damaged {
+        /// Which file.
+        what: &'static str,
+        /// The VM.
+        vm: VmName,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The guest ended before its agent had answered.
+    #[error("the guest of VM {vm} ended before its agent answered")]
+    GuestEnded {
+        /// The VM.
+        vm: VmName,
+        /// The VMM's last words, printable.
+        last_words: Option<String>,
+        /// The end of the console log, printable lines.
+        console: Vec<String>,
+    },
+    /// The guest's agent did not answer in time.
+    #[error("the guest of VM {vm} did not answer within {seconds} s")]
+    GuestSilent {
+        /// The VM.
+        vm: VmName,
+        /// The deadline in seconds.
+        seconds: u64,
+        /// The end of the console log, printable lines.
+        console: Vec<String>,
+    },
+    /// The channel to the agent failed.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The agent refused, or broke the protocol.
+    #[error("asking the guest's agent to {call}: {problem}")]
+    Agent {
+        /// What it was asked.
+        call: &'static str,
+        /// What came of it, printable.
+        problem: String,
+    },
+    /// A client asked for the end, or something more important came.
+    #[error("{what} was cancelled")]
+    Cancelled {
+        /// What was.
+        what: String,
+    },
+    /// A later request made this one pointless.
+    #[error("VM {vm} was deleted before its turn came")]
+    Overtaken {
+        /// The VM.
+        vm: VmName,
+    },
+    /// The signal's name is not known.
+    #[error("signal {name:?} is not one that can be sent")]
+    UnknownSignal {
+        /// What was given.
+        name: String,
+    },
+    /// The daemon is ending.
+    #[error("the daemon is ending")]
+    ShuttingDown,
+    /// Reconciliation has not run, or has run twice.
+    #[error("defect: {0}")]
+    Defect(&'static str),
+    /// The VM's task ended, which is a defect.
+    #[error("defect: the task of VM {id} is gone")]
+    TaskGone {
+        /// The VM.
+        id: VmId,
+    },
+}
+
+fn list(names: &[VmName]) -> String {
+    let mut text = names.iter().take(10).map(VmName::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > 10 {
+        text.push_str(", ...");
+    }
+    text
+}
+
+impl EngineError {
+    /// Returns the stable code.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NoSuchVm { .. } | Self::NoSuchLease { .. } => ErrorCode::NotFound,
+            Self::Ambiguous { .. } => ErrorCode::Ambiguous,
+            Self::NameTaken { .. } | Self::Store(StoreError::NameTaken { .. }) => {
+                ErrorCode::AlreadyExists
+            }
+            Self::Denied { reason, .. } => reason.code(),
+            Self::NotEnoughMemory { .. } => ErrorCode::InsufficientResources,
+            Self::NotEnoughDisk { .. } => ErrorCode::NoSpace,
+            Self::NoVmm { .. } => ErrorCode::Unavailable,
+            Self::Vmm(error) => match error {
+                VmmError::Unavailable { .. } => ErrorCode::Unavailable,
+                VmmError::Timeout { .. } => ErrorCode::Timeout,
+                VmmError::Io { source, .. } if no_space(source) => ErrorCode::NoSpace,
+                _ => ErrorCode::OperationFailed,
+            },
+            Self::Disk(error) => match error {
+                DiskError::NoSpace { .. } => ErrorCode::NoSpace,
+                DiskError::Io { source, .. } if no_space(source) => ErrorCode::NoSpace,
+                DiskError::Invalid { .. } => ErrorCode::Corrupt,
+                DiskError::Shrink { .. } => ErrorCode::BadParams,
+                DiskError::Io { .. } => ErrorCode::OperationFailed,
+            },
+            Self::Artifact(error) => match error {
+                ArtifactError::NotFound { .. } => ErrorCode::NotFound,
+                ArtifactError::Corrupt { .. } => ErrorCode::Corrupt,
+                ArtifactError::Unavailable { .. } => ErrorCode::Unavailable,
+                ArtifactError::NoSpace { .. } => ErrorCode::NoSpace,
+                ArtifactError::Failed { .. } => ErrorCode::OperationFailed,
+            },
+            Self::Store(error) if error.is_no_space() => ErrorCode::NoSpace,
+            Self::Store(StoreError::Newer { .. }) => ErrorCode::Corrupt,
+            Self::Io { source, .. } if no_space(source) => ErrorCode::NoSpace,
+            Self::Damaged { .. } => ErrorCode::Corrupt,
+            Self::GuestEnded { .. } => ErrorCode::GuestFailed,
+            Self::GuestSilent { .. } => ErrorCode::Timeout,
+            Self::Channel(_) | Self::Agent { .. } => ErrorCode::AgentUnreachable,
+            Self::Cancelled { .. } | Self::Overtaken { .. } => ErrorCode::Cancelled,
+            Self::UnknownSignal { .. } => ErrorCode::BadParams,
+            Self::ShuttingDown => ErrorCode::Unavailable,
+            Self::Store(_) | Self::Host(_) | Self::Io { .. } => ErrorCode::OperationFailed,
+            Self::Defect(_) | Self::TaskGone { .. } => ErrorCode::Internal,
+        }
+    }
+
+    /// Returns what to do next, where that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        if self.code() == ErrorCode::NoSpace {
+            return Some("free some disk space, then try again".to_owned());
+        }
+        match self {
+            Self::NoSuchVm { .. } => Some("`banger vm list` shows the VMs".to_owned()),
+            Self::Ambiguous { .. } => Some("give the name, or more of the id".to_owned()),
+            Self::NameTaken { name } => {
+                Some(format!("choose another name, or `banger vm delete {name}`"))
+            }
+            Self::Denied { vm, reason } => reason.hint(vm),
+            Self::NotEnoughMemory { promised: 0, .. } => {
+                Some("give the VM less with --memory".to_owned())
+            }
+            Self::NotEnoughMemory { promised, .. } => Some(format!(
+                "give the VM less with --memory, or stop a VM: running ones may still take {}",
+                ByteSize::from_bytes(*promised)
+            )),
+            Self::NoVmm { hint, .. } | Self::Vmm(VmmError::Unavailable { hint, .. }) => {
+                Some(hint.clone())
+            }
+            Self::Artifact(ArtifactError::NotFound { kind, .. }) => Some(format!(
+                "`banger {kind} list` shows what is here, `banger {kind} pull` fetches"
+            )),
+            Self::Artifact(ArtifactError::Unavailable { hint, .. }) => Some(hint.clone()),
+            Self::Store(StoreError::Newer { .. }) => Some(
+                "use the newer banger that wrote it, or another state directory (BANGER_STATE_DIR)"
+                    .to_owned(),
+            ),
+            Self::Damaged { vm, .. } => Some(format!("`banger vm delete {vm}` removes the VM")),
+            Self::UnknownSignal { .. } => {
+                Some("use TERM, KILL, INT, HUP, QUIT, USR1, USR2 or ABRT".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    /// Turns it into the body that a client gets.
+    #[must_use]
+    pub fn to_api(&self) -> ApiError {
+        let mut api = ApiError::new(self.code(), self.to_string()).caused_by(self);
+        api.hint = self.hint();
+        if let Self::GuestEnded { last_words: Some(words), .. } = self {
+            api.causes.push(format!("the VMM's last words: {words}"));
+        }
+        if let Self::GuestEnded { console, .. } | Self::GuestSilent { console, .. } = self {
+            api.causes.extend(console.iter().map(|line| format!("console: {line}")));
+        }
+        api
+    }
+}
+
+fn no_space(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
+/// A failure and what could not be undone after it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) cause: EngineError,
+    pub(crate) not_undone: Vec<EngineError>,
+}
+
+impl From<EngineError> for Failure {
+    fn from(cause: EngineError) -> Self {
+        Self { cause, not_undone: Vec::new() }
+    }
+}
+
+impl Failure {
+    pub(crate) fn to_api(&self) -> ApiError {
+        let mut api = self.cause.to_api();
+        for error in &self.not_undone {
+            let undone = error.to_api();
+            api.causes.push(format!("not undone: {}", undone.message));
+            api.causes.extend(undone.causes);
+        }
+        api
+    }
+}

@@ -1,0 +1,79 @@
+//! The steps in which a VM is started, stopped and deleted.
+//!
+//! A step's name is stable: intents in the store and fault hooks use it.
+
+use std::fmt;
+
+macro_rules! steps {
+    ($($(#[$doc:meta])* $variant:ident $name:literal $stage:literal,)*) => {
+        /// One step on the host.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Step {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Step {
+            /// All steps.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// Returns the stable name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// Returns what an operation in this step shows to people.
+            #[must_use]
+            pub const fn stage(self) -> &'static str {
+                match self { $(Self::$variant => $stage,)* }
+            }
+        }
+    };
+}
+
+steps! {
+    /// Choose a VMM and look whether the host has room.
+    CheckHost "check_host" "checking the host",
+    /// Make the VM's directory.
+    CreateVmDirectory "create_vm_directory" "making the VM's directory",
+    /// Link the base image into it.
+    LinkBaseImage "link_base_image" "linking the image",
+    /// Make, or grow, the copy-on-write root disk.
+    CreateRootDisk "create_root_disk" "making the root disk",
+    /// Make the work disk.
+    CreateWorkDisk "create_work_disk" "making the work disk",
+    /// Find or build the initial RAM disk.
+    BuildInitrd "build_initrd" "building the initial RAM disk",
+    /// Make the directory of the VM's sockets.
+    CreateRuntimeDirectory "create_runtime_directory" "making the runtime directory",
+    /// Start the VMM with its CPUs held.
+    LaunchVmm "launch_vmm" "starting the VMM",
+    /// Write the VMM's identity down.
+    WriteHandles "write_handles" "recording the VMM",
+    /// Let the CPUs run.
+    ResumeVmm "resume_vmm" "starting the guest",
+    /// Wait for the agent's first word.
+    WaitForAgent "wait_for_agent" "waiting for the guest",
+    /// Tell the guest the time and who it is.
+    SetIdentity "set_identity" "greeting the guest",
+    /// Record the VM as running.
+    RecordRunning "record_running" "recording the VM",
+    /// Ask the guest to power off.
+    StopGuest "stop_guest" "waiting for the guest to power off",
+    /// End the VMM.
+    EndVmm "end_vmm" "ending the VMM",
+    /// Remove sockets and handles.
+    CleanRuntime "clean_runtime" "removing the runtime directory",
+    /// Remove the disks.
+    RemoveDisks "remove_disks" "removing the disks",
+    /// Remove the VM's directory.
+    RemoveVmDirectory "remove_vm_directory" "removing the VM's directory",
+    /// Remove the row.
+    RemoveRow "remove_row" "removing the record",
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.stage())
+    }
+}
