@@ -28,6 +28,12 @@ pub fn first_realtime_signal() -> i32 {
     libc::SIGRTMIN()
 }
 
+/// kill(2) with any signal number, real-time ones included, which rustix cannot name safely.
+pub fn send_signal(pid: i32, number: i32) -> io::Result<()> {
+    // SAFETY: kill takes no pointers, and no memory of this process depends on another's life.
+    if unsafe { libc::kill(pid, number) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 impl SignalSet {
     /// Blocks `numbers` for the calling thread, which must be the only one.
     pub fn block(numbers: &[i32]) -> io::Result<Self> {

@@ -13,6 +13,11 @@
 //! | 7 exit | to host | 0 = exited, 1 = killed by a signal; then an i32 |
 //! | 8 error | to host | JSON `AgentError`; the call is over |
 //! | 9 data, 10 data end | both | bytes; empty |
+//! | 11 stdin credit | to host | u32: so many more bytes of stdin may be sent |
+//!
+//! A client may have at most [`STDIN_WINDOW`] bytes of stdin on the way that no credit has come
+//! back for. The guest therefore always reads on, and a signal or a resize is never stuck behind
+//! input that the process does not take.
 //!
 //! An unknown kind is skipped, so that newer peers can add some.
 
@@ -25,6 +30,9 @@ pub const FRAME_HEADER: usize = 5;
 
 /// Most payload bytes of a frame. With its header it fits one multiplexer frame.
 pub const MAX_FRAME_PAYLOAD: usize = 32 * 1024 - FRAME_HEADER;
+
+/// Bytes of stdin that a client may send before the first credit.
+pub const STDIN_WINDOW: u32 = 128 * 1024;
 
 /// What a frame is; the first byte on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +58,8 @@ pub enum FrameKind {
     Data = 9,
     /// The data is complete.
     DataEnd = 10,
+    /// More stdin may be sent.
+    StdinCredit = 11,
 }
 
 /// A terminal's size in character cells.
@@ -122,6 +132,8 @@ pub enum Frame {
     Data(Bytes),
     /// See [`FrameKind::DataEnd`].
     DataEnd,
+    /// See [`FrameKind::StdinCredit`].
+    StdinCredit(u32),
     /// A kind that this build does not know; ignore it.
     Unknown(u8),
 }
@@ -189,6 +201,9 @@ impl Frame {
             }
             Self::Data(bytes) => encode_chunks(FrameKind::Data, bytes, out),
             Self::DataEnd => encode_frame(FrameKind::DataEnd, &[], out),
+            Self::StdinCredit(count) => {
+                encode_frame(FrameKind::StdinCredit, &count.to_be_bytes(), out);
+            }
             Self::Unknown(_) => {}
         }
     }
@@ -225,6 +240,10 @@ impl Frame {
             8 => Self::Error(serde_json::from_slice(&payload).map_err(|_| malformed())?),
             9 => Self::Data(payload),
             10 => empty(Self::DataEnd)?,
+            11 => {
+                let bytes: [u8; 4] = payload.as_ref().try_into().map_err(|_| malformed())?;
+                Self::StdinCredit(u32::from_be_bytes(bytes))
+            }
             other => Self::Unknown(other),
         })
     }
@@ -271,6 +290,7 @@ mod tests {
             data.prop_filter("empty data makes no frame", |d| !d.is_empty()).prop_map(Frame::Data),
             Just(Frame::StdinEnd),
             Just(Frame::DataEnd),
+            any::<u32>().prop_map(Frame::StdinCredit),
             any::<(u16, u16)>()
                 .prop_map(|(columns, rows)| Frame::Resize(WindowSize { columns, rows })),
             (1u8..=64).prop_map(|n| Frame::Signal(SignalNumber::new(n).unwrap())),

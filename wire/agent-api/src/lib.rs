@@ -32,7 +32,7 @@ pub use bytes_text::{
 };
 pub use frame::{
     ExitStatus, FRAME_HEADER, Frame, FrameDecoder, FrameError, FrameKind, MAX_FRAME_PAYLOAD,
-    SignalNumber, WindowSize, encode_chunks, encode_frame,
+    STDIN_WINDOW, SignalNumber, WindowSize, encode_chunks, encode_frame,
 };
 pub use message::{
     AgentError, Call, Empty, ErrorCode, ExecCall, ExecStarted, GetTreeCall, HealthReply, InitKind,

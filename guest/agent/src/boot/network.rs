@@ -1,0 +1,218 @@
+//! The loopback interface and one static IPv4 address, by rtnetlink(7).
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use banger_agent_api::StaticNetwork;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+use super::{BootError, system_error};
+
+/// The interface appears when its module has been loaded, which has just happened.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Brings up the loopback interface, and the first virtio interface with `network`.
+pub(super) fn configure(network: Option<&StaticNetwork>) -> Result<(), BootError> {
+    let mut socket = Netlink::open().map_err(system_error("open", "a netlink socket"))?;
+    socket.link_up(LOOPBACK_INDEX).map_err(system_error("bring up", "the loopback interface"))?;
+    let Some(network) = network else { return Ok(()) };
+    let deadline = Instant::now() + PATIENCE;
+    let index = loop {
+        match virtio_interface(Path::new("/sys/class/net")) {
+            Some(index) => break index,
+            None if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            None => {
+                let missing = io::Error::from(io::ErrorKind::NotFound);
+                return Err(system_error("find", "a virtio network interface")(missing));
+            }
+        }
+    };
+    let interface = || format!("network interface {index}");
+    socket.link_up(index).map_err(system_error("bring up", interface()))?;
+    socket
+        .add_address(index, network.address, network.prefix)
+        .map_err(system_error("set the address of", interface()))?;
+    if let Some(gateway) = network.gateway {
+        socket
+            .add_default_route(index, gateway)
+            .map_err(system_error("set the default route of", interface()))?;
+    }
+    Ok(())
+}
+
+/// The loopback interface is the first of every network namespace.
+const LOOPBACK_INDEX: u32 = 1;
+
+/// Finds the virtio interface with the lowest index, whatever it is called now or later: the
+/// index survives a rename by udev.
+fn virtio_interface(class: &Path) -> Option<u32> {
+    let entries = std::fs::read_dir(class).ok()?;
+    entries
+        .flatten()
+        .filter(|entry| {
+            let driver = std::fs::read_link(entry.path().join("device/driver")).ok();
+            driver.is_some_and(|driver| driver.file_name().is_some_and(|n| n == "virtio_net"))
+        })
+        .filter_map(|entry| {
+            std::fs::read_to_string(entry.path().join("ifindex")).ok()?.trim().parse().ok()
+        })
+        .min()
+}
+
+// Numbers of linux/netlink.h, linux/rtnetlink.h, linux/if_addr.h and linux/if.h.
+const NLMSG_ERROR: u16 = 2;
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
+const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_CREATE: u16 = 0x400;
+const RTM_NEWLINK: u16 = 16;
+const RTM_NEWADDR: u16 = 20;
+const RTM_NEWROUTE: u16 = 24;
+const IFF_UP: u32 = 1;
+const AF_INET: u8 = 2;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RT_TABLE_MAIN: u8 = 254;
+const RTPROT_BOOT: u8 = 3;
+const RTN_UNICAST: u8 = 1;
+
+struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+impl Netlink {
+    fn open() -> io::Result<Self> {
+        let socket = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Sends one request and waits for its acknowledgement.
+    fn request(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+        self.sequence += 1;
+        let message = encode(kind, flags | NLM_F_REQUEST | NLM_F_ACK, self.sequence, body);
+        rustix::net::send(&self.socket, &message, SendFlags::empty())?;
+        let mut answer = [0; 8192];
+        let (count, _) = rustix::net::recv(&self.socket, &mut answer, RecvFlags::empty())?;
+        let field = |at: usize| answer[..count].get(at..at + 4)?.first_chunk::<4>().copied();
+        let kind = field(4).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
+        match (kind, field(16).map(i32::from_ne_bytes)) {
+            (Some(NLMSG_ERROR), Some(0)) => Ok(()),
+            (Some(NLMSG_ERROR), Some(error)) => Err(io::Error::from_raw_os_error(-error)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn link_up(&mut self, index: u32) -> io::Result<()> {
+        // struct ifinfomsg: family, padding, type; index; flags; change mask.
+        let mut body = vec![0; 4];
+        for word in [index, IFF_UP, IFF_UP] {
+            body.extend_from_slice(&word.to_ne_bytes());
+        }
+        self.request(RTM_NEWLINK, 0, &body)
+    }
+
+    fn add_address(&mut self, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+        // struct ifaddrmsg: family, prefix length, flags, scope; index.
+        let mut body = vec![AF_INET, prefix, 0, 0];
+        body.extend_from_slice(&index.to_ne_bytes());
+        push_attribute(&mut body, IFA_LOCAL, &address.octets());
+        push_attribute(&mut body, IFA_ADDRESS, &address.octets());
+        self.request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &body)
+    }
+
+    fn add_default_route(&mut self, index: u32, gateway: Ipv4Addr) -> io::Result<()> {
+        // struct rtmsg: family, two prefix lengths, tos, table, protocol, scope, type; flags.
+        let mut body = vec![AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST];
+        body.extend_from_slice(&[0; 4]);
+        push_attribute(&mut body, RTA_GATEWAY, &gateway.octets());
+        push_attribute(&mut body, RTA_OIF, &index.to_ne_bytes());
+        self.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &body)
+    }
+}
+
+fn encode(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+    const HEADER: usize = 16;
+    let length = u32::try_from(HEADER + body.len()).unwrap_or(u32::MAX);
+    let mut message = Vec::with_capacity(HEADER + body.len());
+    message.extend_from_slice(&length.to_ne_bytes());
+    message.extend_from_slice(&kind.to_ne_bytes());
+    message.extend_from_slice(&flags.to_ne_bytes());
+    message.extend_from_slice(&sequence.to_ne_bytes());
+    message.extend_from_slice(&[0; 4]);
+    message.extend_from_slice(body);
+    message
+}
+
+/// Appends an attribute of four bytes of data, which needs no padding.
+fn push_attribute(body: &mut Vec<u8>, kind: u16, data: &[u8; 4]) {
+    body.extend_from_slice(&8u16.to_ne_bytes());
+    body.extend_from_slice(&kind.to_ne_bytes());
+    body.extend_from_slice(data);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interface_is_chosen_by_its_driver_not_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let add = |name: &str, index: u32, driver: &str| {
+            let device = directory.path().join(name).join("device");
+            std::fs::create_dir_all(&device).unwrap();
+            std::fs::write(directory.path().join(name).join("ifindex"), format!("{index}\n"))
+                .unwrap();
+            std::os::unix::fs::symlink(format!("../drivers/{driver}"), device.join("driver"))
+                .unwrap();
+        };
+        assert_eq!(virtio_interface(directory.path()), None);
+        add("eth0", 2, "e1000");
+        add("enp9s9", 5, "virtio_net");
+        add("zzz", 4, "virtio_net");
+        assert_eq!(virtio_interface(directory.path()), Some(4));
+    }
+
+    #[test]
+    fn addresses_and_routes_are_set_in_a_network_namespace() {
+        let unshared = std::process::Command::new("unshare")
+            .args(["--net", "--map-root-user", "true"])
+            .status();
+        if !unshared.is_ok_and(|status| status.success()) {
+            eprintln!("SKIP: cannot make a network namespace here");
+            return;
+        }
+        // A namespace belongs to a thread; this one ends with the test.
+        let result = std::thread::spawn(|| {
+            let flags = rustix::thread::UnshareFlags::NEWNET;
+            #[expect(deprecated, reason = "the safe form; only a namespace is unshared, no files")]
+            if rustix::thread::unshare(flags).is_err() {
+                eprintln!("SKIP: unshare in a thread needs root");
+                return;
+            }
+            let mut netlink = Netlink::open().unwrap();
+            netlink.link_up(LOOPBACK_INDEX).unwrap();
+            netlink.add_address(LOOPBACK_INDEX, Ipv4Addr::new(10, 9, 8, 7), 24).unwrap();
+            netlink.add_address(LOOPBACK_INDEX, Ipv4Addr::new(10, 9, 8, 7), 24).unwrap();
+            netlink.add_default_route(LOOPBACK_INDEX, Ipv4Addr::new(10, 9, 8, 1)).unwrap();
+            assert!(netlink.link_up(99).is_err());
+            assert!(netlink.add_default_route(99, Ipv4Addr::new(10, 9, 8, 1)).is_err());
+            let routes = std::fs::read_to_string("/proc/thread-self/net/route").unwrap();
+            assert!(routes.contains("0108090A"), "{routes}");
+        });
+        result.join().unwrap();
+    }
+}

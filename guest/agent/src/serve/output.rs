@@ -1,0 +1,173 @@
+//! From a command's pipes or terminal to frames.
+
+use std::cell::Cell;
+use std::io;
+use std::time::Duration;
+
+use banger_agent_api::{ExitStatus, FRAME_HEADER, Frame, FrameKind, MAX_FRAME_PAYLOAD, WireError};
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::sync::Notify;
+
+use super::terminal::Terminal;
+
+/// How long output may be silent, after the command's exit, before a background process that
+/// still holds the pipe is left alone.
+const DRAIN_SILENCE: Duration = Duration::from_millis(50);
+
+/// Where a command writes.
+pub(super) enum Sources<'a> {
+    Pipes { stdout: Option<pipe::Receiver>, stderr: Option<pipe::Receiver> },
+    Terminal { terminal: &'a Terminal, open: bool },
+}
+
+/// Stdin bytes the command has taken and the client has no credit for yet.
+#[derive(Default)]
+pub(super) struct Credit {
+    count: Cell<u32>,
+    due: Notify,
+}
+
+impl Credit {
+    /// Frames of credit are sent for this many bytes or more.
+    const STEP: u32 = banger_agent_api::STDIN_WINDOW / 4;
+
+    pub fn add(&self, count: u32) {
+        self.count.set(self.count.get() + count);
+        if self.count.get() >= Self::STEP {
+            self.due.notify_one();
+        }
+    }
+}
+
+/// What one wait for output gave.
+enum Piece {
+    Output(FrameKind, usize),
+    Ended(FrameKind),
+    Credit(u32),
+}
+
+/// Turns output into frames. Holds one frame.
+pub(super) struct Pump<'a, W> {
+    writer: W,
+    sources: Sources<'a>,
+    credit: &'a Credit,
+    out: BytesMut,
+    error: BytesMut,
+}
+
+impl<'a, W: AsyncWrite + Unpin> Pump<'a, W> {
+    pub fn new(writer: W, sources: Sources<'a>, credit: &'a Credit) -> Self {
+        let buffer = || BytesMut::zeroed(FRAME_HEADER + MAX_FRAME_PAYLOAD);
+        let error = match sources {
+            Sources::Pipes { .. } => buffer(),
+            Sources::Terminal { .. } => BytesMut::new(),
+        };
+        Self { writer, sources, credit, out: buffer(), error }
+    }
+
+    fn open(&self) -> bool {
+        match &self.sources {
+            Sources::Pipes { stdout, stderr } => stdout.is_some() || stderr.is_some(),
+            Sources::Terminal { open, .. } => *open,
+        }
+    }
+
+    /// Waits for output or credit. Cancel safe: nothing is read before it is returned.
+    async fn wait(&mut self) -> io::Result<Piece> {
+        let credit = async {
+            self.credit.due.notified().await;
+            Ok(Piece::Credit(self.credit.count.take()))
+        };
+        let piece =
+            |kind, count| if count == 0 { Piece::Ended(kind) } else { Piece::Output(kind, count) };
+        let (out, error) = (&mut self.out[FRAME_HEADER..], self.error.get_mut(FRAME_HEADER..));
+        match &mut self.sources {
+            Sources::Pipes { stdout, stderr } => tokio::select! {
+                result = read(stdout, out) => Ok(piece(FrameKind::Stdout, result?)),
+                result = read(stderr, error.unwrap_or_default()) => {
+                    Ok(piece(FrameKind::Stderr, result?))
+                }
+                result = credit => result,
+            },
+            Sources::Terminal { terminal, open } => tokio::select! {
+                result = terminal.read(out), if *open => Ok(piece(FrameKind::Stdout, result?)),
+                result = credit => result,
+            },
+        }
+    }
+
+    async fn send(&mut self, piece: Piece) -> Result<(), WireError> {
+        match piece {
+            Piece::Output(kind, count) => {
+                let buffer =
+                    if kind == FrameKind::Stderr { &mut self.error } else { &mut self.out };
+                // The header goes where room was left for it: the bytes are not moved.
+                buffer[0] = kind as u8;
+                let length = u32::try_from(count).unwrap_or(0);
+                buffer[1..FRAME_HEADER].copy_from_slice(&length.to_be_bytes());
+                self.writer.write_all(&buffer[..FRAME_HEADER + count]).await.map_err(write_error)
+            }
+            Piece::Credit(count) => self.frame(&Frame::StdinCredit(count)).await,
+            Piece::Ended(ended) => {
+                match &mut self.sources {
+                    Sources::Pipes { stdout, stderr } => {
+                        *(if ended == FrameKind::Stderr { stderr } else { stdout }) = None;
+                    }
+                    Sources::Terminal { open, .. } => *open = false,
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn frame(&mut self, frame: &Frame) -> Result<(), WireError> {
+        let mut bytes = BytesMut::new();
+        frame.encode(&mut bytes);
+        self.writer.write_all(&bytes).await.map_err(write_error)
+    }
+
+    /// Sends output until `exited` resolves, then what is left of it.
+    pub async fn run<T>(&mut self, exited: impl Future<Output = T>) -> Result<T, WireError> {
+        tokio::pin!(exited);
+        let status = loop {
+            tokio::select! {
+                status = &mut exited => break status,
+                piece = self.wait() => {
+                    let piece = piece.map_err(read_error)?;
+                    self.send(piece).await?;
+                }
+            }
+        };
+        while self.open() {
+            match tokio::time::timeout(DRAIN_SILENCE, self.wait()).await {
+                Ok(piece) => self.send(piece.map_err(read_error)?).await?,
+                Err(_) => break,
+            }
+        }
+        Ok(status)
+    }
+
+    /// Reports the end; nothing is sent after it.
+    pub async fn finish(mut self, status: ExitStatus) -> Result<(), WireError> {
+        self.frame(&Frame::Exit(status)).await?;
+        self.writer.shutdown().await.map_err(write_error)
+    }
+}
+
+/// Reads from a pipe that may be closed already, in which case it never resolves.
+async fn read(pipe: &mut Option<pipe::Receiver>, buffer: &mut [u8]) -> io::Result<usize> {
+    match pipe {
+        Some(pipe) => pipe.read(buffer).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn read_error(source: io::Error) -> WireError {
+    WireError::Io { operation: "reading a command's output", source }
+}
+
+fn write_error(source: io::Error) -> WireError {
+    WireError::Io { operation: "sending a command's output", source }
+}

@@ -1,0 +1,183 @@
+//! The virtio-serial port as an asynchronous stream.
+//!
+//! The port reports a hang-up for as long as no host is connected. Tokio treats that as final, and
+//! level-triggered polling would spin on it. So the port sits in an epoll instance of its own,
+//! edge-triggered, and tokio watches that instance: an edge (bytes, room, the host coming or going)
+//! makes it readable once.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use rustix::event::epoll;
+use rustix::fs::{Mode, OFlags};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Finds the device of the port called `name` (virtio-ports in sysfs).
+pub(super) fn find(class: &Path, name: &str) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(class).ok()?;
+    entries
+        .flatten()
+        .find(|entry| {
+            std::fs::read_to_string(entry.path().join("name")).is_ok_and(|n| n.trim_end() == name)
+        })
+        .map(|entry| Path::new("/dev").join(entry.file_name()))
+}
+
+/// An open port. Reading zero bytes means that the host has gone; reading goes on afterwards.
+#[derive(Debug)]
+pub(super) struct Port {
+    file: OwnedFd,
+    edges: AsyncFd<OwnedFd>,
+    /// A read or write may succeed: it has not said otherwise since the last edge.
+    readable: bool,
+    writable: bool,
+    /// The last read said that the host has gone, and that was passed on.
+    away: bool,
+}
+
+impl Port {
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        Self::new(rustix::fs::open(path, flags, Mode::empty())?)
+    }
+
+    fn new(file: OwnedFd) -> io::Result<Self> {
+        let instance = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        epoll::add(&instance, &file, epoll::EventData::new_u64(0), events)?;
+        let edges = banger_guest_sys::watch(instance, tokio::io::Interest::READABLE)?;
+        Ok(Self { file, edges, readable: true, writable: true, away: false })
+    }
+
+    /// Notes an edge if there was one; otherwise the task is woken by the next.
+    fn poll_edge(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut guard = std::task::ready!(self.edges.poll_read_ready(context))?;
+            let mut events = [const {
+                epoll::Event {
+                    flags: epoll::EventFlags::empty(),
+                    data: epoll::EventData::new_u64(0),
+                }
+            }];
+            let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            let count = epoll::wait(self.edges.get_ref(), &mut events[..], Some(&timeout))?;
+            if count > 0 {
+                self.readable = true;
+                self.writable = true;
+                return Poll::Ready(Ok(()));
+            }
+            guard.clear_ready();
+        }
+    }
+}
+
+impl AsyncRead for Port {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            if self.readable {
+                match rustix::io::read(&self.file, buffer.initialize_unfilled()) {
+                    Ok(0) if self.away => self.readable = false,
+                    Ok(0) => {
+                        self.away = true;
+                        self.readable = false;
+                        return Poll::Ready(Ok(()));
+                    }
+                    Ok(count) => {
+                        self.away = false;
+                        buffer.advance(count);
+                        return Poll::Ready(Ok(()));
+                    }
+                    Err(rustix::io::Errno::AGAIN) => {
+                        // The host is there and has nothing to say.
+                        self.away = false;
+                        self.readable = false;
+                    }
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Poll::Ready(Err(error.into())),
+                }
+                continue;
+            }
+            std::task::ready!(self.poll_edge(context))?;
+        }
+    }
+}
+
+impl AsyncWrite for Port {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            if self.writable {
+                match rustix::io::write(&self.file, bytes) {
+                    Ok(count) if count > 0 => return Poll::Ready(Ok(count)),
+                    // While no host is connected the port takes nothing.
+                    Ok(_) | Err(rustix::io::Errno::AGAIN) => self.writable = false,
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Poll::Ready(Err(error.into())),
+                }
+                continue;
+            }
+            std::task::ready!(self.poll_edge(context))?;
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[test]
+    fn a_port_is_found_by_its_name() {
+        let class = tempfile::tempdir().unwrap();
+        for (device, name) in [("vport0p1", "other\n"), ("vport0p2", "org.banger.agent.0\n")] {
+            std::fs::create_dir(class.path().join(device)).unwrap();
+            std::fs::write(class.path().join(device).join("name"), name).unwrap();
+        }
+        let found = find(class.path(), "org.banger.agent.0");
+        assert_eq!(found.as_deref(), Some(Path::new("/dev/vport0p2")));
+        assert_eq!(find(class.path(), "org.banger"), None);
+    }
+
+    #[tokio::test]
+    async fn bytes_cross_both_ways_and_an_end_is_told_once() {
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        far.set_nonblocking(true).unwrap();
+        let mut port = Port::new(near.into()).unwrap();
+        let mut far = tokio::net::UnixStream::from_std(far).unwrap();
+        far.write_all(b"ping").await.unwrap();
+        let mut buffer = [0; 16];
+        assert_eq!(port.read(&mut buffer).await.unwrap(), 4);
+        let sender = tokio::spawn(async move {
+            port.write_all(&vec![7; 1 << 20]).await.unwrap();
+            port
+        });
+        let mut received = vec![0; 1 << 20];
+        far.read_exact(&mut received).await.unwrap();
+        let mut port = sender.await.unwrap();
+        drop(far);
+        assert_eq!(port.read(&mut buffer).await.unwrap(), 0);
+        let again =
+            tokio::time::timeout(std::time::Duration::from_millis(20), port.read(&mut buffer));
+        assert!(again.await.is_err(), "a host that is gone must not be reported again and again");
+    }
+}

@@ -1,0 +1,62 @@
+//! Powering the machine off on the host's request.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use banger_agent_api::{InitKind, PowerOffCall};
+use rustix::process::{Pid, Signal};
+
+use super::calls::{Server, init_kind};
+use crate::{console, power};
+
+/// What execs get between SIGTERM and SIGKILL. One that ignores SIGTERM would delay systemd's
+/// shutdown by its own patience of 90 s.
+const EXEC_GRACE: Duration = Duration::from_millis(500);
+const EXEC_PAUSE: Duration = Duration::from_millis(10);
+
+/// Lets the answer leave for the host before anything ends.
+const ANSWER_TIME: Duration = Duration::from_millis(20);
+
+/// Ends the execs, asks the image's init, and after the grace ends the machine by force.
+pub(super) async fn run(server: &Rc<Server>, call: PowerOffCall) {
+    tokio::time::sleep(ANSWER_TIME).await;
+    end_execs(server).await;
+    let asked = ask_init();
+    if let Err(error) = &asked {
+        console::error(&format!("cannot ask the image's init to power off: {error}"));
+    }
+    if asked.is_ok() {
+        tokio::time::sleep(Duration::from_secs(u64::from(call.grace_seconds))).await;
+        console::error("the image's init did not power off in time; powering off by force");
+    }
+    power::signal_everyone(Signal::TERM);
+    tokio::time::sleep(EXEC_GRACE).await;
+    power::signal_everyone(Signal::KILL);
+    power::power_off()
+}
+
+async fn end_execs(server: &Server) {
+    for signal in [Signal::TERM, Signal::HUP, Signal::CONT] {
+        for pid in server.cgroups.processes().into_iter().filter_map(Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+    let deadline = tokio::time::Instant::now() + EXEC_GRACE;
+    while tokio::time::Instant::now() < deadline && !server.cgroups.processes().is_empty() {
+        tokio::time::sleep(EXEC_PAUSE).await;
+    }
+    server.cgroups.kill_all();
+}
+
+/// Asks PID 1: by signal where it understands that, by the image's own command otherwise.
+fn ask_init() -> std::io::Result<()> {
+    match init_kind() {
+        InitKind::Systemd | InitKind::Agent => {
+            banger_guest_sys::send_signal(1, power::power_off_signal())
+        }
+        InitKind::Other => std::process::Command::new("poweroff")
+            .env("PATH", "/sbin:/usr/sbin:/bin:/usr/bin")
+            .spawn()
+            .map(drop),
+    }
+}
