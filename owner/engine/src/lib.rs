@@ -2,18 +2,28 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+#[cfg(feature = "contract")]
+pub mod contract;
+mod engine;
 mod error;
 mod fault;
+mod guest;
 mod host;
 mod layout;
 mod names;
 mod operation;
+mod reconcile;
 mod record;
 pub mod seams;
+mod shared;
 mod step;
+mod vm;
 
+pub use engine::{Engine, EngineConfig, Started, VmWatch};
 pub use error::EngineError;
 pub use fault::Faults;
 pub use host::LinuxHost;
 pub use operation::{Begun, KEEP_FOR, KEEP_MOST, OperationHandle, Operations, Reporter};
+pub use reconcile::ReconcileReport;
+pub use shared::Timing;
 pub use step::Step;

@@ -1,0 +1,133 @@
+//! A root disk as a sparse copy of its base.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use async_trait::async_trait;
+use banger_engine::seams::{DiskError, DiskFormat, DiskImage, DiskUsage, RootDisk};
+use banger_types::DiskSize;
+use rustix::fs::{SeekFrom, copy_file_range, seek};
+use rustix::io::Errno;
+
+use super::file::{self, Cancelled, blocking, io_error};
+
+/// Works everywhere; takes the space and the time that the base's data needs.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyDisk;
+
+const KIND: &str = "copy";
+/// How much is copied between two looks at whether the copy is still wanted, in bytes.
+const STRIDE: u64 = 8 << 20;
+const BUFFER: usize = 256 << 10;
+
+#[async_trait]
+impl RootDisk for CopyDisk {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    async fn usable(&self, _base_dir: &Path, _disk_dir: &Path) -> Result<bool, DiskError> {
+        Ok(true)
+    }
+
+    async fn create(
+        &self,
+        base: &Path,
+        dir: &Path,
+        stem: &str,
+        size: DiskSize,
+    ) -> Result<DiskImage, DiskError> {
+        let path = dir.join(format!("{stem}.raw"));
+        let base = base.to_owned();
+        blocking(move |cancelled| {
+            let base = file::open_base(&base, size)?;
+            file::make(&path, cancelled, |disk| {
+                copy_data(&base.file, disk, base.size, cancelled)
+                    .and_then(|()| disk.set_len(size.bytes()))
+                    .map_err(|source| io_error("copying the base image to", &path, source))
+            })?;
+            Ok(DiskImage { path, format: DiskFormat::Raw, kind: KIND.to_owned() })
+        })
+        .await
+    }
+
+    async fn measure(&self, disk: &DiskImage) -> Result<DiskUsage, DiskError> {
+        let disk = disk.clone();
+        blocking(move |_| file::measure_raw(&disk)).await
+    }
+
+    async fn grow(&self, disk: &DiskImage, size: DiskSize) -> Result<bool, DiskError> {
+        let disk = disk.clone();
+        blocking(move |_| file::grow_raw(&disk, size)).await
+    }
+
+    async fn remove(&self, disk: &DiskImage) -> Result<bool, DiskError> {
+        let path = disk.path.clone();
+        blocking(move |_| file::remove_file(&path)).await
+    }
+}
+
+/// Copies the base's data and leaves its holes out (lseek(2), SEEK_DATA).
+fn copy_data(base: &File, disk: &File, size: u64, cancelled: &Cancelled) -> io::Result<()> {
+    let mut at = 0;
+    while at < size {
+        let start = match seek(base, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Nothing but a hole up to the end.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(base, SeekFrom::Hole(start))?.min(size);
+        copy_extent(base, disk, start, end, cancelled)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn copy_extent(
+    base: &File,
+    disk: &File,
+    start: u64,
+    end: u64,
+    cancelled: &Cancelled,
+) -> io::Result<()> {
+    let (mut from, mut to) = (start, start);
+    while from < end {
+        if cancelled.is_set() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let wanted = usize::try_from((end - from).min(STRIDE)).unwrap_or(BUFFER);
+        match copy_file_range(base, Some(&mut from), disk, Some(&mut to), wanted) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            // Not between these two file systems (copy_file_range(2), ERRORS).
+            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                return copy_through_memory(base, disk, from, end, cancelled);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn copy_through_memory(
+    base: &File,
+    disk: &File,
+    mut at: u64,
+    end: u64,
+    cancelled: &Cancelled,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    while at < end {
+        if cancelled.is_set() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let wanted = usize::try_from(end - at).unwrap_or(BUFFER).min(BUFFER);
+        base.read_exact_at(&mut buffer[..wanted], at)?;
+        disk.write_all_at(&buffer[..wanted], at)?;
+        at += wanted as u64;
+    }
+    Ok(())
+}

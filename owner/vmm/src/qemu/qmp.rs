@@ -1,0 +1,289 @@
+//! The QEMU Machine Protocol over a unix socket: JSON, one message a line
+//! (QEMU `docs/interop/qmp-spec.txt`).
+//!
+//! A [`Monitor`] is one connection, served by a task of its own for as long as the VM lives: it
+//! carries the few commands banger uses and notes why the guest stopped. QEMU is trusted only a
+//! little (a guest may have taken it over): a line has a greatest length, every command a deadline,
+//! and a flood of events is read no faster than [`LINES_PER_SECOND`].
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+/// The longest line taken. QEMU's answers to our commands are below 1 KiB.
+const LINE_LIMIT: usize = 64 * 1024;
+/// How many lines a second are read; a few a day are usual.
+const LINES_PER_SECOND: u32 = 200;
+
+/// A command banger uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Leaves negotiation mode; must be the first.
+    Capabilities,
+    /// Lets the guest's CPUs run.
+    Continue,
+}
+
+impl Command {
+    /// Returns the protocol's name of the command.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Capabilities => "qmp_capabilities",
+            Self::Continue => "cont",
+        }
+    }
+}
+
+/// Why the guest stopped, as QEMU's `SHUTDOWN` event says (`qapi/run-state.json`,
+/// `ShutdownCause`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shutdown {
+    /// The guest switched itself off.
+    PoweredOff,
+    /// The guest restarted itself, which ends the VMM (`-no-reboot`): a reboot or, because of the
+    /// kernel argument `panic=-1`, a panic.
+    Restarted,
+    /// The guest's kernel said that it panicked.
+    Panicked,
+    /// QEMU was told to end, by a signal or a monitor command.
+    Told,
+}
+
+/// Why a command got no good answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum QmpError {
+    /// QEMU closed the connection or broke the protocol.
+    #[error("the monitor connection is closed")]
+    Closed,
+    /// A system call on the socket failed.
+    #[error("using the monitor socket")]
+    Io(#[source] std::io::Error),
+    /// QEMU sent something that is not its protocol.
+    #[error("QEMU's monitor sent {0}")]
+    Protocol(&'static str),
+    /// QEMU refused the command.
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
+#[derive(Debug, Deserialize)]
+struct Message {
+    #[serde(rename = "QMP")]
+    greeting: Option<Greeting>,
+    #[serde(rename = "return")]
+    answer: Option<serde_json::Value>,
+    error: Option<Refusal>,
+    event: Option<String>,
+    #[serde(default)]
+    data: serde_json::Value,
+    id: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Greeting {
+    version: Version,
+}
+
+#[derive(Debug, Deserialize)]
+struct Version {
+    qemu: QemuVersion,
+}
+
+/// QEMU's version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct QemuVersion {
+    /// The first number: 7 of 7.2.22.
+    pub major: u32,
+    /// The second number.
+    pub minor: u32,
+    /// The third number.
+    pub micro: u32,
+}
+
+impl std::fmt::Display for QemuVersion {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+struct Pending {
+    command: Command,
+    answer: oneshot::Sender<Result<serde_json::Value, QmpError>>,
+}
+
+/// A connection to one QEMU's monitor.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    version: QemuVersion,
+    commands: mpsc::Sender<Pending>,
+    shutdown: watch::Receiver<Option<Shutdown>>,
+}
+
+impl Monitor {
+    /// Takes over a fresh connection: reads the greeting and leaves negotiation mode. The caller
+    /// sets the deadline.
+    pub(crate) async fn negotiate(stream: UnixStream) -> Result<Self, QmpError> {
+        let mut lines = Lines::new(stream);
+        // Written before the greeting is read: the answers come in order, and one wait is saved.
+        write_command(&mut lines.stream, Command::Capabilities, 0).await?;
+        let greeting = lines.next_message().await?.greeting;
+        let version = greeting.ok_or(QmpError::Protocol("no greeting"))?.version.qemu;
+        loop {
+            let message = lines.next_message().await?;
+            if let Some(refusal) = message.error {
+                return Err(QmpError::Refused(refusal.desc));
+            }
+            if message.answer.is_some() {
+                break;
+            }
+        }
+        let (commands, requests) = mpsc::channel(4);
+        let (shutdown_writer, shutdown) = watch::channel(None);
+        tokio::spawn(serve(lines, requests, shutdown_writer));
+        Ok(Self { version, commands, shutdown })
+    }
+
+    /// Returns QEMU's version.
+    pub(crate) fn version(&self) -> QemuVersion {
+        self.version
+    }
+
+    /// Returns why the guest stopped, once QEMU has said so.
+    pub(crate) fn shutdown(&self) -> Option<Shutdown> {
+        *self.shutdown.borrow()
+    }
+
+    /// Waits until QEMU has closed the connection, after which [`Self::shutdown`] is final.
+    pub(crate) async fn closed(&self) {
+        let mut shutdown = self.shutdown.clone();
+        while shutdown.changed().await.is_ok() {}
+    }
+
+    /// Runs a command. The caller sets the deadline.
+    pub(crate) async fn run(&self, command: Command) -> Result<serde_json::Value, QmpError> {
+        let (answer, answered) = oneshot::channel();
+        let pending = Pending { command, answer };
+        self.commands.send(pending).await.map_err(|_| QmpError::Closed)?;
+        answered.await.map_err(|_| QmpError::Closed)?
+    }
+}
+
+/// Serves one connection until QEMU closes it or every [`Monitor`] handle is gone.
+async fn serve(
+    mut lines: Lines,
+    mut requests: mpsc::Receiver<Pending>,
+    shutdown: watch::Sender<Option<Shutdown>>,
+) {
+    let mut next_id = 1_u64;
+    let mut waiting: Vec<(u64, Pending)> = Vec::new();
+    loop {
+        tokio::select! {
+            request = requests.recv() => {
+                let Some(pending) = request else { return };
+                // An answer nobody waits for any more (its deadline passed) is dropped when it comes.
+                if write_command(&mut lines.stream, pending.command, next_id).await.is_err() {
+                    return;
+                }
+                waiting.push((next_id, pending));
+                next_id += 1;
+            }
+            message = lines.next_message() => {
+                let Ok(message) = message else { return };
+                if let Some(event) = &message.event {
+                    if let Some(cause) = shutdown_cause(event, &message.data) {
+                        shutdown.send_modify(|known| {
+                            // The first cause stands: a panic is followed by a restart.
+                            known.get_or_insert(cause);
+                        });
+                    }
+                    continue;
+                }
+                let Some(at) = waiting.iter().position(|(id, _)| Some(*id) == message.id) else {
+                    continue;
+                };
+                let (_, pending) = waiting.swap_remove(at);
+                let result = match message.error {
+                    Some(refusal) => Err(QmpError::Refused(refusal.desc)),
+                    None => Ok(message.answer.unwrap_or_default()),
+                };
+                // The asker may have given up; that is its right.
+                drop(pending.answer.send(result));
+            }
+        }
+    }
+}
+
+fn shutdown_cause(event: &str, data: &serde_json::Value) -> Option<Shutdown> {
+    match event {
+        "GUEST_PANICKED" => Some(Shutdown::Panicked),
+        "SHUTDOWN" => Some(match data.get("reason").and_then(serde_json::Value::as_str) {
+            Some("guest-shutdown") => Shutdown::PoweredOff,
+            Some("guest-reset") => Shutdown::Restarted,
+            Some("guest-panic") => Shutdown::Panicked,
+            _ => Shutdown::Told,
+        }),
+        _ => None,
+    }
+}
+
+async fn write_command(stream: &mut UnixStream, command: Command, id: u64) -> Result<(), QmpError> {
+    let line = format!("{{\"execute\":\"{}\",\"id\":{id}}}\n", command.name());
+    stream.write_all(line.as_bytes()).await.map_err(QmpError::Io)
+}
+
+/// Reads bounded lines at a bounded rate.
+struct Lines {
+    stream: UnixStream,
+    buffer: BytesMut,
+    window_start: Instant,
+    window_lines: u32,
+}
+
+impl Lines {
+    fn new(stream: UnixStream) -> Self {
+        Self { stream, buffer: BytesMut::new(), window_start: Instant::now(), window_lines: 0 }
+    }
+
+    /// Returns the next message. Cancel safe: what was read stays in the buffer.
+    async fn next_message(&mut self) -> Result<Message, QmpError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
+                self.keep_to_the_rate().await;
+                let line = self.buffer.split_to(end + 1);
+                return serde_json::from_slice(&line)
+                    .map_err(|_| QmpError::Protocol("a line that is not a QMP message"));
+            }
+            if self.buffer.len() > LINE_LIMIT {
+                return Err(QmpError::Protocol("a line without end"));
+            }
+            self.buffer.reserve(4096);
+            if self.stream.read_buf(&mut self.buffer).await.map_err(QmpError::Io)? == 0 {
+                return Err(QmpError::Closed);
+            }
+        }
+    }
+
+    async fn keep_to_the_rate(&mut self) {
+        let second = Duration::from_secs(1);
+        if self.window_start.elapsed() >= second {
+            self.window_start = Instant::now();
+            self.window_lines = 0;
+        }
+        if self.window_lines >= LINES_PER_SECOND {
+            sleep_until(self.window_start + second).await;
+            self.window_start = Instant::now();
+            self.window_lines = 0;
+        }
+        self.window_lines += 1;
+    }
+}
