@@ -4,6 +4,7 @@
 //! that ships depends on this crate.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod check;
 mod dep_direction;
 mod docs;
@@ -39,6 +40,8 @@ enum Task {
     },
     /// Check that what the documentation names exists
     Docs,
+    /// Measure the numbers of docs/benchmarks.md, each side by side with its peer
+    Bench(bench::Options),
     /// Run the tests, tier by tier, and count them against testing/floors.toml
     Test(test::Options),
 }
@@ -61,6 +64,7 @@ fn run() -> Result<()> {
         Task::Check => check::run(),
         Task::DepDirection { manifest_path } => dep_direction::run(manifest_path.as_deref()),
         Task::Docs => docs::run(),
+        Task::Bench(options) => bench::run(&options),
         Task::Test(options) => test::run(&options),
     }
 }

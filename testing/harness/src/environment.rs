@@ -81,6 +81,13 @@ impl Environment {
         environment
     }
 
+    /// Takes `banger` and `bangerd` from this folder.
+    #[must_use]
+    pub fn with_programs(mut self, folder: PathBuf) -> Self {
+        self.programs = folder;
+        self
+    }
+
     /// Makes a place for another user, with copies of the programs that the
     /// user can reach; needs root.
     #[must_use]

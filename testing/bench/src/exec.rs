@@ -1,0 +1,213 @@
+//! One command in a running guest: the agent's round trip against its parts,
+//! and against `ssh` to the same guest.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use banger_agent_api::{Argument, ExecCall, SpawnBenchCall};
+use banger_guest_client::{AgentClient, BoxedStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::boot::reference;
+use crate::number::{Limit, Number, median_ms};
+use crate::{environment, say};
+
+/// Commands per round.
+const COMMANDS: u32 = 60;
+/// Answer of an echo over an open stream, in bytes.
+const ECHO: usize = 64;
+
+fn words(command: &[&str]) -> Result<Vec<Argument>> {
+    command.iter().map(|word| word.parse::<Argument>().context("an argument")).collect()
+}
+
+fn call(command: &[&str]) -> Result<ExecCall> {
+    Ok(ExecCall {
+        argv: words(command)?,
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        pty: None,
+        stdin: false,
+    })
+}
+
+async fn run(client: &AgentClient, command: &[&str]) -> Result<String> {
+    let (out, err, status) = client.exec(call(command)?).await?.collect(1 << 20).await?;
+    let text = String::from_utf8_lossy(&out).into_owned();
+    ensure!(
+        matches!(status, banger_agent_api::ExitStatus::Code(0)),
+        "{command:?} ended with {status:?}: {text}{}",
+        String::from_utf8_lossy(&err)
+    );
+    Ok(text)
+}
+
+async fn echo(stream: &mut BoxedStream) -> Result<()> {
+    let mut buffer = [7; ECHO];
+    stream.write_all(&buffer).await.context("write to the echo")?;
+    stream.flush().await.context("write to the echo")?;
+    stream.read_exact(&mut buffer).await.context("read from the echo")?;
+    Ok(())
+}
+
+/// Prepares sshd in the guest and a key for it; returns the ssh command.
+async fn prepare_ssh(client: &AgentClient, folder: &Path, port: u16) -> Result<Vec<String>> {
+    let key = folder.join("key");
+    let made = Command::new("/usr/bin/ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+        .arg(&key)
+        .status();
+    ensure!(made.is_ok_and(|status| status.success()), "ssh-keygen (package openssh-client)");
+    let public = std::fs::read_to_string(folder.join("key.pub")).context("read the key")?;
+    let script = format!(
+        "mkdir -p /root/.ssh /run/sshd && chmod 700 /root/.ssh && echo '{}' > /root/.ssh/authorized_keys && \
+         chmod 600 /root/.ssh/authorized_keys && ssh-keygen -A >/dev/null && /usr/sbin/sshd",
+        public.trim()
+    );
+    run(client, &["/bin/sh", "-c", &script]).await?;
+    let known = folder.join("known_hosts");
+    let mut ssh: Vec<String> = [
+        "ssh",
+        "-F",
+        "none",
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "StrictHostKeyChecking=accept-new",
+        "-o",
+    ]
+    .map(str::to_owned)
+    .into();
+    ssh.push(format!("UserKnownHostsFile={}", known.display()));
+    ssh.extend([
+        "-i".to_owned(),
+        key.display().to_string(),
+        "-p".to_owned(),
+        port.to_string(),
+        "root@127.0.0.1".to_owned(),
+    ]);
+    Ok(ssh)
+}
+
+fn ssh_true(ssh: &[String]) -> Result<Duration> {
+    let began = Instant::now();
+    let (program, arguments) = ssh.split_first().context("a command")?;
+    let output = Command::new(program).args(arguments).arg("true").output().context("run ssh")?;
+    if !output.status.success() {
+        bail!("ssh: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(began.elapsed())
+}
+
+fn free_port() -> Result<u16> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("find a port")?;
+    Ok(listener.local_addr().context("find a port")?.port())
+}
+
+pub(crate) fn measure(rounds: u32) -> Result<Vec<Number>> {
+    let environment = environment();
+    let (template, _) = reference(&environment)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start a runtime")?;
+    let folder = environment.home().join("bare");
+    let port = free_port()?;
+    let prepared = template.prepare(&folder)?.forward_ssh(port);
+
+    let (mut execs, mut echoes, mut opened, mut spawns, mut sshs) =
+        (vec![], vec![], vec![], vec![], vec![]);
+    runtime.block_on(async {
+        let mut qemu = prepared.start(false)?;
+        let client = AgentClient::new(Arc::new(qemu.first_word().await?));
+        // A guest that still boots would be measured with its boot.
+        run(&client, &["/bin/sh", "-c", "systemctl is-system-running --wait >/dev/null; true"]).await?;
+        let ssh = prepare_ssh(&client, &folder, port).await?;
+        ssh_true(&ssh)?;
+        for round in 0..rounds {
+            let mut stream = client.echo().await?;
+            for _ in 0..COMMANDS {
+                let began = Instant::now();
+                run(&client, &["/bin/true"]).await?;
+                execs.push(began.elapsed());
+                let began = Instant::now();
+                echo(&mut stream).await?;
+                echoes.push(began.elapsed());
+                let began = Instant::now();
+                drop(client.echo().await?);
+                opened.push(began.elapsed());
+            }
+            let bench = SpawnBenchCall { argv: words(&["/bin/true"])?, rounds: COMMANDS };
+            spawns.push(Duration::from_nanos(client.spawn_bench(bench).await?.median_nanos));
+            for _ in 0..3 {
+                sshs.push(ssh_true(&ssh)?);
+            }
+            say(format_args!(
+                "exec, round {round}: {:.2} ms, echo {:.2} ms, new stream {:.2} ms, spawn {:.2} ms, ssh {:.0} ms",
+                median_ms(&execs),
+                median_ms(&echoes),
+                median_ms(&opened),
+                median_ms(&spawns),
+                median_ms(&sshs)
+            ));
+        }
+        anyhow::Ok(())
+    })?;
+
+    // The whole command line, daemon included, against the whole of ssh.
+    environment.banger(["vm", "start", "reference"]).ok();
+    let _ = environment.exec("reference", ["systemctl", "is-system-running", "--wait"]).run();
+    let whole: Vec<Duration> = (0..rounds * 4)
+        .map(|_| {
+            let began = Instant::now();
+            environment.exec("reference", ["true"]).ok();
+            began.elapsed()
+        })
+        .collect();
+    std::fs::remove_dir_all(&folder).context("remove the copies")?;
+    environment.finish();
+
+    let parts = median_ms(&echoes) + median_ms(&spawns);
+    let ssh = ("`ssh guest true` to the same guest".to_owned(), median_ms(&sshs));
+    Ok(vec![
+        Number {
+            name: "exec: the agent's round trip of `true`".to_owned(),
+            ours: median_ms(&execs),
+            peer: Some((
+                format!(
+                    "echo of {ECHO} bytes over the same channel ({:.2} ms) and the guest's own fork, exec and wait ({:.2} ms)",
+                    median_ms(&echoes),
+                    median_ms(&spawns)
+                ),
+                parts,
+            )),
+            unit: "ms",
+            limit: Limit::AtMostTimes(1.3),
+        },
+        Number {
+            name: "exec: the agent's round trip of `true` against ssh".to_owned(),
+            ours: median_ms(&execs),
+            peer: Some(ssh.clone()),
+            unit: "ms",
+            limit: Limit::FasterBy(8.0),
+        },
+        Number {
+            name: "exec: the whole of `banger vm exec box -- true`".to_owned(),
+            ours: median_ms(&whole),
+            peer: Some(ssh),
+            unit: "ms",
+            limit: Limit::None,
+        },
+        Number {
+            name: "exec: opening a stream and one answer on it".to_owned(),
+            ours: median_ms(&opened),
+            peer: None,
+            unit: "ms",
+            limit: Limit::None,
+        },
+    ])
+}

@@ -1,0 +1,105 @@
+//! The numbers of docs/benchmarks.md, each measured side by side with its peer
+//! in one run: both take turns, so that what else the machine does hits both.
+#![forbid(unsafe_code)]
+
+mod api;
+mod bare;
+mod boot;
+mod exec;
+mod image;
+mod number;
+mod record;
+mod sizes;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use banger_harness::{Contents, Environment};
+use clap::Parser;
+
+use crate::number::Number;
+
+/// What to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    /// From nothing to the end of `true` in a new guest
+    Boot,
+    /// One command in a running guest
+    Exec,
+    /// From a tar to a finished ext4
+    Image,
+    /// Memory and files
+    Sizes,
+    /// All of them
+    All,
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
+struct Arguments {
+    #[arg(value_enum)]
+    what: What,
+    /// Write the results into docs/benchmarks.md
+    #[arg(long)]
+    record: bool,
+    /// How often each side is measured
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+}
+
+/// Prints one line.
+fn say(line: impl std::fmt::Display) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
+
+/// A place with the release build and the default image.
+fn environment() -> Environment {
+    let programs = banger_harness::repository().join("target/release");
+    Environment::new(Contents::Debian).with_programs(programs)
+}
+
+fn run() -> Result<()> {
+    let arguments = Arguments::parse();
+    let wants = |what| arguments.what == What::All || arguments.what == what;
+    let mut numbers: Vec<Number> = Vec::new();
+    if wants(What::Boot) {
+        numbers.extend(boot::measure(arguments.rounds)?);
+    }
+    if wants(What::Exec) {
+        numbers.extend(exec::measure(arguments.rounds)?);
+    }
+    if wants(What::Image) {
+        numbers.extend(image::measure(arguments.rounds.min(3))?);
+    }
+    if wants(What::Sizes) {
+        numbers.extend(sizes::measure()?);
+    }
+    for number in &numbers {
+        say(number);
+    }
+    if arguments.record {
+        record::write(&numbers)?;
+    }
+    let over: Vec<_> = numbers
+        .iter()
+        .filter(|number| !number.is_met())
+        .map(|number| number.name.as_str())
+        .collect();
+    if !over.is_empty() {
+        bail!("over the limit: {}", over.join(", "));
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr().lock(), "bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! `cargo xtask bench`: builds and starts the measuring program.
+//!
+//! That is a crate of its own, `testing/bench`, because it is linked with the
+//! product's own client of the guest agent and this crate is not.
+
+use anyhow::Result;
+
+use crate::process::{cargo, must_succeed};
+
+/// What to measure; `testing/bench` knows the words.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// boot, exec, image, sizes or all
+    #[arg(default_value = "all")]
+    what: String,
+    /// Write the results into docs/benchmarks.md
+    #[arg(long)]
+    record: bool,
+    /// How often each side is measured
+    #[arg(long)]
+    rounds: Option<u32>,
+}
+
+/// Measures with what is built for release.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let built = ["build", "--quiet", "--locked", "--release", "--package"];
+    must_succeed(cargo().args(built).args(["banger-cli", "--package", "banger-daemon"]))?;
+    let mut command = cargo();
+    command.args([
+        "run",
+        "--quiet",
+        "--locked",
+        "--release",
+        "--package",
+        "banger-bench",
+        "--",
+        &options.what,
+    ]);
+    if options.record {
+        command.arg("--record");
+    }
+    if let Some(rounds) = options.rounds {
+        command.args(["--rounds", &rounds.to_string()]);
+    }
+    must_succeed(&mut command)
+}
