@@ -1,9 +1,9 @@
 //! Why the engine refused or failed, with the stable code and the hint that go to the client.
 
 use banger_daemon_api::error::{ApiError, ErrorCode};
-use banger_guest_client::ChannelError;
+use banger_guest_client::{ChannelError, ClientError};
 use banger_store::StoreError;
-use banger_types::{ByteSize, LeaseId, VmId, VmName, VmReference};
+use banger_types::{ByteSize, LeaseId, VmName, VmReference};
 
 use crate::admission::DenyReason;
 use crate::seams::{ArtifactError, DiskError, HostError, VmmError};
@@ -138,14 +138,9 @@ pub enum EngineError {
     /// The channel to the agent failed.
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    /// The agent refused, or broke the protocol.
-    #[error("asking the guest's agent to {call}: {problem}")]
-    Agent {
-        /// What it was asked.
-        call: &'static str,
-        /// What came of it, printable.
-        problem: String,
-    },
+    /// A call to the agent failed.
+    #[error(transparent)]
+    Agent(#[from] ClientError),
     /// A client asked for the end, or something more important came.
     #[error("{what} was cancelled")]
     Cancelled {
@@ -167,15 +162,9 @@ pub enum EngineError {
     /// The daemon is ending.
     #[error("the daemon is ending")]
     ShuttingDown,
-    /// Reconciliation has not run, or has run twice.
+    /// A defect of banger.
     #[error("defect: {0}")]
     Defect(&'static str),
-    /// The VM's task ended, which is a defect.
-    #[error("defect: the task of VM {id} is gone")]
-    TaskGone {
-        /// The VM.
-        id: VmId,
-    },
 }
 
 fn list(names: &[VmName]) -> String {
@@ -226,12 +215,12 @@ impl EngineError {
             Self::Damaged { .. } => ErrorCode::Corrupt,
             Self::GuestEnded { .. } => ErrorCode::GuestFailed,
             Self::GuestSilent { .. } => ErrorCode::Timeout,
-            Self::Channel(_) | Self::Agent { .. } => ErrorCode::AgentUnreachable,
+            Self::Channel(_) | Self::Agent(_) => ErrorCode::AgentUnreachable,
             Self::Cancelled { .. } | Self::Overtaken { .. } => ErrorCode::Cancelled,
             Self::UnknownSignal { .. } => ErrorCode::BadParams,
             Self::ShuttingDown => ErrorCode::Unavailable,
             Self::Store(_) | Self::Host(_) | Self::Io { .. } => ErrorCode::OperationFailed,
-            Self::Defect(_) | Self::TaskGone { .. } => ErrorCode::Internal,
+            Self::Defect(_) => ErrorCode::Internal,
         }
     }
 

@@ -143,17 +143,18 @@ impl Store {
         .await
     }
 
-    /// Adds a VM; the name must be free. Survives a power cut once it returns.
+    /// Adds a VM; the name must be free.
     pub async fn insert_vm<T: Serialize>(
         &self,
         id: &VmId,
         name: &VmName,
         document: &T,
+        durability: Durability,
     ) -> Result<(), StoreError> {
         let text = encode(id, document)?;
         let (id, name) = (id.clone(), name.clone());
         self.call("adding a VM", move |connection, _| {
-            set_durability(connection, Durability::Power)?;
+            set_durability(connection, durability)?;
             let inserted = connection.execute(
                 "INSERT INTO vms (id, name, document, updated_at) VALUES (?1, ?2, ?3, ?4)",
                 params![id.as_str(), name.as_str(), text.get(), Timestamp::now().to_string()],

@@ -16,7 +16,7 @@ async fn open(dir: &Path) -> (Store, Vec<String>) {
 async fn add(store: &Store, name: &str) -> VmId {
     let id = VmId::random();
     let name = name.parse().unwrap();
-    store.insert_vm(&id, &name, &document("new")).await.unwrap();
+    store.insert_vm(&id, &name, &document("new"), Durability::Power).await.unwrap();
     std::fs::create_dir(store.vms_dir().join(id.as_str())).unwrap();
     store.update_vm(&id, &document("kept"), Durability::Power, true).await.unwrap();
     id
@@ -109,7 +109,7 @@ async fn a_row_that_cannot_be_typed_is_told_and_kept() {
     let (store, _) = open(dir.path()).await;
     add(&store, "good").await;
     let bad = VmId::random();
-    store.insert_vm(&bad, &"bad".parse().unwrap(), &7).await.unwrap();
+    store.insert_vm(&bad, &"bad".parse().unwrap(), &7, Durability::Power).await.unwrap();
     let rows = store.vms::<Document>().await.unwrap();
     assert_eq!(rows.rows.len(), 1);
     assert_eq!(rows.unreadable[0].id, bad.as_str());
@@ -122,15 +122,15 @@ async fn names_are_taken_once_and_free_again_after_deletion() {
     let (store, _) = open(dir.path()).await;
     let name: VmName = "box".parse().unwrap();
     let first = VmId::random();
-    store.insert_vm(&first, &name, &document("")).await.unwrap();
+    store.insert_vm(&first, &name, &document(""), Durability::Power).await.unwrap();
     let second = VmId::random();
     assert!(matches!(
-        store.insert_vm(&second, &name, &document("")).await,
+        store.insert_vm(&second, &name, &document(""), Durability::Power).await,
         Err(StoreError::NameTaken { .. })
     ));
     assert!(store.delete_vm(&first).await.unwrap());
     assert!(!store.delete_vm(&first).await.unwrap());
-    store.insert_vm(&second, &name, &document("")).await.unwrap();
+    store.insert_vm(&second, &name, &document(""), Durability::Power).await.unwrap();
     assert!(matches!(
         store.update_vm(&first, &document(""), Durability::Process, false).await,
         Err(StoreError::NoSuchVm { .. })
@@ -166,7 +166,15 @@ async fn a_hundred_writers_of_one_name_have_one_winner() {
     for _ in 0..100 {
         let store = store.clone();
         tasks.spawn(async move {
-            store.insert_vm(&VmId::random(), &"box".parse().unwrap(), &document("")).await.is_ok()
+            store
+                .insert_vm(
+                    &VmId::random(),
+                    &"box".parse().unwrap(),
+                    &document(""),
+                    Durability::Power,
+                )
+                .await
+                .is_ok()
         });
     }
     let winners = tasks.join_all().await.into_iter().filter(|won| *won).count();

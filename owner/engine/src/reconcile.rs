@@ -1,0 +1,261 @@
+//! Bringing the store and the host together when the daemon starts.
+//!
+//! | the row says | VMM | then |
+//! |---|---|---|
+//! | not complete (creation was interrupted) | any | ended, everything removed |
+//! | deleting | any | ended, everything removed |
+//! | bound to a lease | any | ended, everything removed: its client's connection is gone |
+//! | running | alive | adopted |
+//! | stopping | alive | ended, marked stopped |
+//! | starting | alive | ended, marked failed |
+//! | any of these | gone | cleaned, marked stopped or failed |
+//! | stopped, failed | alive (a lost write) | ended, cleaned |
+//!
+//! Where a VMM is, three sources say: `handles.json`, the row, and the host itself (command lines
+//! of our VMMs). Any one of them is enough.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use banger_daemon_api::error::{ApiError, ErrorCode};
+use banger_daemon_api::operation::OperationKind;
+use banger_daemon_api::vm::VmState;
+use banger_types::{OperationId, VmName};
+
+use crate::error::EngineError;
+use crate::record::{Running, VmRecord};
+use crate::seams::{VmmIdentity, VmmProcess};
+use crate::shared::Shared;
+use crate::vm::{Body, Control, clean_runtime, delete, end_process, read_handles};
+
+/// What reconciling found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReconcileReport {
+    /// VMs whose VMM runs on.
+    pub adopted: Vec<VmName>,
+    /// VMs that were thought to run and are marked as not running.
+    pub ended: Vec<VmName>,
+    /// VMs that were half made, half deleted or bound to a lost connection, and are removed.
+    pub removed: Vec<VmName>,
+    /// What of ours is on the host and belongs to no VM, in words with its path or process id.
+    pub orphans: Vec<String>,
+    /// What could not be read or cleaned, in words.
+    pub warnings: Vec<String>,
+}
+
+/// VMMs found on the host, by runtime directory.
+type Found = HashMap<PathBuf, Vec<VmmIdentity>>;
+
+pub(crate) async fn reconcile(
+    shared: &Arc<Shared>,
+) -> Result<(Vec<Body>, ReconcileReport), EngineError> {
+    let mut report = ReconcileReport::default();
+    let rows = shared.store.vms::<VmRecord>().await?;
+    for row in rows.unreadable {
+        report.warnings.push(format!("VM {} cannot be read: {}", row.id, row.problem));
+    }
+    for intent in shared.store.intents().await? {
+        tracing::info!(vm = %intent.vm, step = intent.step, op_id = %intent.op_id, "the daemon ended in this step");
+    }
+    let mut found = find_vmms(shared, &mut report).await;
+    let mut bodies = Vec::new();
+    let mut known = BTreeSet::new();
+    for row in rows.rows {
+        let body = Body::new(Arc::clone(shared), row.document, None);
+        known.insert(body.files.dir().to_owned());
+        known.insert(body.files.runtime_dir().to_owned());
+        let on_host = found.remove(body.files.runtime_dir()).unwrap_or_default();
+        bodies.extend(one(body, on_host, &mut report).await);
+    }
+    for (dir, identities) in found {
+        for identity in identities {
+            report.orphans.push(format!(
+                "process {} runs a VM that is not recorded (runtime directory {})",
+                identity.pid,
+                dir.display()
+            ));
+        }
+    }
+    find_directories(shared, &known, &mut report).await;
+    for warning in &report.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok((bodies, report))
+}
+
+async fn find_vmms(shared: &Arc<Shared>, report: &mut ReconcileReport) -> Found {
+    let mut found = Found::new();
+    for vmm in &shared.vmms {
+        match vmm.find(&shared.runtime_root).await {
+            Ok(list) => {
+                for (dir, identity) in list {
+                    found.entry(dir).or_default().push(identity);
+                }
+            }
+            Err(error) => report.warnings.push(format!("looking for VMMs: {error}")),
+        }
+    }
+    found
+}
+
+/// Directories below ours that no row accounts for.
+async fn find_directories(
+    shared: &Arc<Shared>,
+    known: &BTreeSet<PathBuf>,
+    report: &mut ReconcileReport,
+) {
+    for root in [&shared.vms_dir, &shared.runtime_root] {
+        let Ok(mut entries) = tokio::fs::read_dir(root).await else { continue };
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            let path = entry.path();
+            if !known.contains(&path) {
+                report.orphans.push(format!("{} belongs to no VM", path.display()));
+            }
+        }
+    }
+    report.orphans.sort();
+}
+
+/// Deals with one row; returns the VM unless it is removed.
+async fn one(
+    mut body: Body,
+    on_host: Vec<VmmIdentity>,
+    report: &mut ReconcileReport,
+) -> Option<Body> {
+    let name = body.record.name.clone();
+    let remove = !body.record.complete
+        || body.record.state == VmState::Deleting
+        || body.record.lease.is_some();
+    let handles = read_handles(&body);
+    if body.record.disks.is_none() {
+        body.record.disks = handles.as_ref().map(|handles| handles.disks.clone());
+    }
+    let recorded = body.record.running.as_ref().map(|running| running.identity.clone());
+    let was_running = recorded.is_some();
+    let mut identities: Vec<VmmIdentity> = Vec::new();
+    for identity in
+        handles.map(|handles| handles.identity).into_iter().chain(recorded).chain(on_host)
+    {
+        if !identities.contains(&identity) {
+            identities.push(identity);
+        }
+    }
+    let keep = !remove && body.record.state == VmState::Running;
+    for identity in &identities {
+        if let Err(error) = take_hold(&mut body, identity, keep).await {
+            let error = error.to_api();
+            report.warnings.push(format!("VM {name}: {error}: {}", error.causes.join(": ")));
+        }
+    }
+    let vm = body.record.id.clone();
+    let reporter = |kind| body.shared.operations.begin(kind, OperationId::random());
+    if remove {
+        let control = Control::new(reporter(OperationKind::VmDelete { vm }));
+        let deleted = delete(&mut body, &control).await.map_err(|failure| failure.to_api());
+        let kept = match &deleted {
+            Ok(()) => {
+                report.removed.push(name);
+                None
+            }
+            Err(error) => {
+                report.warnings.push(format!("VM {name} could not be removed: {error}"));
+                Some(body)
+            }
+        };
+        control.reporter.finish(deleted);
+        return kept;
+    }
+    if let Some(process) = body.process.clone().filter(|_| keep) {
+        adopted(&mut body, process.as_ref()).await;
+        report.adopted.push(name);
+        return Some(body);
+    }
+    let settled =
+        matches!(body.record.state, VmState::Stopped | VmState::Failed | VmState::Created);
+    if settled && identities.is_empty() && !was_running && !body.files.runtime_dir().exists() {
+        return Some(body);
+    }
+    let control = Control::new(reporter(OperationKind::VmStop { vm }));
+    let ended = tear_down(&mut body, &control).await;
+    if let Err(error) = &ended {
+        report.warnings.push(format!("VM {name} could not be ended: {error}"));
+    }
+    control.reporter.finish(ended);
+    report.ended.push(name);
+    Some(body)
+}
+
+/// Takes hold of the VMM if it is alive. A second one, or one that is not to be kept and cannot be
+/// talked to, is ended.
+async fn take_hold(body: &mut Body, identity: &VmmIdentity, keep: bool) -> Result<(), EngineError> {
+    let Some(vmm) = body.vmm(identity.kind) else { return Ok(()) };
+    if body.process.is_some() {
+        vmm.end(identity).await?;
+        return Ok(());
+    }
+    let runtime_dir = body.files.runtime_dir().to_owned();
+    match vmm.adopt(identity, &runtime_dir, &body.files.console_log()).await {
+        Ok(process) => {
+            body.process = process;
+            Ok(())
+        }
+        Err(error) => {
+            vmm.end(identity).await?;
+            // Only a VMM that should have been kept is worth a word.
+            if keep { Err(error.into()) } else { Ok(()) }
+        }
+    }
+}
+
+async fn adopted(body: &mut Body, process: &dyn VmmProcess) {
+    let identity = process.identity().clone();
+    body.shared.note_memory(body.id(), body.record.spec.memory_mib, identity.pid);
+    let known = body.record.running.as_ref().is_some_and(|running| running.identity == identity);
+    if !known {
+        // The row was rebuilt from an old mirror; who the guest is can be asked again.
+        body.record.running = Some(Running::new(identity));
+        body.save_or_log(true).await;
+    }
+    body.publish(false);
+}
+
+async fn tear_down(body: &mut Body, control: &Control) -> Result<(), ApiError> {
+    let before = body.record.state;
+    end_process(body, control).await.map_err(|error| error.to_api())?;
+    let errors = clean_runtime(body, control).await;
+    let running = body.record.running.take();
+    let vm = &body.record.name;
+    let (state, message) = match before {
+        VmState::Running => {
+            let rebooted = running.is_some_and(|running| {
+                host_boot_id().is_some_and(|now| now != running.identity.host_boot_id)
+            });
+            if rebooted {
+                (VmState::Stopped, Some(format!("the host was restarted while VM {vm} ran")))
+            } else {
+                (VmState::Failed, Some(format!("the VMM of VM {vm} ended while no daemon ran")))
+            }
+        }
+        VmState::Starting => {
+            (VmState::Failed, Some(format!("the daemon ended while VM {vm} was being started")))
+        }
+        VmState::Stopping => (VmState::Stopped, None),
+        other => (other, None),
+    };
+    if let Some(message) = message {
+        body.record.last_error = Some(ApiError::new(ErrorCode::GuestFailed, message));
+    }
+    body.set_state(state);
+    body.save_or_log(true).await;
+    match errors.into_iter().next() {
+        Some(error) => Err(error.to_api()),
+        None => Ok(()),
+    }
+}
+
+/// Returns the id of the host's boot, which changes with each.
+fn host_boot_id() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned())
+}

@@ -1,0 +1,151 @@
+//! What all VMs' tasks and the engine's handle share. Its locks are held for moments, never
+//! across I/O.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use banger_store::Store;
+use banger_types::{LeaseId, MemoryMib, VmId, VmName};
+use tokio::sync::{mpsc, watch};
+
+use crate::admission::memory_room;
+use crate::error::EngineError;
+use crate::fault::Faults;
+use crate::operation::Operations;
+use crate::seams::{Artifacts, HostFacts, Vmm};
+use crate::vm::{Message, View};
+
+/// Deadlines.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// How long a guest may take from its first instruction to its agent's first word.
+    pub agent_deadline: Duration,
+    /// How long a guest may take to power off before it is killed.
+    pub stop_grace: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        // A guest in software emulation takes 6 s to its agent's first word on an idle host.
+        Self { agent_deadline: Duration::from_secs(180), stop_grace: Duration::from_secs(60) }
+    }
+}
+
+/// A VM from outside its task.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub(crate) name: VmName,
+    pub(crate) mailbox: mpsc::Sender<Message>,
+    pub(crate) view: watch::Receiver<View>,
+}
+
+#[derive(Default)]
+pub(crate) struct Table {
+    pub(crate) vms: HashMap<VmId, Entry>,
+    pub(crate) leases: HashSet<LeaseId>,
+    pub(crate) reconciled: bool,
+    pub(crate) closing: bool,
+}
+
+/// Memory promised to a VM that runs or is being started.
+#[derive(Clone, Copy)]
+struct Promise {
+    bytes: u64,
+    pid: Option<u32>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) vmms: Vec<Arc<dyn Vmm>>,
+    pub(crate) artifacts: Arc<dyn Artifacts>,
+    pub(crate) host: Arc<dyn HostFacts>,
+    pub(crate) operations: Operations,
+    pub(crate) timing: Timing,
+    pub(crate) faults: Faults,
+    pub(crate) vms_dir: PathBuf,
+    pub(crate) runtime_root: PathBuf,
+    table: Mutex<Table>,
+    promises: Mutex<HashMap<VmId, Promise>>,
+}
+
+impl Shared {
+    pub(crate) fn new(config: crate::engine::EngineConfig, store: Store) -> Self {
+        Self {
+            vms_dir: store.vms_dir(),
+            store,
+            vmms: config.vmms,
+            artifacts: config.artifacts,
+            host: config.host,
+            operations: Operations::default(),
+            timing: config.timing,
+            faults: config.faults,
+            runtime_root: config.runtime_dir.join("vms"),
+            table: Mutex::default(),
+            promises: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns how a VM looks now.
+    pub(crate) fn view(&self, id: &VmId) -> Option<View> {
+        self.table().vms.get(id).map(|entry| entry.view.borrow().clone())
+    }
+
+    /// Frees the name of a VM that is gone.
+    pub(crate) fn forget(&self, id: &VmId) {
+        self.table().vms.remove(id);
+        self.release_memory(id);
+    }
+
+    fn promises(&self) -> MutexGuard<'_, HashMap<VmId, Promise>> {
+        self.promises.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Promises memory to a VM about to start, if the host has it.
+    pub(crate) fn promise_memory(&self, id: &VmId, memory: MemoryMib) -> Result<(), EngineError> {
+        let host = self.host.memory()?;
+        let others: Vec<Promise> = self
+            .promises()
+            .iter()
+            .filter(|(other, _)| *other != id)
+            .map(|(_, promise)| *promise)
+            .collect();
+        // Read without the lock; the VMMs only ever take more of what they were promised.
+        let in_use: HashMap<u32, u64> = others
+            .iter()
+            .filter_map(|promise| promise.pid)
+            .map(|pid| (pid, self.host.resident(pid)))
+            .collect();
+        let needed = memory.bytes();
+        let mut promises = self.promises();
+        let running = promises.iter().filter(|(other, _)| *other != id).map(|(_, promise)| {
+            let taken = promise.pid.and_then(|pid| in_use.get(&pid)).copied().unwrap_or(0);
+            (promise.bytes, taken)
+        });
+        memory_room(host, needed, running)?;
+        promises.insert(id.clone(), Promise { bytes: needed, pid: None });
+        Ok(())
+    }
+
+    /// Notes a promise to a VM that runs already.
+    pub(crate) fn note_memory(&self, id: &VmId, memory: MemoryMib, pid: u32) {
+        self.promises().insert(id.clone(), Promise { bytes: memory.bytes(), pid: Some(pid) });
+    }
+
+    /// Says which process the promise is kept to.
+    pub(crate) fn promise_belongs_to(&self, id: &VmId, pid: u32) {
+        if let Some(promise) = self.promises().get_mut(id) {
+            promise.pid = Some(pid);
+        }
+    }
+
+    /// Takes a promise back.
+    pub(crate) fn release_memory(&self, id: &VmId) {
+        self.promises().remove(id);
+    }
+}

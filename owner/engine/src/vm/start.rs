@@ -1,0 +1,513 @@
+//! Starting a VM: steps, each with its undo.
+//!
+//! Everything that a step made is undone in reverse when a later one fails or the action is
+//! cancelled. Disks of a VM that existed before are no step's making, so they stay.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use banger_agent_api::{BootConfig, SessionToken, StaticNetwork};
+use banger_daemon_api::vm::{VmState, VmmChoice};
+use banger_types::{ByteSize, DiskSize};
+use uuid::Uuid;
+
+use super::{Body, Control, console, io, remove_file, remove_tree};
+use crate::error::{EngineError, Failure};
+use crate::guest;
+use crate::record::{Disks, Handles, Running, acceleration_name, vmm_name};
+use crate::seams::{
+    Acceleration, BaseImage, BootKernel, DiskFormat, DiskImage, LaunchPlan, Nic, PlannedDisk,
+    RootDisk, Vmm, VmmError, VmmKind, VmmProcess, VmmState,
+};
+use crate::step::Step;
+
+/// How long a VMM that closed the agent's channel may take to be seen as ended.
+const END_AFTER_CLOSE: Duration = Duration::from_secs(3);
+
+/// QEMU's user-mode network (`-netdev user`): every guest is 10.0.2.15 behind its own gateway.
+const USER_NETWORK: ([u8; 4], u8, [u8; 4], [u8; 4]) =
+    ([10, 0, 2, 15], 24, [10, 0, 2, 2], [10, 0, 2, 3]);
+
+/// What a step made, and so what to undo.
+enum Undo {
+    Promise,
+    Directory(PathBuf),
+    RootDisk(Arc<dyn RootDisk>, DiskImage),
+    File(PathBuf),
+    Vmm(Arc<dyn Vmm>, Arc<dyn VmmProcess>),
+}
+
+/// Where a VM will run, known to be possible.
+struct Chosen {
+    vmm: Arc<dyn Vmm>,
+    acceleration: Acceleration,
+    root_disk: Arc<dyn RootDisk>,
+    /// The image, for a VM that has no disks yet.
+    base: Option<BaseImage>,
+    kernel: BootKernel,
+}
+
+struct Run<'a> {
+    body: &'a mut Body,
+    control: &'a Control,
+    undo: Vec<Undo>,
+}
+
+/// Starts the VM, which does not run. On failure everything this call made is undone; the caller
+/// records what becomes of the VM.
+pub(super) async fn start(body: &mut Body, control: &Control) -> Result<(), Failure> {
+    body.record.last_error = None;
+    body.set_state(VmState::Starting);
+    let mut run = Run { body, control, undo: Vec::new() };
+    match run.all().await {
+        Ok(()) => Ok(()),
+        Err(cause) => {
+            let not_undone = run.undo_all().await;
+            Err(Failure { cause, not_undone })
+        }
+    }
+}
+
+impl Run<'_> {
+    async fn all(&mut self) -> Result<(), EngineError> {
+        self.body.save(false).await?;
+        let chosen = self.check_host().await?;
+        let disks = match self.body.record.disks.clone() {
+            Some(disks) => self.grow_disks(&chosen, disks).await?,
+            None => self.create_disks(&chosen).await?,
+        };
+        let initrd = self.build_initrd().await?;
+        self.create_runtime_directory(&chosen).await?;
+        let process = self.launch(&chosen, &disks, initrd).await?;
+        self.write_handles(&process, disks).await?;
+        self.enter(Step::ResumeVmm).await?;
+        process.resume().await?;
+        self.done(Step::ResumeVmm).await?;
+        self.wait_for_agent(&process).await?;
+        self.record_running(process).await
+    }
+
+    async fn enter(&self, step: Step) -> Result<(), EngineError> {
+        if self.control.interrupted() {
+            return Err(self.cancelled());
+        }
+        self.control.enter(self.body, step).await
+    }
+
+    async fn done(&self, step: Step) -> Result<(), EngineError> {
+        self.control.done(self.body, step).await
+    }
+
+    fn cancelled(&self) -> EngineError {
+        EngineError::Cancelled { what: format!("starting VM {}", self.body.record.name) }
+    }
+
+    async fn check_host(&mut self) -> Result<Chosen, EngineError> {
+        self.enter(Step::CheckHost).await?;
+        let shared = Arc::clone(&self.body.shared);
+        let record = &self.body.record;
+        let kernel = shared.artifacts.kernel(&record.kernel).await?;
+        let base = match record.disks {
+            Some(_) => None,
+            None => Some(shared.artifacts.image(&record.image).await?),
+        };
+        let free = shared.host.free_disk(&shared.vms_dir)?;
+        crate::admission::disk_room(free, &shared.vms_dir)?;
+        let (chosen, why) = self.choose(base, kernel).await?;
+        shared.promise_memory(&self.body.record.id, self.body.record.spec.memory_mib)?;
+        self.undo.push(Undo::Promise);
+        let wanted = self
+            .body
+            .record
+            .spec
+            .root_size
+            .bytes()
+            .saturating_add(self.body.record.spec.work_size.bytes());
+        let notes = &mut self.body.record.notes;
+        notes.insert("VMM choice".to_owned(), why);
+        notes.remove("disk space");
+        if free < wanted {
+            notes.insert(
+                "disk space".to_owned(),
+                format!(
+                    "the disks may grow to {} and the host has {} free",
+                    ByteSize::from_bytes(wanted),
+                    ByteSize::from_bytes(free)
+                ),
+            );
+        }
+        self.done(Step::CheckHost).await?;
+        Ok(chosen)
+    }
+
+    /// Chooses the first VMM, in the order of preference, that can run here and boot from the VM's
+    /// root disk, and says why in one line.
+    async fn choose(
+        &self,
+        base: Option<BaseImage>,
+        kernel: BootKernel,
+    ) -> Result<(Chosen, String), EngineError> {
+        let record = &self.body.record;
+        let wanted = match record.spec.vmm {
+            VmmChoice::Auto => None,
+            VmmChoice::Firecracker => Some(VmmKind::Firecracker),
+            VmmChoice::Qemu => Some(VmmKind::Qemu),
+        };
+        let (mut refused, mut hint) = (Vec::new(), None);
+        for kind in [VmmKind::Firecracker, VmmKind::Qemu] {
+            if wanted.is_some_and(|wanted| wanted != kind) {
+                continue;
+            }
+            let Some(vmm) = self.body.vmm(kind) else {
+                refused.push(format!("{}: this build has no driver for it", vmm_name(kind)));
+                continue;
+            };
+            let acceleration = match vmm.probe().await {
+                Ok(acceleration) => acceleration,
+                Err(error) => {
+                    if let VmmError::Unavailable { hint: what_to_do, .. } = &error {
+                        hint = Some(what_to_do.clone());
+                    }
+                    refused.push(format!("{}: {error}", vmm_name(kind)));
+                    continue;
+                }
+            };
+            let Some(root_disk) = self.root_disk(&vmm, base.as_ref()).await? else {
+                refused.push(format!("{}: it cannot boot from the root disk", vmm_name(kind)));
+                continue;
+            };
+            let how = format!("{} with {}", vmm_name(kind), acceleration_name(acceleration));
+            let why = match (wanted, refused.is_empty()) {
+                (Some(_), _) => format!("{how}, as asked"),
+                (None, true) => format!("{how}, the best that can run here"),
+                (None, false) => format!("{how}, because {}", refused.join("; ")),
+            };
+            return Ok((Chosen { vmm, acceleration, root_disk, base, kernel }, why));
+        }
+        Err(EngineError::NoVmm {
+            why: refused.join("; "),
+            hint: hint.unwrap_or_else(|| "use --vmm auto".to_owned()),
+        })
+    }
+
+    async fn root_disk(
+        &self,
+        vmm: &Arc<dyn Vmm>,
+        base: Option<&BaseImage>,
+    ) -> Result<Option<Arc<dyn RootDisk>>, EngineError> {
+        if let Some(disks) = &self.body.record.disks {
+            return Ok(vmm.root_disks().into_iter().find(|one| one.kind() == disks.root.kind));
+        }
+        let base_dir = base.and_then(|base| base.rootfs.parent()).unwrap_or(Path::new("/"));
+        for one in vmm.root_disks() {
+            if one.usable(base_dir, &self.body.shared.vms_dir).await? {
+                return Ok(Some(one));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn create_disks(&mut self, chosen: &Chosen) -> Result<Disks, EngineError> {
+        let base = chosen
+            .base
+            .as_ref()
+            .ok_or(EngineError::Defect("a VM without disks has no base image"))?;
+        self.enter(Step::CreateVmDirectory).await?;
+        let dir = self.body.files.dir().to_owned();
+        make_dir(&dir).await?;
+        self.undo.push(Undo::Directory(dir.clone()));
+        self.done(Step::CreateVmDirectory).await?;
+
+        self.enter(Step::LinkBaseImage).await?;
+        let link = self.body.files.base();
+        let rootfs = match tokio::fs::hard_link(&base.rootfs, &link).await {
+            Ok(()) => link,
+            // Another file system, or one without links: the image itself is then the base.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::CrossesDevices
+                        | std::io::ErrorKind::TooManyLinks
+                        | std::io::ErrorKind::Unsupported
+                        | std::io::ErrorKind::PermissionDenied
+                ) =>
+            {
+                base.rootfs.clone()
+            }
+            Err(source) => return Err(io("linking", &base.rootfs)(source)),
+        };
+        self.done(Step::LinkBaseImage).await?;
+
+        self.enter(Step::CreateRootDisk).await?;
+        let spec = &self.body.record.spec;
+        let least = DiskSize::try_from(base.size.next_multiple_of(4096)).unwrap_or(spec.root_size);
+        let size = spec.root_size.max(least);
+        let root = chosen.root_disk.create(&rootfs, &dir, "root", size).await?;
+        self.undo.push(Undo::RootDisk(Arc::clone(&chosen.root_disk), root.clone()));
+        self.done(Step::CreateRootDisk).await?;
+
+        self.enter(Step::CreateWorkDisk).await?;
+        let path = self.body.files.work_disk();
+        let work_uuid = Uuid::new_v4();
+        let record = &self.body.record;
+        self.body
+            .shared
+            .artifacts
+            .make_work_disk(&record.image, &path, record.spec.work_size, work_uuid)
+            .await?;
+        self.undo.push(Undo::File(path.clone()));
+        self.done(Step::CreateWorkDisk).await?;
+        let work = DiskImage { path, format: DiskFormat::Raw, kind: "raw".to_owned() };
+        Ok(Disks { root, root_uuid: base.uuid, work, work_uuid })
+    }
+
+    async fn grow_disks(&mut self, chosen: &Chosen, disks: Disks) -> Result<Disks, EngineError> {
+        self.enter(Step::CreateRootDisk).await?;
+        for (what, disk) in [("the root disk", &disks.root), ("the work disk", &disks.work)] {
+            if tokio::fs::symlink_metadata(&disk.path).await.is_err() {
+                return Err(EngineError::Damaged {
+                    what,
+                    vm: self.body.record.name.clone(),
+                    problem: format!("is gone: {}", disk.path.display()),
+                });
+            }
+        }
+        let size = self.body.record.spec.root_size;
+        if chosen.root_disk.measure(&disks.root).await?.size < size.bytes() {
+            chosen.root_disk.grow(&disks.root, size).await?;
+        }
+        self.done(Step::CreateRootDisk).await?;
+        Ok(disks)
+    }
+
+    async fn build_initrd(&mut self) -> Result<PathBuf, EngineError> {
+        self.enter(Step::BuildInitrd).await?;
+        let initrd = self.body.shared.artifacts.initrd(&self.body.record.kernel).await?;
+        self.done(Step::BuildInitrd).await?;
+        Ok(initrd)
+    }
+
+    async fn create_runtime_directory(&mut self, chosen: &Chosen) -> Result<(), EngineError> {
+        self.enter(Step::CreateRuntimeDirectory).await?;
+        let dir = self.body.files.runtime_dir().to_owned();
+        match make_dir(&dir).await {
+            // Left by an end that could not clean up; no VMM uses it, or the VM would be running.
+            Err(EngineError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                chosen.vmm.clean(&dir).await?;
+                remove_tree(&dir).await?;
+                make_dir(&dir).await?;
+            }
+            other => other?,
+        }
+        self.undo.push(Undo::Directory(dir));
+        self.done(Step::CreateRuntimeDirectory).await
+    }
+
+    async fn launch(
+        &mut self,
+        chosen: &Chosen,
+        disks: &Disks,
+        initrd: PathBuf,
+    ) -> Result<Arc<dyn VmmProcess>, EngineError> {
+        self.enter(Step::LaunchVmm).await?;
+        let record = &self.body.record;
+        let mut boot = BootConfig::new(disks.root_uuid);
+        boot.work = Some(disks.work_uuid);
+        boot.hostname = Some(record.name.clone());
+        boot.session = Some(SessionToken(*Uuid::new_v4().as_bytes()));
+        let (address, prefix, gateway, dns) = USER_NETWORK;
+        boot.network = Some(StaticNetwork {
+            address: address.into(),
+            prefix,
+            gateway: Some(gateway.into()),
+            dns: vec![dns.into()],
+        });
+        let disk = |role: &str, image: &DiskImage, read_only| PlannedDisk {
+            role: role.to_owned(),
+            image: image.clone(),
+            read_only,
+        };
+        let mut planned = vec![disk("root", &disks.root, false), disk("work", &disks.work, false)];
+        if let Some((path, uuid)) = &chosen.kernel.modules_disk {
+            boot.modules = Some(*uuid);
+            let image =
+                DiskImage { path: path.clone(), format: DiskFormat::Raw, kind: "raw".to_owned() };
+            planned.push(disk("modules", &image, true));
+        }
+        let kernel_args = boot.to_kernel_args().map_err(|source| EngineError::Io {
+            act: "writing the kernel command line of",
+            object: format!("VM {}", record.name),
+            source: std::io::Error::new(std::io::ErrorKind::InvalidInput, source),
+        })?;
+        let plan = LaunchPlan {
+            id: record.id.clone(),
+            name: record.name.clone(),
+            vcpus: record.spec.vcpus,
+            memory: record.spec.memory_mib,
+            bzimage: chosen.kernel.bzimage.clone(),
+            vmlinux: chosen.kernel.vmlinux.clone(),
+            initrd,
+            kernel_args,
+            disks: planned,
+            nic: Some(Nic::User { outbound: record.spec.nat }),
+            runtime_dir: self.body.files.runtime_dir().to_owned(),
+            console_log: self.body.files.console_log(),
+        };
+        let process = chosen.vmm.launch(plan).await?;
+        self.undo.push(Undo::Vmm(Arc::clone(&chosen.vmm), Arc::clone(&process)));
+        if process.identity().acceleration != chosen.acceleration {
+            self.body.record.notes.insert(
+                "acceleration".to_owned(),
+                format!("{} was expected", acceleration_name(chosen.acceleration)),
+            );
+        }
+        self.done(Step::LaunchVmm).await?;
+        Ok(process)
+    }
+
+    async fn write_handles(
+        &mut self,
+        process: &Arc<dyn VmmProcess>,
+        disks: Disks,
+    ) -> Result<(), EngineError> {
+        self.enter(Step::WriteHandles).await?;
+        let identity = process.identity().clone();
+        let path = self.body.files.handles();
+        let handles =
+            Handles { vm: self.body.record.id.clone(), identity: identity.clone(), disks };
+        handles.write(&path).map_err(io("writing", &path))?;
+        self.undo.push(Undo::File(path));
+        self.body.record.running =
+            Some(Running { guest_ip: Some(USER_NETWORK.0.into()), ..Running::new(identity) });
+        // The record takes over only now: until here the undo list is what knows of new disks.
+        self.body.record.disks = Some(handles.disks);
+        self.body.shared.promise_belongs_to(&self.body.record.id, process.identity().pid);
+        self.body.process = Some(Arc::clone(process));
+        self.body.publish(false);
+        self.body.save(false).await?;
+        self.done(Step::WriteHandles).await
+    }
+
+    async fn wait_for_agent(&mut self, process: &Arc<dyn VmmProcess>) -> Result<(), EngineError> {
+        self.enter(Step::WaitForAgent).await?;
+        let deadline = self.body.shared.timing.agent_deadline;
+        let channel = process.channel();
+        let ready = async {
+            channel.wait_ready().await.map_err(EngineError::from)?;
+            // The first word is the success; who it is comes with it.
+            guest::health(&channel).await
+        };
+        let health = tokio::select! {
+            biased;
+            () = self.control.cancel.cancelled() => return Err(self.cancelled()),
+            () = self.control.force.cancelled() => return Err(self.cancelled()),
+            end = process.wait() => return Err(self.guest_ended(end).await),
+            ready = tokio::time::timeout(deadline, ready) => ready,
+        };
+        let health = match health {
+            Ok(Ok(health)) => health,
+            Ok(Err(error)) => {
+                // A VMM that dies closes the channel first; its death is the better reason.
+                return match tokio::time::timeout(END_AFTER_CLOSE, process.wait()).await {
+                    Ok(end) => Err(self.guest_ended(end).await),
+                    Err(_) => Err(error),
+                };
+            }
+            Err(_) => {
+                return Err(EngineError::GuestSilent {
+                    vm: self.body.record.name.clone(),
+                    seconds: deadline.as_secs(),
+                    console: console::tail(&self.body.files.console_log()).await,
+                });
+            }
+        };
+        if let Some(running) = &mut self.body.record.running {
+            running.boot_id = Some(health.boot_id);
+            running.kernel_release = Some(health.kernel);
+            running.agent_version = Some(health.agent_version);
+        }
+        self.done(Step::WaitForAgent).await?;
+        self.enter(Step::SetIdentity).await?;
+        if let Err(error) = guest::greet(&channel).await {
+            // The guest has its own clock; it runs without this.
+            tracing::warn!(vm = %self.body.record.id, %error, "the guest's clock was not set");
+        }
+        self.done(Step::SetIdentity).await
+    }
+
+    async fn guest_ended(&self, end: VmmState) -> EngineError {
+        EngineError::GuestEnded {
+            vm: self.body.record.name.clone(),
+            last_words: match end {
+                VmmState::Dead { reason } => reason,
+                VmmState::Alive => None,
+            },
+            console: console::tail(&self.body.files.console_log()).await,
+        }
+    }
+
+    async fn record_running(&mut self, process: Arc<dyn VmmProcess>) -> Result<(), EngineError> {
+        self.enter(Step::RecordRunning).await?;
+        self.body.process = Some(process);
+        let complete = self.body.record.complete;
+        self.body.record.complete = true;
+        self.body.record.state = VmState::Running;
+        self.body.record.updated_at = jiff::Timestamp::now();
+        let recorded = match self.body.save(true).await {
+            Ok(()) => self.done(Step::RecordRunning).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = recorded {
+            self.body.record.complete = complete;
+            return Err(error);
+        }
+        self.body.publish(false);
+        Ok(())
+    }
+
+    async fn undo_all(&mut self) -> Vec<EngineError> {
+        let mut errors = Vec::new();
+        let created = !self.body.record.complete;
+        while let Some(undo) = self.undo.pop() {
+            let undone = match undo {
+                Undo::Promise => {
+                    self.body.shared.release_memory(&self.body.record.id);
+                    Ok(false)
+                }
+                Undo::Directory(path) => remove_tree(&path).await,
+                Undo::File(path) => remove_file(&path).await,
+                Undo::RootDisk(driver, disk) => {
+                    driver.remove(&disk).await.map_err(EngineError::from)
+                }
+                Undo::Vmm(vmm, process) => match process.kill().await {
+                    Ok(()) => {
+                        self.body.process = None;
+                        vmm.clean(self.body.files.runtime_dir()).await.map_err(EngineError::from)
+                    }
+                    Err(error) => {
+                        // What a live VMM uses must stay: nothing earlier can be undone either.
+                        self.body.process = Some(process);
+                        errors.push(error.into());
+                        break;
+                    }
+                },
+            };
+            errors.extend(undone.err());
+        }
+        if self.body.process.is_none() {
+            self.body.record.running = None;
+            if created {
+                self.body.record.disks = None;
+            }
+        }
+        errors
+    }
+}
+
+async fn make_dir(path: &Path) -> Result<(), EngineError> {
+    let mut builder = tokio::fs::DirBuilder::new();
+    builder.mode(0o700).create(path).await.map_err(io("making directory", path))
+}

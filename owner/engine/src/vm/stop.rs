@@ -1,0 +1,173 @@
+//! Ending a VM's VMM, cleanly or at once, and removing what it left.
+
+use std::time::Duration;
+
+use banger_daemon_api::error::{ApiError, ErrorCode};
+use banger_daemon_api::vm::VmState;
+
+use super::{Body, Control, collected, remove_file, remove_tree};
+use crate::error::{EngineError, Failure};
+use crate::guest;
+use crate::record::Handles;
+use crate::seams;
+use crate::step::Step;
+
+/// How a VM is to be stopped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stop {
+    /// How long the guest may take to power off.
+    pub(super) grace: Duration,
+    /// Do not ask the guest.
+    pub(super) force: bool,
+}
+
+/// Stops the VM and cleans up to the end. A failure means that its VMM still runs; anything less
+/// is recorded as the VM's last error.
+pub(super) async fn stop(body: &mut Body, control: &Control, how: Stop) -> Result<(), Failure> {
+    body.record.last_error = None;
+    let before = body.record.state;
+    body.set_state(VmState::Stopping);
+    body.save_or_log(false).await;
+    let mut warning = None;
+    if !how.force
+        && let Some(process) = body.process.clone()
+    {
+        warning = power_off(body, control, process.as_ref(), how.grace).await;
+    }
+    if let Err(error) = end_process(body, control).await {
+        body.set_state(before);
+        body.save_or_log(false).await;
+        return Err(error.into());
+    }
+    let mut errors = clean_runtime(body, control).await;
+    body.record.running = None;
+    body.record.last_error = warning;
+    if let Some(error) = collected(std::mem::take(&mut errors)) {
+        body.record.last_error = Some(error);
+    }
+    body.set_state(VmState::Stopped);
+    body.save_or_log(true).await;
+    Ok(())
+}
+
+/// Asks the guest to power off and waits for it; returns what is worth telling when it did not.
+async fn power_off(
+    body: &Body,
+    control: &Control,
+    process: &dyn seams::VmmProcess,
+    grace: Duration,
+) -> Option<ApiError> {
+    if let Err(error) = control.enter(body, Step::StopGuest).await {
+        tracing::warn!(vm = %body.record.id, %error, "the intent to stop was not recorded");
+    }
+    let channel = process.channel();
+    let asked = async {
+        let begun = tokio::time::Instant::now();
+        guest::power_off(&channel, grace).await?;
+        let left = grace.saturating_sub(begun.elapsed());
+        Ok::<bool, EngineError>(tokio::time::timeout(left, process.wait()).await.is_ok())
+    };
+    let vm = &body.record.name;
+    let ended = tokio::select! {
+        biased;
+        () = control.force.cancelled() => return None,
+        // It may be gone before its answer has arrived.
+        _ = process.wait() => Ok(true),
+        ended = asked => ended,
+    };
+    match ended {
+        Ok(true) => None,
+        Ok(false) => Some(ApiError::new(
+            ErrorCode::Timeout,
+            format!(
+                "the guest of VM {vm} had not powered off after {} s and was killed",
+                grace.as_secs()
+            ),
+        )),
+        Err(error) => {
+            let mut warning = ApiError::new(
+                ErrorCode::AgentUnreachable,
+                format!("the guest of VM {vm} could not be asked to power off and was killed"),
+            );
+            let cause = error.to_api();
+            warning.causes.push(cause.message);
+            warning.causes.extend(cause.causes);
+            Some(warning)
+        }
+    }
+}
+
+/// Ends the VMM if it runs. On failure the VM keeps it.
+pub(crate) async fn end_process(body: &mut Body, control: &Control) -> Result<(), EngineError> {
+    log_intent(body, control.enter(body, Step::EndVmm).await);
+    if let Some(process) = body.process.clone() {
+        process.kill().await?;
+        body.process = None;
+        body.publish(false);
+    }
+    log_intent(body, control.done(body, Step::EndVmm).await);
+    Ok(())
+}
+
+/// Removes what the VMM, which has ended, left; goes on to the end and returns what failed.
+pub(crate) async fn clean_runtime(body: &mut Body, control: &Control) -> Vec<EngineError> {
+    log_intent(body, control.enter(body, Step::CleanRuntime).await);
+    let mut errors = Vec::new();
+    let dir = body.files.runtime_dir().to_owned();
+    let kind = body.record.running.as_ref().map(|running| running.identity.kind);
+    let drivers = body.shared.vmms.iter().filter(|vmm| kind.is_none_or(|kind| vmm.kind() == kind));
+    for vmm in drivers {
+        errors.extend(vmm.clean(&dir).await.err().map(EngineError::from));
+    }
+    // The driver's clean-up may be all that failed: what it left goes with the directory.
+    match remove_tree(&dir).await {
+        Ok(_) => errors.clear(),
+        Err(error) => errors.push(error),
+    }
+    // Removed last: while it is there, a restarted daemon looks for the VMM.
+    errors.extend(remove_file(&body.files.handles()).await.err());
+    body.shared.release_memory(body.id());
+    log_intent(body, control.done(body, Step::CleanRuntime).await);
+    errors
+}
+
+/// Ending a VM does not stop where the store or a fault does.
+fn log_intent(body: &Body, result: Result<(), EngineError>) {
+    if let Err(error) = result {
+        tracing::warn!(vm = %body.record.id, %error, "a step of ending a VM was not recorded");
+    }
+}
+
+/// Records the end of a VMM that ended by itself. `expected`: someone sent it a signal.
+pub(super) async fn reap(
+    body: &mut Body,
+    control: &Control,
+    reason: Option<String>,
+    expected: bool,
+) {
+    body.process = None;
+    let errors = clean_runtime(body, control).await;
+    body.record.running = None;
+    body.record.last_error = match reason {
+        Some(reason) if !expected => Some(ApiError::new(
+            ErrorCode::GuestFailed,
+            format!("the VMM of VM {} ended: {reason}", body.record.name),
+        )),
+        _ => collected(errors),
+    };
+    let failed =
+        body.record.last_error.as_ref().is_some_and(|error| error.code == ErrorCode::GuestFailed);
+    body.set_state(if failed { VmState::Failed } else { VmState::Stopped });
+    body.save_or_log(true).await;
+}
+
+/// Returns the identity in `handles.json`, if it can be read.
+pub(crate) fn read_handles(body: &Body) -> Option<Handles> {
+    match Handles::read(&body.files.handles(), body.id()) {
+        Ok(handles) => handles,
+        Err(problem) => {
+            tracing::warn!(vm = %body.record.id, problem, "handles.json cannot be read");
+            None
+        }
+    }
+}
