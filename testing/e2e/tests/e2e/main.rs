@@ -11,4 +11,5 @@ mod daemon;
 mod full_disk;
 mod guest;
 mod refusals;
+mod setup;
 mod verbs;
