@@ -1,3 +1,35 @@
+//! `banger`: the command line. It talks only to `bangerd`, and is the only part that reads the
+//! user's own files.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod agent;
+mod artifacts;
+mod client;
+mod commands;
+mod completion;
+mod console_text;
+mod daemon;
+#[path = "debian_pending.rs"]
+mod debian;
+mod environment;
+mod error;
+mod exec;
+mod host;
+mod host_checks;
+mod interrupt;
+mod operation;
+mod progress;
+mod table;
+mod terminal;
+mod ui;
+mod vm_creation;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+fn main() -> ExitCode {
+    clap_complete::CompleteEnv::with_factory(commands::Cli::command).complete();
+    commands::Cli::parse().run()
+}

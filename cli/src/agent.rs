@@ -1,0 +1,36 @@
+//! Calls to a guest's agent through the daemon, which passes the bytes on.
+
+use banger_agent_api::{
+    Call, MAX_REQUEST, MAX_RESPONSE, Outcome, Request, Response, read_message, write_message,
+};
+use banger_daemon_api::routes;
+use banger_types::VmId;
+use serde::de::DeserializeOwned;
+use tokio::io::AsyncWriteExt;
+
+use crate::client::{Client, UpgradedStream};
+use crate::error::CliError;
+
+/// Makes a call; returns its answer and the stream on which frames follow.
+pub async fn call<T: DeserializeOwned>(
+    client: &Client,
+    vm: &VmId,
+    call: Call,
+) -> Result<(T, UpgradedStream), CliError> {
+    let path = routes::vm(&vm.into(), "/agent");
+    let (_, mut stream) = client
+        .upgrade(&path, routes::AGENT_PROTOCOL)
+        .await
+        .map_err(|error| client.explain(error))?;
+    write_message(&mut stream, &Request::new(call), MAX_REQUEST)
+        .await
+        .map_err(|error| CliError::new("cannot ask the guest's agent").because(&error))?;
+    let _ = stream.flush().await;
+    let response: Response<T> = read_message(&mut stream, MAX_RESPONSE)
+        .await
+        .map_err(|error| CliError::new("the guest's agent does not answer").because(&error))?;
+    match response.outcome {
+        Outcome::Ok(answer) => Ok((answer, stream)),
+        Outcome::Error(error) => Err(CliError::new("the guest's agent refuses").because(&error)),
+    }
+}

@@ -1,0 +1,264 @@
+//! Images and kernels on their way to the daemon.
+//!
+//! The daemon has neither root nor the user's files, so the command line fetches (through the
+//! host's own Debian tools, as the user) and streams, and the daemon builds. When two commands
+//! need the same one at once, the second watches the first, and takes over if that is interrupted.
+
+mod source;
+mod transfer;
+
+use std::path::Path;
+
+use banger_daemon_api::artifact::{Image, ImportImage, ImportKernel, Kernel};
+use banger_daemon_api::error::ErrorCode;
+use banger_daemon_api::routes;
+use banger_types::{ImageName, KernelName};
+
+use source::Source;
+pub use source::TarFile;
+use transfer::Transfer;
+
+use crate::client::{Client, ClientError};
+use crate::debian::{ImageRequest, KernelRequest};
+use crate::error::CliError;
+use crate::host;
+use crate::interrupt::Interrupts;
+use crate::ui::Ui;
+
+/// What to pull, and from where.
+#[derive(Clone, Debug)]
+pub struct ImagePull {
+    /// The image's name, `debian-SUITE` unless a suite is given.
+    pub name: ImageName,
+    /// Instead of the host's own mirror.
+    pub mirror: Option<String>,
+    /// Instead of the one in the name.
+    pub suite: Option<String>,
+    /// The kernel its machines boot unless told otherwise.
+    pub default_kernel: Option<KernelName>,
+    /// Replace an image of this name.
+    pub replace: bool,
+}
+
+impl ImagePull {
+    /// Pulls `name` as its name says.
+    pub fn new(name: ImageName) -> Self {
+        Self { name, mirror: None, suite: None, default_kernel: None, replace: false }
+    }
+
+    fn suite(&self) -> Result<String, CliError> {
+        let from_name = || suite_of(&self.name).map(str::to_owned);
+        self.suite.clone().or_else(from_name).ok_or_else(|| {
+            CliError::new(format!("banger does not know where to get an image {}", self.name))
+                .hint(format!("banger image pull {}", host::DEFAULT_IMAGE))
+                .hint(format!("banger image pull {} --suite SUITE", self.name))
+                .hint(format!("banger image import FILE.tar --name {}", self.name))
+        })
+    }
+}
+
+/// Returns the Debian suite in a name such as `debian-bookworm`.
+fn suite_of(name: &ImageName) -> Option<&str> {
+    name.as_str().strip_prefix("debian-").filter(|suite| {
+        !suite.is_empty() && suite.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+    })
+}
+
+/// Returns whether an image of this name can be pulled without being told from where.
+pub fn can_pull_image(name: &ImageName) -> bool {
+    suite_of(name).is_some()
+}
+
+/// Returns whether a kernel of this name can be pulled.
+pub fn can_pull_kernel(name: &KernelName) -> bool {
+    KernelRequest::from_name(name).is_some()
+}
+
+/// Returns the kernel of a machine when neither the user nor the image says one.
+pub fn default_kernel() -> Result<KernelName, CliError> {
+    host::DEFAULT_KERNEL
+        .parse()
+        .map_err(|error| CliError::new("the default kernel's name is wrong").because(&error))
+}
+
+/// Returns the image, pulled first where it is not here.
+pub async fn ensure_image(
+    ui: &Ui,
+    client: &Client,
+    interrupts: &mut Interrupts,
+    name: &ImageName,
+) -> Result<Image, CliError> {
+    let path = routes::image(name);
+    match client.get(&path).await {
+        Ok(image) => return Ok(image),
+        Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => {}
+        Err(error) => return Err(client.explain(error)),
+    }
+    let pull = ImagePull::new(name.clone());
+    if !can_pull_image(name) {
+        return Err(CliError::new(format!("there is no image {name}"))
+            .hint("banger image list")
+            .hint(format!("banger image import FILE.tar --name {name}")));
+    }
+    ui.status(format_args!(
+        "image {name} is not here yet; building it from this host's Debian mirror"
+    ));
+    match pull_image(ui, client, interrupts, &pull).await {
+        // Another command was quicker.
+        Err(error) if error.is_code(ErrorCode::AlreadyExists) => {}
+        other => other?,
+    }
+    client.get(&path).await.map_err(|error| client.explain(error))
+}
+
+/// Pulls the kernel where it is not here.
+pub async fn ensure_kernel(
+    ui: &Ui,
+    client: &Client,
+    interrupts: &mut Interrupts,
+    name: &KernelName,
+) -> Result<(), CliError> {
+    match client.get::<Kernel>(&routes::kernel(name)).await {
+        Ok(_) => return Ok(()),
+        Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => {}
+        Err(error) => return Err(client.explain(error)),
+    }
+    if !can_pull_kernel(name) {
+        return Err(unknown_kernel(name));
+    }
+    ui.status(format_args!("kernel {name} is not here yet; fetching it through apt"));
+    match pull_kernel(ui, client, interrupts, name, false).await {
+        Err(error) if error.is_code(ErrorCode::AlreadyExists) => Ok(()),
+        other => other,
+    }
+}
+
+fn unknown_kernel(name: &KernelName) -> CliError {
+    CliError::new(format!("there is no kernel {name}, and banger does not know where to get it"))
+        .hint("banger kernel list")
+        .hint(format!("banger kernel pull {}", host::DEFAULT_KERNEL))
+}
+
+/// Builds an image from the host's Debian mirror.
+pub async fn pull_image(
+    ui: &Ui,
+    client: &Client,
+    interrupts: &mut Interrupts,
+    pull: &ImagePull,
+) -> Result<(), CliError> {
+    let suite = pull.suite()?;
+    let begin = ImportImage {
+        name: pull.name.clone(),
+        source: format!("mmdebstrap:{suite}"),
+        default_kernel: pull.default_kernel.clone(),
+        replace: pull.replace,
+    };
+    let request = ImageRequest::new(&suite, pull.mirror.as_deref());
+    let transfer =
+        Transfer { ui, client, subject: format!("image {}", pull.name), path: routes::IMAGES };
+    transfer
+        .run(interrupts, &begin, move |stages| Source::debian_image(&request, stages))
+        .await
+        .map_err(|error| explain_taken(error, "image", pull.name.as_str()))
+}
+
+/// Builds an image from a tar.
+pub async fn import_image(
+    ui: &Ui,
+    client: &Client,
+    interrupts: &mut Interrupts,
+    name: &ImageName,
+    default_kernel: Option<KernelName>,
+    replace: bool,
+    tar: TarFile,
+) -> Result<(), CliError> {
+    let begin = ImportImage {
+        name: name.clone(),
+        source: format!("import:{}", tar.name()),
+        default_kernel,
+        replace,
+    };
+    let transfer = Transfer { ui, client, subject: format!("image {name}"), path: routes::IMAGES };
+    transfer
+        .run_once(interrupts, &begin, move |_| Ok(Source::file(tar)))
+        .await
+        .map_err(|error| explain_taken(error, "image", name.as_str()))
+}
+
+/// Takes a kernel from a Debian package.
+pub async fn pull_kernel(
+    ui: &Ui,
+    client: &Client,
+    interrupts: &mut Interrupts,
+    name: &KernelName,
+    replace: bool,
+) -> Result<(), CliError> {
+    let request = KernelRequest::from_name(name).ok_or_else(|| unknown_kernel(name))?;
+    let begin =
+        ImportKernel { name: name.clone(), source: format!("apt:{}", request.package()), replace };
+    let transfer =
+        Transfer { ui, client, subject: format!("kernel {name}"), path: routes::KERNELS };
+    transfer
+        .run(interrupts, &begin, move |stages| Source::debian_kernel(&request, stages))
+        .await
+        .map_err(|error| explain_taken(error, "kernel", name.as_str()))
+}
+
+fn explain_taken(error: CliError, noun: &str, name: &str) -> CliError {
+    if error.is_code(ErrorCode::AlreadyExists) && error.hints.is_empty() {
+        return error
+            .hint(format!("banger {noun} show {name}"))
+            .hint("--force replaces it; machines made from the old one keep it");
+    }
+    error
+}
+
+/// Returns the name of the image that a tar's file name suggests.
+pub fn image_name_of(path: &Path) -> Result<ImageName, CliError> {
+    const ENDINGS: [&str; 6] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.zstd"];
+    let file = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let stem = ENDINGS.iter().find_map(|ending| file.strip_suffix(ending)).unwrap_or(&file);
+    stem.parse().map_err(|error| {
+        CliError::usage(format!("cannot make an image's name from {}", path.display()))
+            .because(&error)
+            .hint("--name NAME says it")
+    })
+}
+
+/// Shows all failures but the last, and returns that one.
+pub fn report_all(ui: &Ui, mut failures: Vec<CliError>) -> Result<(), CliError> {
+    let last = failures.pop();
+    for failure in &failures {
+        ui.error(failure);
+    }
+    last.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suites_come_from_the_name() {
+        let suite = |name: &str| suite_of(&name.parse().unwrap()).map(str::to_owned);
+        assert_eq!(suite("debian-bookworm").as_deref(), Some("bookworm"));
+        assert_eq!(suite("debian-testing-proposed").as_deref(), Some("testing-proposed"));
+        assert_eq!(suite("debian-12"), None);
+        assert_eq!(suite("alpine"), None);
+    }
+
+    #[test]
+    fn names_come_from_file_names() {
+        for (path, name) in [
+            ("/x/rootfs.tar.zst", "rootfs"),
+            ("Alpine-3.20.tar.gz", "alpine-3.20"),
+            ("a.tgz", "a"),
+            ("plain", "plain"),
+        ] {
+            assert_eq!(image_name_of(Path::new(path)).unwrap().as_str(), name);
+        }
+        for bad in ["-", "/", ".tar", "a b.tar"] {
+            assert!(image_name_of(Path::new(bad)).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Where the bytes of an image or kernel come from.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::debian::{self, ImageRequest, KernelRequest};
+use crate::error::CliError;
+
+/// Receives what a source is doing, in words.
+pub type Stages = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Ends a source from another thread, so that its reader wakes up.
+pub type Stop = Box<dyn Fn() + Send + Sync>;
+
+/// A stream of bytes that may fail at its end.
+pub enum Source {
+    /// A file, or standard input.
+    File(File),
+    /// A root file system that is being made.
+    Debian(debian::TarStream),
+    /// A downloaded package; the directory it is in goes with it.
+    Package(File, debian::DownloadedDeb),
+}
+
+impl Source {
+    /// Streams a tar.
+    pub fn file(tar: TarFile) -> Self {
+        Self::File(tar.file)
+    }
+
+    /// Starts to make a Debian root file system.
+    pub fn debian_image(request: &ImageRequest, stages: Stages) -> Result<Self, CliError> {
+        let stream = debian::image_stream(request, move |stage: &str| stages(stage))?;
+        Ok(Self::Debian(stream))
+    }
+
+    /// Downloads a kernel package.
+    pub fn debian_kernel(request: &KernelRequest, stages: Stages) -> Result<Self, CliError> {
+        let package = debian::kernel_package(request, move |stage: &str| stages(stage))?;
+        let file = File::open(package.path()).map_err(|error| {
+            CliError::new(format!("cannot read {}", package.path().display())).because(&error)
+        })?;
+        Ok(Self::Package(file, package))
+    }
+
+    /// Returns how to end it early, where a reader could wait for long.
+    pub fn stop(&self) -> Option<Stop> {
+        match self {
+            Self::Debian(stream) => {
+                let killer = stream.killer();
+                Some(Box::new(move || killer.kill()))
+            }
+            Self::File(_) | Self::Package(..) => None,
+        }
+    }
+
+    /// Says whether everything that was read is all there is.
+    pub fn finish(self) -> Result<(), CliError> {
+        match self {
+            Self::Debian(stream) => stream.finish().map_err(CliError::from),
+            Self::File(_) | Self::Package(..) => Ok(()),
+        }
+    }
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file) | Self::Package(file, _) => file.read(buffer),
+            Self::Debian(stream) => stream.read(buffer),
+        }
+    }
+}
+
+/// A tar that the user named, open.
+#[derive(Debug)]
+pub struct TarFile {
+    name: String,
+    file: File,
+}
+
+impl TarFile {
+    /// Opens it; `-` is standard input.
+    pub fn open(path: &Path) -> Result<Self, CliError> {
+        let failed = |error: &io::Error| {
+            CliError::new(format!("cannot read {}", path.display())).because(error)
+        };
+        if path == Path::new("-") {
+            let stdin = std::os::fd::AsFd::as_fd(&io::stdin())
+                .try_clone_to_owned()
+                .map_err(|error| failed(&error))?;
+            return Ok(Self { name: "standard input".to_owned(), file: File::from(stdin) });
+        }
+        let file = File::open(path).map_err(|error| failed(&error))?;
+        let metadata = file.metadata().map_err(|error| failed(&error))?;
+        if metadata.is_dir() {
+            return Err(failed(&io::Error::from(io::ErrorKind::IsADirectory)).hint(format!(
+                "tar -C {} --numeric-owner -c . | banger image import - --name NAME",
+                path.display()
+            )));
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { name, file })
+    }
+
+    /// Returns the file's name, for people.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}

@@ -1,0 +1,65 @@
+//! `banger daemon`: look at `bangerd`, or end it.
+
+use clap::Subcommand;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::JsonArgs;
+use crate::error::CliError;
+use crate::table;
+use crate::ui::Ui;
+use crate::{daemon, environment};
+
+/// What can be done with `bangerd`.
+#[derive(Debug, Subcommand)]
+pub enum DaemonCommand {
+    /// Say whether bangerd runs, and how it does
+    Status(JsonArgs),
+    /// End bangerd; machines keep running
+    Stop,
+}
+
+impl DaemonCommand {
+    /// Runs the verb.
+    pub async fn run(self, ui: &Ui) -> Result<(), CliError> {
+        match self {
+            Self::Status(json) => status(ui, json.json).await,
+            Self::Stop => {
+                let client = daemon::client(&environment::direct_mode()?);
+                if daemon::shut_down(&client).await? {
+                    ui.status("bangerd has ended; machines keep running");
+                } else {
+                    ui.status("bangerd was not running");
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn status(ui: &Ui, json: bool) -> Result<(), CliError> {
+    let Some(daemon) = daemon::running().await? else {
+        if json {
+            return ui.json(&json!({ "running": false }));
+        }
+        ui.line("bangerd is not running")?;
+        ui.hint("any command that needs it starts it");
+        return Ok(());
+    };
+    let ping = daemon.ping;
+    if json {
+        return ui.json(&json!({ "running": true, "daemon": ping }));
+    }
+    ui.line(table::facts(&[
+        ("state", "running".to_owned()),
+        ("version", ping.version.clone()),
+        ("pid", ping.pid.to_string()),
+        ("uid", ping.uid.to_string()),
+        ("started", table::ago(ping.started_at, Timestamp::now())),
+        ("socket", daemon.client.socket().display().to_string()),
+        ("state directory", ping.state_dir.clone()),
+        ("cache directory", ping.cache_dir.clone()),
+        ("running VMs", ping.running_vms.to_string()),
+        ("operations", ping.active_operations.to_string()),
+    ]))
+}

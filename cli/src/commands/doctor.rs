@@ -1,0 +1,125 @@
+//! `banger doctor`: what this host can do, and what is in the way.
+
+use banger_daemon_api::daemon::{Check, CheckStatus, DoctorReport};
+use banger_daemon_api::routes;
+use clap::Args;
+use serde_json::json;
+
+use super::JsonArgs;
+use crate::error::{self, CliError};
+use crate::host_checks;
+use crate::table;
+use crate::ui::{Style, Ui};
+use crate::{daemon, environment};
+
+/// Arguments of `banger doctor`.
+#[derive(Args, Debug)]
+#[command(after_help = "Ends with 1 where a check fails.")]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+/// Runs all checks, ours and the daemon's; returns the exit code.
+pub async fn run(ui: &Ui, args: &DoctorArgs) -> Result<u8, CliError> {
+    let mut checks = host_checks::run();
+    match daemon_checks(ui).await {
+        Ok(more) => checks.extend(more),
+        Err(error) => checks.push(Check {
+            name: "bangerd".to_owned(),
+            status: CheckStatus::Fail,
+            detail: std::iter::once(error.message)
+                .chain(error.causes)
+                .collect::<Vec<_>>()
+                .join(": "),
+            hint: error.hints.into_iter().next(),
+        }),
+    }
+    let failed = checks.iter().any(|check| check.status == CheckStatus::Fail);
+    if args.json.json {
+        ui.json(&json!({ "checks": checks, "ok": !failed }))?;
+    } else {
+        ui.line(render(ui, &checks))?;
+    }
+    Ok(if failed { error::FAILED } else { 0 })
+}
+
+async fn daemon_checks(ui: &Ui) -> Result<Vec<Check>, CliError> {
+    let client = daemon::connect(ui).await?;
+    let ping = client.ping().await.map_err(|error| client.explain(error))?;
+    let mode = environment::direct_mode()?;
+    let who = if mode.dropped { "root's own bangerd, dropped to" } else { "your own bangerd," };
+    let mut checks = vec![Check {
+        name: "bangerd".to_owned(),
+        status: CheckStatus::Pass,
+        detail: format!(
+            "{who} uid {}, pid {}, version {}, at {}",
+            ping.uid,
+            ping.pid,
+            ping.version,
+            client.socket().display()
+        ),
+        hint: None,
+    }];
+    let report: DoctorReport =
+        client.get(routes::DOCTOR).await.map_err(|error| client.explain(error))?;
+    checks.extend(report.checks);
+    Ok(checks)
+}
+
+fn render(ui: &Ui, checks: &[Check]) -> String {
+    let mut lines = Vec::new();
+    for check in checks {
+        let (style, word) = match check.status {
+            CheckStatus::Pass => (Style::Good, "PASS"),
+            CheckStatus::Warn => (Style::Caution, "WARN"),
+            CheckStatus::Fail => (Style::Bad, "FAIL"),
+        };
+        let text = table::printable(&format!("{}: {}", check.name, check.detail));
+        lines.push(format!("{}  {text}", ui.styled(style, word)));
+        if let Some(hint) = &check.hint {
+            lines.push(format!(
+                "      {} {}",
+                ui.styled(Style::Hint, "hint:"),
+                table::printable(hint)
+            ));
+        }
+    }
+    let count = |status| checks.iter().filter(|check| check.status == status).count();
+    lines.push(format!(
+        "{} passed, {} warnings, {} failed",
+        count(CheckStatus::Pass),
+        count(CheckStatus::Warn),
+        count(CheckStatus::Fail)
+    ));
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_check_has_a_word_and_its_hint_below() {
+        let check = |name: &str, status, hint: Option<&str>| Check {
+            name: name.to_owned(),
+            status,
+            detail: "as found\x1b".to_owned(),
+            hint: hint.map(str::to_owned),
+        };
+        let checks = [
+            check("git", CheckStatus::Pass, None),
+            check("VMM", CheckStatus::Warn, Some("do this")),
+            check("disk", CheckStatus::Fail, Some("do that")),
+        ];
+        let ui = Ui::new(false, false);
+        insta::assert_snapshot!(render(&ui, &checks), @r"
+        PASS  git: as found�
+        WARN  VMM: as found�
+              hint: do this
+        FAIL  disk: as found�
+              hint: do that
+        1 passed, 1 warnings, 1 failed
+        ");
+    }
+}

@@ -1,0 +1,275 @@
+//! `banger image`: what machines are made from.
+
+use std::path::PathBuf;
+
+use banger_daemon_api::artifact::Image;
+use banger_daemon_api::error::ErrorCode;
+use banger_daemon_api::routes;
+use banger_types::{ByteSize, ImageName, KernelName};
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+
+use super::JsonArgs;
+use crate::artifacts::{self, ImagePull};
+use crate::client::Client;
+use crate::error::CliError;
+use crate::interrupt::Interrupts;
+use crate::ui::Ui;
+use crate::{completion, daemon, host, table};
+
+/// What can be done with images.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// List the images that are here
+    #[command(visible_alias = "ls")]
+    List(JsonArgs),
+    /// Show an image
+    Show(ShowArgs),
+    /// Build an image from this host's Debian mirror
+    Pull(PullArgs),
+    /// Build an image from a tar of a root file system
+    Import(ImportArgs),
+    /// Delete images that no machine uses
+    #[command(visible_alias = "rm")]
+    Delete(DeleteArgs),
+}
+
+/// Arguments of `banger image show`.
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    /// The image
+    #[arg(value_name = "IMAGE", add = completion::images())]
+    name: ImageName,
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+/// Arguments of `banger image pull`.
+#[derive(Args, Debug)]
+pub struct PullArgs {
+    /// The image: debian-SUITE
+    #[arg(value_name = "IMAGE", default_value = host::DEFAULT_IMAGE)]
+    name: ImageName,
+    /// The Debian mirror, instead of the host's own
+    #[arg(long, value_name = "URL")]
+    mirror: Option<String>,
+    /// The Debian suite, instead of the one in the image's name
+    #[arg(long)]
+    suite: Option<String>,
+    /// The kernel its machines boot unless told otherwise
+    #[arg(long, add = completion::kernels())]
+    kernel: Option<KernelName>,
+    /// Replace an image of this name
+    #[arg(long)]
+    force: bool,
+}
+
+/// Arguments of `banger image import`.
+#[derive(Args, Debug)]
+pub struct ImportArgs {
+    /// The tar: plain, gzip or zstd; - is standard input
+    #[arg(value_name = "TAR")]
+    path: PathBuf,
+    /// The image's name [default: from the file's name]
+    #[arg(long)]
+    name: Option<ImageName>,
+    /// The kernel its machines boot unless told otherwise
+    #[arg(long, add = completion::kernels())]
+    kernel: Option<KernelName>,
+    /// Replace an image of this name
+    #[arg(long)]
+    force: bool,
+}
+
+/// Arguments of `banger image delete`.
+#[derive(Args, Debug)]
+pub struct DeleteArgs {
+    /// The images
+    #[arg(required = true, value_name = "IMAGE", add = completion::images())]
+    names: Vec<ImageName>,
+}
+
+impl ImageCommand {
+    /// Runs the verb.
+    pub async fn run(self, ui: &Ui) -> Result<(), CliError> {
+        match self {
+            Self::List(json) => list(ui, json.json).await,
+            Self::Show(args) => show(ui, &args).await,
+            Self::Pull(args) => pull(ui, args).await,
+            Self::Import(args) => import(ui, args).await,
+            Self::Delete(args) => delete(ui, &args).await,
+        }
+    }
+}
+
+async fn list(ui: &Ui, json: bool) -> Result<(), CliError> {
+    let client = daemon::connect(ui).await?;
+    let images: Vec<Image> =
+        client.get(routes::IMAGES).await.map_err(|error| client.explain(error))?;
+    if json {
+        return ui.json(&images);
+    }
+    ui.line(render_list(&images, Timestamp::now()))?;
+    if images.is_empty() {
+        ui.hint(format_args!("banger image pull {}", host::DEFAULT_IMAGE));
+    }
+    Ok(())
+}
+
+fn render_list(images: &[Image], now: Timestamp) -> String {
+    let rows: Vec<_> = images
+        .iter()
+        .map(|image| {
+            [
+                image.name.to_string(),
+                image.os.clone().unwrap_or_else(|| "-".to_owned()),
+                ByteSize::from_bytes(image.allocated).to_string(),
+                image.used_by.len().to_string(),
+                image.source.clone(),
+                table::ago(image.created_at, now),
+            ]
+        })
+        .collect();
+    table::table(["NAME", "OS", "SIZE", "VMS", "SOURCE", "CREATED"], &rows)
+}
+
+/// Gets an image, with hints where it is not here.
+pub async fn get(client: &Client, name: &ImageName) -> Result<Image, CliError> {
+    client
+        .get(&routes::image(name))
+        .await
+        .map_err(|error| explain_missing(client.explain(error), name))
+}
+
+fn explain_missing(error: CliError, name: &ImageName) -> CliError {
+    if !error.is_code(ErrorCode::NotFound) || !error.hints.is_empty() {
+        return error;
+    }
+    let error = error.hint("banger image list");
+    if artifacts::can_pull_image(name) {
+        return error.hint(format!("banger image pull {name}"));
+    }
+    error
+}
+
+async fn show(ui: &Ui, args: &ShowArgs) -> Result<(), CliError> {
+    let client = daemon::connect(ui).await?;
+    let image = get(&client, &args.name).await?;
+    if args.json.json {
+        return ui.json(&image);
+    }
+    ui.line(render_image(&image))
+}
+
+fn render_image(image: &Image) -> String {
+    let init = if image.has_init { "its own" } else { "none; banger's agent is PID 1" };
+    let kernel = image.default_kernel.as_ref().map_or_else(
+        || format!("{} (banger's default)", host::DEFAULT_KERNEL),
+        ToString::to_string,
+    );
+    table::facts(&[
+        ("name", image.name.to_string()),
+        ("id", image.id.clone()),
+        ("os", image.os.clone().unwrap_or_else(|| "-".to_owned())),
+        ("source", image.source.clone()),
+        ("sha256", image.sha256.clone()),
+        ("size", ByteSize::from_bytes(image.size).to_string()),
+        ("on disk", ByteSize::from_bytes(image.allocated).to_string()),
+        ("entries", image.entries.to_string()),
+        ("init", init.to_owned()),
+        ("kernel", kernel),
+        ("created", image.created_at.to_string()),
+        (
+            "used by",
+            if image.used_by.is_empty() { "-".to_owned() } else { image.used_by.join(", ") },
+        ),
+    ])
+}
+
+async fn pull(ui: &Ui, args: PullArgs) -> Result<(), CliError> {
+    let mut interrupts = Interrupts::install()?;
+    let pull = ImagePull {
+        mirror: args.mirror,
+        suite: args.suite,
+        default_kernel: args.kernel,
+        replace: args.force,
+        ..ImagePull::new(args.name)
+    };
+    let client = daemon::connect(ui).await?;
+    artifacts::pull_image(ui, &client, &mut interrupts, &pull).await?;
+    ui.line(&pull.name)
+}
+
+async fn import(ui: &Ui, args: ImportArgs) -> Result<(), CliError> {
+    let mut interrupts = Interrupts::install()?;
+    let name = match args.name {
+        Some(name) => name,
+        None => artifacts::image_name_of(&args.path)?,
+    };
+    let source = artifacts::TarFile::open(&args.path)?;
+    let client = daemon::connect(ui).await?;
+    artifacts::import_image(ui, &client, &mut interrupts, &name, args.kernel, args.force, source)
+        .await?;
+    ui.line(&name)
+}
+
+async fn delete(ui: &Ui, args: &DeleteArgs) -> Result<(), CliError> {
+    let client = daemon::connect(ui).await?;
+    let mut failures = Vec::new();
+    for name in &args.names {
+        match client.delete::<serde_json::Value>(&routes::image(name)).await {
+            Ok(_) => ui.line(name)?,
+            Err(error) => failures.push(explain_missing(client.explain(error), name)),
+        }
+    }
+    artifacts::report_all(ui, failures)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> Image {
+        Image {
+            name: "debian-bookworm".parse().unwrap(),
+            id: "6d3c0b1e-0000-4000-8000-000000000001".to_owned(),
+            sha256: "ab".repeat(32),
+            source: "mmdebstrap:bookworm".to_owned(),
+            size: 8 << 30,
+            allocated: 512 << 20,
+            entries: 12345,
+            os: Some("debian 12".to_owned()),
+            has_init: true,
+            default_kernel: None,
+            created_at: Timestamp::from_second(0).unwrap(),
+            used_by: vec!["box".to_owned()],
+        }
+    }
+
+    #[test]
+    fn the_list_is_a_table() {
+        let now = Timestamp::from_second(7200).unwrap();
+        insta::assert_snapshot!(render_list(&[image()], now), @r"
+        NAME             OS         SIZE  VMS  SOURCE               CREATED
+        debian-bookworm  debian 12  512M  1    mmdebstrap:bookworm  2 hours ago
+        ");
+    }
+
+    #[test]
+    fn an_image_is_shown_as_facts() {
+        insta::assert_snapshot!(render_image(&image()), @r"
+        name:     debian-bookworm
+        id:       6d3c0b1e-0000-4000-8000-000000000001
+        os:       debian 12
+        source:   mmdebstrap:bookworm
+        sha256:   abababababababababababababababababababababababababababababababab
+        size:     8G
+        on disk:  512M
+        entries:  12345
+        init:     its own
+        kernel:   debian-6.12-cloud (banger's default)
+        created:  1970-01-01T00:00:00Z
+        used by:  box
+        ");
+    }
+}

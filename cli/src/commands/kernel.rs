@@ -1,0 +1,199 @@
+//! `banger kernel`: what machines boot.
+
+use banger_daemon_api::artifact::Kernel;
+use banger_daemon_api::error::ErrorCode;
+use banger_daemon_api::routes;
+use banger_types::{ByteSize, KernelName};
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+
+use super::JsonArgs;
+use crate::error::CliError;
+use crate::interrupt::Interrupts;
+use crate::ui::Ui;
+use crate::{artifacts, completion, daemon, host, table};
+
+/// What can be done with kernels.
+#[derive(Debug, Subcommand)]
+pub enum KernelCommand {
+    /// List the kernels that are here
+    #[command(visible_alias = "ls")]
+    List(JsonArgs),
+    /// Show a kernel
+    Show(ShowArgs),
+    /// Take a kernel from a Debian package, by way of the host's apt
+    Pull(PullArgs),
+    /// Delete kernels that no machine uses
+    #[command(visible_alias = "rm")]
+    Delete(DeleteArgs),
+}
+
+/// Arguments of `banger kernel show`.
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    /// The kernel
+    #[arg(value_name = "KERNEL", add = completion::kernels())]
+    name: KernelName,
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+/// Arguments of `banger kernel pull`.
+#[derive(Args, Debug)]
+pub struct PullArgs {
+    /// The kernel: debian-6.12-cloud or debian-6.1-cloud
+    #[arg(value_name = "KERNEL", default_value = host::DEFAULT_KERNEL)]
+    name: KernelName,
+    /// Replace a kernel of this name
+    #[arg(long)]
+    force: bool,
+}
+
+/// Arguments of `banger kernel delete`.
+#[derive(Args, Debug)]
+pub struct DeleteArgs {
+    /// The kernels
+    #[arg(required = true, value_name = "KERNEL", add = completion::kernels())]
+    names: Vec<KernelName>,
+}
+
+impl KernelCommand {
+    /// Runs the verb.
+    pub async fn run(self, ui: &Ui) -> Result<(), CliError> {
+        match self {
+            Self::List(json) => list(ui, json.json).await,
+            Self::Show(args) => show(ui, &args).await,
+            Self::Pull(args) => {
+                let mut interrupts = Interrupts::install()?;
+                let client = daemon::connect(ui).await?;
+                artifacts::pull_kernel(ui, &client, &mut interrupts, &args.name, args.force)
+                    .await?;
+                ui.line(&args.name)
+            }
+            Self::Delete(args) => delete(ui, &args).await,
+        }
+    }
+}
+
+async fn list(ui: &Ui, json: bool) -> Result<(), CliError> {
+    let client = daemon::connect(ui).await?;
+    let kernels: Vec<Kernel> =
+        client.get(routes::KERNELS).await.map_err(|error| client.explain(error))?;
+    if json {
+        return ui.json(&kernels);
+    }
+    ui.line(render_list(&kernels, Timestamp::now()))?;
+    if kernels.is_empty() {
+        ui.hint(format_args!("banger kernel pull {}", host::DEFAULT_KERNEL));
+    }
+    Ok(())
+}
+
+fn render_list(kernels: &[Kernel], now: Timestamp) -> String {
+    let rows: Vec<_> = kernels
+        .iter()
+        .map(|kernel| {
+            [
+                kernel.name.to_string(),
+                kernel.version.clone(),
+                ByteSize::from_bytes(kernel.allocated).to_string(),
+                kernel.used_by.len().to_string(),
+                kernel.source.clone(),
+                table::ago(kernel.imported_at, now),
+            ]
+        })
+        .collect();
+    table::table(["NAME", "VERSION", "SIZE", "VMS", "SOURCE", "IMPORTED"], &rows)
+}
+
+fn explain_missing(error: CliError, name: &KernelName) -> CliError {
+    if !error.is_code(ErrorCode::NotFound) || !error.hints.is_empty() {
+        return error;
+    }
+    let error = error.hint("banger kernel list");
+    if artifacts::can_pull_kernel(name) {
+        return error.hint(format!("banger kernel pull {name}"));
+    }
+    error
+}
+
+async fn show(ui: &Ui, args: &ShowArgs) -> Result<(), CliError> {
+    let client = daemon::connect(ui).await?;
+    let kernel: Kernel = client
+        .get(&routes::kernel(&args.name))
+        .await
+        .map_err(|error| explain_missing(client.explain(error), &args.name))?;
+    if args.json.json {
+        return ui.json(&kernel);
+    }
+    ui.line(render_kernel(&kernel))
+}
+
+fn render_kernel(kernel: &Kernel) -> String {
+    let or_dash = |items: &[String], separator| {
+        if items.is_empty() { "-".to_owned() } else { items.join(separator) }
+    };
+    table::facts(&[
+        ("name", kernel.name.to_string()),
+        ("version", kernel.version.clone()),
+        ("source", kernel.source.clone()),
+        ("sha256", kernel.sha256.clone()),
+        ("on disk", ByteSize::from_bytes(kernel.allocated).to_string()),
+        ("modules", or_dash(&kernel.modules, " ")),
+        ("imported", kernel.imported_at.to_string()),
+        ("used by", or_dash(&kernel.used_by, ", ")),
+    ])
+}
+
+async fn delete(ui: &Ui, args: &DeleteArgs) -> Result<(), CliError> {
+    let client = daemon::connect(ui).await?;
+    let mut failures = Vec::new();
+    for name in &args.names {
+        match client.delete::<serde_json::Value>(&routes::kernel(name)).await {
+            Ok(_) => ui.line(name)?,
+            Err(error) => failures.push(explain_missing(client.explain(error), name)),
+        }
+    }
+    artifacts::report_all(ui, failures)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel() -> Kernel {
+        Kernel {
+            name: "debian-6.12-cloud".parse().unwrap(),
+            version: "6.12.117+deb12-cloud-amd64".to_owned(),
+            sha256: "cd".repeat(32),
+            source: "apt:linux-image-6.12.117+deb12-cloud-amd64=6.12.117-1".to_owned(),
+            modules: vec!["virtio_ring".to_owned(), "virtio".to_owned()],
+            allocated: 48 << 20,
+            imported_at: Timestamp::from_second(0).unwrap(),
+            used_by: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_list_is_a_table() {
+        let now = Timestamp::from_second(90).unwrap();
+        insta::assert_snapshot!(render_list(&[kernel()], now), @r"
+        NAME               VERSION                     SIZE  VMS  SOURCE                                                 IMPORTED
+        debian-6.12-cloud  6.12.117+deb12-cloud-amd64  48M   0    apt:linux-image-6.12.117+deb12-cloud-amd64=6.12.117-1  1 minute ago
+        ");
+    }
+
+    #[test]
+    fn a_kernel_is_shown_as_facts() {
+        insta::assert_snapshot!(render_kernel(&kernel()), @r"
+        name:      debian-6.12-cloud
+        version:   6.12.117+deb12-cloud-amd64
+        source:    apt:linux-image-6.12.117+deb12-cloud-amd64=6.12.117-1
+        sha256:    cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd
+        on disk:   48M
+        modules:   virtio_ring virtio
+        imported:  1970-01-01T00:00:00Z
+        used by:   -
+        ");
+    }
+}

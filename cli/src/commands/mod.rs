@@ -1,0 +1,154 @@
+//! The verbs, one file each, and what they share.
+
+mod completion;
+mod daemon;
+mod doctor;
+mod image;
+mod internal;
+mod kernel;
+mod ps;
+mod version;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::error::{self, CliError};
+use crate::ui::Ui;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  vm run and vm exec end with the command's own code, or 128 + n where signal n ended it.
+  125  banger itself failed before or around that command
+  126  the command cannot be executed, 127 it was not found (in the guest)
+  1    any other verb failed
+  2    the command line is wrong
+  130  interrupted by Ctrl-C (128 + n for another signal)
+  141  nobody reads the output any more
+
+Environment:
+  BANGER_STATE_DIR, BANGER_CACHE_DIR, BANGER_RUNTIME_DIR  where bangerd keeps its files
+  BANGER_MODE       direct (no installation needed) or auto
+  BANGER_BANGERD    the bangerd to start, instead of the one beside banger
+  BANGER_LOG_LEVEL  what bangerd logs: error, warn, info, debug or trace
+  NO_COLOR          no colours, even on a terminal";
+
+/// Real, disposable Linux machines: `banger vm run ./repo -- make test`
+#[derive(Debug, Parser)]
+#[command(
+    name = "banger",
+    version,
+    after_help = "See 'banger help COMMAND' for one command, 'banger --help' for exit codes and environment.",
+    after_long_help = EXIT_CODES,
+    disable_help_subcommand = false,
+    max_term_width = 100
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Debug)]
+struct GlobalArgs {
+    /// Print results and errors only
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Say more about what is done
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Use this user's own bangerd even where banger is installed
+    #[arg(long, global = true)]
+    direct: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make, use and delete machines
+    #[command(subcommand)]
+    Vm(vm::VmCommand),
+    /// List running machines
+    Ps(ps::PsArgs),
+    /// What machines are made from
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// What machines boot
+    #[command(subcommand)]
+    Kernel(kernel::KernelCommand),
+    /// Check what this host can do
+    Doctor(doctor::DoctorArgs),
+    /// Print the version
+    Version(version::VersionArgs),
+    /// Print a completion script for a shell
+    Completion(completion::CompletionArgs),
+    /// Look at bangerd, which does the work in the background
+    #[command(subcommand)]
+    Daemon(daemon::DaemonCommand),
+    #[command(subcommand, hide = true)]
+    Internal(internal::InternalCommand),
+}
+
+impl Command {
+    /// Returns the exit code of banger's own failures in this verb.
+    fn failure_code(&self) -> u8 {
+        match self {
+            Self::Vm(vm::VmCommand::Run(_) | vm::VmCommand::Exec(_)) => error::COMMAND_NOT_REACHED,
+            _ => error::FAILED,
+        }
+    }
+
+    async fn run(self, ui: &Ui) -> Result<u8, CliError> {
+        match self {
+            Self::Vm(command) => command.run(ui).await,
+            Self::Ps(args) => ps::run(ui, &args).await.map(|()| 0),
+            Self::Image(command) => command.run(ui).await.map(|()| 0),
+            Self::Kernel(command) => command.run(ui).await.map(|()| 0),
+            Self::Doctor(args) => doctor::run(ui, &args).await,
+            Self::Version(args) => version::run(ui, &args).map(|()| 0),
+            Self::Completion(args) => completion::run(ui, &args).map(|()| 0),
+            Self::Daemon(command) => command.run(ui).await.map(|()| 0),
+            // Handled before any thread exists.
+            Self::Internal(command) => internal::run(&command).map(|()| 0),
+        }
+    }
+}
+
+impl Cli {
+    /// Runs the verb and turns its end into an exit code.
+    pub fn run(self) -> ExitCode {
+        let ui = Ui::new(self.global.quiet, self.global.verbose > 0);
+        let failure = self.command.failure_code();
+        let result = match self.command {
+            Command::Internal(command) => internal::run(&command).map(|()| 0),
+            command => in_runtime(command.run(&ui)),
+        };
+        match result {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => {
+                ui.error(&error);
+                ExitCode::from(error.exit_code(failure))
+            }
+        }
+    }
+}
+
+fn in_runtime(future: impl Future<Output = Result<u8, CliError>>) -> Result<u8, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::new("cannot start").because(&error))?;
+    let result = runtime.block_on(future);
+    // A thread that still waits for input must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+/// `--json` of every verb that lists or shows.
+#[derive(Args, Debug)]
+pub struct JsonArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,21 @@
+//! `banger vm delete`.
+
+use clap::Args;
+
+use super::{Act, SomeVms, for_each};
+use crate::daemon;
+use crate::error::CliError;
+use crate::ui::Ui;
+
+/// Arguments of `banger vm delete`.
+#[derive(Args, Debug)]
+pub struct DeleteArgs {
+    #[command(flatten)]
+    vms: SomeVms,
+}
+
+/// Deletes machines, running or not.
+pub async fn run(ui: &Ui, args: &DeleteArgs) -> Result<(), CliError> {
+    let client = daemon::connect(ui).await?;
+    for_each(ui, &client, &args.vms.vms, Act::Delete).await
+}

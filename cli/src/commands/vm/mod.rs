@@ -1,0 +1,227 @@
+//! `banger vm`: make, use and delete machines.
+
+mod create;
+mod delete;
+mod exec;
+mod kill;
+pub mod list;
+mod logs;
+mod power;
+mod run;
+mod show;
+
+use std::collections::HashSet;
+
+use banger_daemon_api::error::ErrorCode;
+use banger_daemon_api::operation::OperationStarted;
+use banger_daemon_api::routes;
+use banger_daemon_api::vm::Vm;
+use banger_types::VmReference;
+use clap::{Args, Subcommand};
+
+use crate::client::{Client, ClientError};
+use crate::error::CliError;
+use crate::interrupt::Interrupts;
+use crate::progress::Progress;
+use crate::ui::Ui;
+use crate::{artifacts, completion, operation};
+
+/// What can be done with machines.
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// Make a machine and run a command, or a shell, in it
+    Run(run::RunArgs),
+    /// Run a command, or a shell, in a running machine
+    Exec(exec::ExecArgs),
+    /// Make a machine and start it
+    Create(create::CreateArgs),
+    /// Start stopped machines
+    Start(power::StartArgs),
+    /// Stop machines cleanly; their disks are kept
+    Stop(power::StopArgs),
+    /// Stop machines and start them again
+    Restart(power::StopArgs),
+    /// Send a signal to machines' VMM; KILL ends them at once
+    Kill(kill::KillArgs),
+    /// Delete machines and their disks
+    #[command(visible_alias = "rm")]
+    Delete(delete::DeleteArgs),
+    /// List machines
+    #[command(visible_alias = "ls")]
+    List(super::JsonArgs),
+    /// Show a machine
+    Show(show::ShowArgs),
+    /// Print what a machine wrote to its console
+    Logs(logs::LogsArgs),
+}
+
+impl VmCommand {
+    /// Runs the verb; returns the exit code.
+    pub async fn run(self, ui: &Ui) -> Result<u8, CliError> {
+        match self {
+            Self::Run(args) => return run::run(ui, args).await,
+            Self::Exec(args) => return exec::run(ui, args).await,
+            Self::Create(args) => create::run(ui, &args).await?,
+            Self::Start(args) => power::start(ui, &args).await?,
+            Self::Stop(args) => power::stop(ui, &args).await?,
+            Self::Restart(args) => power::restart(ui, &args).await?,
+            Self::Kill(args) => kill::run(ui, &args).await?,
+            Self::Delete(args) => delete::run(ui, &args).await?,
+            Self::List(json) => list::print(ui, true, json.json).await?,
+            Self::Show(args) => show::run(ui, &args).await?,
+            Self::Logs(args) => logs::run(ui, &args).await?,
+        }
+        Ok(0)
+    }
+}
+
+/// One machine, by name, id or the beginning of its id.
+#[derive(Args, Debug)]
+pub struct OneVm {
+    /// The machine: its name, its id or the beginning of its id
+    #[arg(value_name = "VM", add = completion::vms())]
+    pub vm: VmReference,
+}
+
+/// Some machines.
+#[derive(Args, Debug)]
+pub struct SomeVms {
+    /// The machines: names, ids or beginnings of ids
+    #[arg(required = true, value_name = "VM", add = completion::vms())]
+    pub vms: Vec<VmReference>,
+}
+
+/// Gets a machine; an unknown one brings close names as a hint.
+pub async fn get(client: &Client, reference: &VmReference) -> Result<Vm, CliError> {
+    match client.get(&routes::vm(reference, "")).await {
+        Ok(vm) => Ok(vm),
+        Err(error) => Err(explain_missing(client, reference, error).await),
+    }
+}
+
+async fn explain_missing(client: &Client, reference: &VmReference, error: ClientError) -> CliError {
+    let mut error = client.explain(error);
+    if !error.is_code(ErrorCode::NotFound) {
+        return error;
+    }
+    let known: Vec<Vm> = client.get(routes::VMS).await.unwrap_or_default();
+    if let Some(close) = closest(reference.as_str(), known.iter().map(|vm| vm.name.as_str())) {
+        error.hints.insert(0, format!("did you mean {close}?"));
+    }
+    if !error.hints.iter().any(|hint| hint.contains("banger vm list")) {
+        error = error.hint("banger vm list");
+    }
+    error
+}
+
+/// Returns the name at most two edits away that is nearest.
+fn closest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    const MOST_EDITS: usize = 2;
+    names
+        .map(|name| (edits(text, name), name))
+        .filter(|&(distance, name)| distance <= MOST_EDITS && distance < name.len())
+        .min_by_key(|&(distance, _)| distance)
+        .map(|(_, name)| name)
+}
+
+/// Counts insertions, deletions and replacements between two names (Levenshtein).
+fn edits(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in to.bytes().enumerate() {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[to.len()]
+}
+
+/// What to do with each machine of a command line.
+#[derive(Clone, Copy, Debug)]
+enum Act<'a> {
+    /// Begins an operation by `POST` to this part of its path, with this body.
+    Post(&'a str, &'a serde_json::Value),
+    /// Deletes it.
+    Delete,
+}
+
+/// Does the same to several machines at once; prints their names in the order given.
+async fn for_each(
+    ui: &Ui,
+    client: &Client,
+    vms: &[VmReference],
+    act: Act<'_>,
+) -> Result<(), CliError> {
+    let mut seen = HashSet::new();
+    let mut targets = Vec::new();
+    let mut failures = Vec::new();
+    for reference in vms {
+        match get(client, reference).await {
+            Ok(vm) => {
+                if seen.insert(vm.id.clone()) {
+                    targets.push(vm);
+                }
+            }
+            Err(error) => failures.push(error),
+        }
+    }
+    let alone = targets.len() == 1;
+    let results =
+        futures::future::join_all(targets.iter().map(|vm| act_on(ui, client, vm, act, alone)))
+            .await;
+    for (vm, result) in targets.iter().zip(results) {
+        match result {
+            Ok(()) => ui.line(&vm.name)?,
+            Err(error) => failures.push(error),
+        }
+    }
+    artifacts::report_all(ui, failures)
+}
+
+async fn act_on(
+    ui: &Ui,
+    client: &Client,
+    vm: &Vm,
+    act: Act<'_>,
+    alone: bool,
+) -> Result<(), CliError> {
+    // Listens on its own, so that Ctrl-C reaches every machine's operation.
+    let mut interrupts = Interrupts::install()?;
+    let what = format!("VM {}", vm.name);
+    let reference = VmReference::from(&vm.id);
+    let started: OperationStarted = match act {
+        Act::Post(part, body) => client.post(&routes::vm(&reference, part), body).await,
+        Act::Delete => client.delete(&routes::vm(&reference, "")).await,
+    }
+    .map_err(|error| client.explain(error))?;
+    let progress = if alone { Progress::new(ui, what.clone()) } else { Progress::hidden(ui) };
+    let end =
+        operation::follow(client, started, &|latest| progress.operation(latest), &mut interrupts)
+            .await?;
+    drop(progress);
+    end.into_result(&what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn close_names_are_suggested_far_ones_are_not() {
+        let names = ["box", "web-server", "db"];
+        assert_eq!(closest("bxo", names.into_iter()), Some("box"));
+        assert_eq!(closest("web-srver", names.into_iter()), Some("web-server"));
+        assert_eq!(closest("zzzzzz", names.into_iter()), None);
+        assert_eq!(closest("x", ["ab"].into_iter()), None);
+    }
+
+    #[test]
+    fn edits_are_counted() {
+        assert_eq!(edits("", ""), 0);
+        assert_eq!(edits("abc", ""), 3);
+        assert_eq!(edits("kitten", "sitting"), 3);
+    }
+}

@@ -1,0 +1,160 @@
+//! `banger vm run`: a machine, the user's repository and a command, in one go.
+//!
+//! ```text
+//!   look at the repository ─► daemon ─► image and kernel ─► lease (--rm) ─► create and start
+//!     ─► repository ─► command ─► its exit code;  --rm: delete, and close the lease
+//! ```
+//! Until the command begins, a failure or a signal undoes everything.
+
+use std::path::PathBuf;
+
+use banger_agent_api::GuestPath;
+use banger_daemon_api::vm::{self, Vm};
+use banger_types::VmId;
+use clap::Args;
+
+use super::exec::CommandArgs;
+use crate::client::Client;
+use crate::error::CliError;
+use crate::interrupt::Interrupts;
+use crate::progress::Progress;
+use crate::ui::Ui;
+use crate::vm_creation::{self, CreationArgs, Lease};
+use crate::workspace::{self, GUEST_PATH, Workspace};
+use crate::{daemon, exec};
+
+/// Arguments of `banger vm run`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  banger vm run                             a shell in a new machine
+  banger vm run --rm -- sh -c 'uname -a'    a command, then no machine
+  banger vm run ./repo -- make test         a command on the repository's tracked files
+  banger vm run --name box -d               a machine to use later
+
+With PATH, the tracked files of the git repository around it, as they are in the working
+tree, are put at /root/repo, and the command runs there (in the same subdirectory as PATH).
+The .git directory stays on the host. Without a command, standard input goes to a login shell.")]
+pub struct RunArgs {
+    /// A git repository to take along
+    #[arg(value_name = "PATH")]
+    path: Option<PathBuf>,
+    #[command(flatten)]
+    creation: CreationArgs,
+    /// Delete the machine at the end, however this ends
+    #[arg(long)]
+    rm: bool,
+    /// Leave the machine running and print its name
+    #[arg(short, long, conflicts_with_all = ["rm", "command", "tty", "user", "workdir", "env"])]
+    detach: bool,
+    /// Take untracked files along too; ignored ones never
+    #[arg(long, requires = "path")]
+    include_untracked: bool,
+    #[command(flatten)]
+    command: CommandArgs,
+}
+
+/// Runs it all; returns the command's exit code.
+pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
+    let workspace = match &args.path {
+        Some(path) => Some(open_workspace(ui, path, args.include_untracked)?),
+        None => None,
+    };
+    let directory = workspace.as_ref().map(Workspace::guest_directory).map(GuestPath::new);
+    let directory = directory.transpose().map_err(|error| {
+        CliError::new("cannot name the repository's directory in the machine").because(&error)
+    })?;
+    let only_shell = !args.command.has_command();
+    let exec = args.command.into_exec(directory)?;
+
+    let mut interrupts = Interrupts::install()?;
+    let client = daemon::connect(ui).await?;
+    let lease = if args.rm { Some(Lease::take(&client).await?) } else { None };
+    let record = workspace.as_ref().map(|workspace| vm::Workspace {
+        guest_path: GUEST_PATH.to_owned(),
+        source_path: workspace.top.to_string_lossy().into_owned(),
+        head_commit: workspace.head.clone(),
+    });
+    let vm =
+        vm_creation::create(ui, &client, &mut interrupts, &args.creation, lease.as_ref(), record)
+            .await?;
+    if let Some(workspace) = workspace {
+        put(ui, &client, &mut interrupts, &vm, workspace).await?;
+    }
+    if args.detach {
+        ui.line(&vm.name)?;
+        return Ok(0);
+    }
+    let result = exec::exec(&client, &vm.id, exec, &mut interrupts).await;
+    if args.rm {
+        finish(ui, &client, &vm.id).await;
+    } else if ui.stderr_is_terminal() || result.is_err() {
+        remind(ui, &vm, only_shell);
+    }
+    drop(lease);
+    result
+}
+
+fn open_workspace(
+    ui: &Ui,
+    path: &std::path::Path,
+    include_untracked: bool,
+) -> Result<Workspace, CliError> {
+    let workspace = Workspace::open(path, include_untracked)?;
+    match workspace.skipped_untracked {
+        0 => {}
+        1 => ui.status("1 untracked file stays here (--include-untracked takes it along)"),
+        count => ui.status(format_args!(
+            "{count} untracked files stay here (--include-untracked takes them along)"
+        )),
+    }
+    ui.detail(format_args!("{} files of {}", workspace.len(), workspace.top.display()));
+    Ok(workspace)
+}
+
+/// Copies the repository; what fails or is interrupted here takes the machine with it.
+async fn put(
+    ui: &Ui,
+    client: &Client,
+    interrupts: &mut Interrupts,
+    vm: &Vm,
+    workspace: Workspace,
+) -> Result<(), CliError> {
+    let progress = Progress::new(ui, format!("VM {}", vm.name));
+    let error = tokio::select! {
+        done = workspace::upload(client, &vm.id, workspace, &progress) => match done {
+            Ok(packed) => {
+                drop(progress);
+                if packed.missing > 0 {
+                    ui.detail(format_args!("{} tracked names are deleted here", packed.missing));
+                }
+                return Ok(());
+            }
+            Err(error) => error,
+        },
+        interrupt = interrupts.next() => CliError::interrupted(
+            interrupt,
+            format!("interrupted, VM {} is deleted", vm.name),
+        ),
+    };
+    drop(progress);
+    finish(ui, client, &vm.id).await;
+    Err(error)
+}
+
+/// Deletes the machine; a failure to do so is told, but is not the outcome of the run.
+async fn finish(ui: &Ui, client: &Client, id: &VmId) {
+    if let Err(error) = vm_creation::delete(client, id).await {
+        ui.warning(format_args!("the machine could not be deleted: {error}"));
+        for cause in &error.causes {
+            ui.warning(format_args!("  caused by: {cause}"));
+        }
+    }
+}
+
+fn remind(ui: &Ui, vm: &Vm, only_shell: bool) {
+    let again = if only_shell { "" } else { " -- COMMAND" };
+    ui.status(format_args!(
+        "VM {0} keeps running; banger vm exec {0}{again}, or banger vm delete {0}",
+        vm.name
+    ));
+}

@@ -1,0 +1,119 @@
+//! `banger vm show`.
+
+use banger_daemon_api::vm::Vm;
+use banger_types::ByteSize;
+use clap::Args;
+
+use super::OneVm;
+use crate::commands::JsonArgs;
+use crate::error::CliError;
+use crate::ui::Ui;
+use crate::{daemon, table};
+
+/// Arguments of `banger vm show`.
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    #[command(flatten)]
+    vm: OneVm,
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+/// Shows a machine.
+pub async fn run(ui: &Ui, args: &ShowArgs) -> Result<(), CliError> {
+    let client = daemon::connect(ui).await?;
+    let vm = super::get(&client, &args.vm.vm).await?;
+    if args.json.json {
+        return ui.json(&vm);
+    }
+    ui.line(render(&vm))
+}
+
+fn render(vm: &Vm) -> String {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let mut facts = vec![
+        ("name", vm.name.to_string()),
+        ("id", vm.id.to_string()),
+        ("state", vm.state.to_string()),
+        ("image", vm.image.to_string()),
+        ("kernel", vm.kernel.to_string()),
+        ("vCPUs", vm.spec.vcpus.to_string()),
+        ("memory", vm.spec.memory_mib.to_string()),
+        (
+            "network",
+            format!("{}, {}", vm.network, if vm.spec.nat { "outside reachable" } else { "closed" }),
+        ),
+        ("deleted with client", if vm.ephemeral { "yes" } else { "no" }.to_owned()),
+        ("created", vm.created_at.to_string()),
+        ("changed", vm.updated_at.to_string()),
+        ("console", vm.console_log.clone()),
+    ];
+    if let Some(runtime) = &vm.runtime {
+        facts.extend([
+            ("VMM", format!("{} ({}), pid {}", runtime.vmm, runtime.acceleration, runtime.pid)),
+            ("running kernel", or_dash(runtime.kernel_release.clone())),
+            ("boot id", or_dash(runtime.boot_id.clone())),
+            ("agent", or_dash(runtime.agent_version.clone())),
+            ("address", or_dash(runtime.guest_ip.map(|address| address.to_string()))),
+            ("started", runtime.started_at.to_string()),
+        ]);
+    }
+    if let Some(workspace) = &vm.workspace {
+        facts.push((
+            "workspace",
+            format!("{} from {}", workspace.guest_path, workspace.source_path),
+        ));
+    }
+    for disk in &vm.disks {
+        facts.push((
+            "disk",
+            format!(
+                "{}: {}, {} ({} on the host), {}",
+                disk.role,
+                disk.kind,
+                ByteSize::from_bytes(disk.size),
+                ByteSize::from_bytes(disk.allocated),
+                disk.path
+            ),
+        ));
+    }
+    facts.extend(vm.notes.iter().map(|(name, value)| (name.as_str(), value.clone())));
+    if let Some(error) = &vm.last_error {
+        facts.push(("last error", error.message.clone()));
+        facts.extend(error.causes.iter().map(|cause| ("caused by", cause.clone())));
+    }
+    table::facts(&facts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::vm::list::example;
+
+    #[test]
+    fn a_running_machine_is_shown_as_facts() {
+        insta::assert_snapshot!(render(&example()), @r"
+        name:                 box
+        id:                   0123456789abcdef0123456789abcdef
+        state:                running
+        image:                debian-bookworm
+        kernel:               debian-6.12-cloud
+        vCPUs:                2
+        memory:               1G
+        network:              user, outside reachable
+        deleted with client:  no
+        created:              1970-01-01T00:00:00Z
+        changed:              1970-01-01T00:00:00Z
+        console:              /s/vms/0123/console.log
+        VMM:                  qemu (tcg), pid 4242
+        running kernel:       6.12.117+deb12-cloud-amd64
+        boot id:              5a3c0b1e-0000-4000-8000-000000000002
+        agent:                0.1.0
+        address:              10.0.2.15
+        started:              1970-01-01T00:00:00Z
+        workspace:            /root/repo from /home/u/repo
+        disk:                 root: qcow2-overlay, 8G (1M on the host), /s/vms/0123/root.qcow2
+        VMM choice:           QEMU: no usable KVM
+        ");
+    }
+}

@@ -1,0 +1,178 @@
+//! Every environment variable the command line reads, and the directories that follow from them.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use etcetera::BaseStrategy;
+
+use crate::error::CliError;
+
+/// Direct or system mode: `direct`, `system` or `auto`.
+pub const MODE: &str = "BANGER_MODE";
+/// Where the daemon keeps VMs, images and kernels.
+pub const STATE_DIR: &str = "BANGER_STATE_DIR";
+/// Where the daemon keeps what it can make again.
+pub const CACHE_DIR: &str = "BANGER_CACHE_DIR";
+/// Where the daemon's socket is.
+pub const RUNTIME_DIR: &str = "BANGER_RUNTIME_DIR";
+/// The daemon's executable, instead of the one beside `banger`.
+pub const BANGERD: &str = "BANGER_BANGERD";
+/// How much the daemon logs; passed on to it.
+pub const LOG_LEVEL: &str = "BANGER_LOG_LEVEL";
+const NO_COLOR: &str = "NO_COLOR";
+const TERM: &str = "TERM";
+const XDG_RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
+
+/// The user the daemon runs as when root starts it and there is no system user `banger`. It is in
+/// the range that systemd's "Users, Groups, UIDs and GIDs" leaves unused (60706 to 61183), and
+/// needs no passwd entry.
+pub const FALLBACK_UID: u32 = 60907;
+/// The system user the daemon runs as when root starts it, where it exists.
+pub const SYSTEM_USER: &str = "banger";
+
+/// The daemon's three directories; all absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directories {
+    /// VMs, images, kernels, the store.
+    pub state: PathBuf,
+    /// What can be made again.
+    pub cache: PathBuf,
+    /// Sockets.
+    pub runtime: PathBuf,
+}
+
+/// Whom the daemon runs as, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectMode {
+    /// Its directories.
+    pub directories: Directories,
+    /// The daemon's uid; never 0.
+    pub uid: u32,
+    /// The daemon's gid.
+    pub gid: u32,
+    /// Whether the caller is root, so that the daemon must be dropped to `uid`.
+    pub dropped: bool,
+}
+
+/// Returns whether colours are allowed at all.
+pub fn color_allowed() -> bool {
+    allows_color(env::var_os(NO_COLOR), env::var_os(TERM))
+}
+
+fn allows_color(no_color: Option<OsString>, term: Option<OsString>) -> bool {
+    no_color.is_none_or(|value| value.is_empty()) && term.is_none_or(|value| value != "dumb")
+}
+
+/// Returns the terminal type to tell the guest about.
+pub fn terminal_type() -> Option<OsString> {
+    env::var_os(TERM).filter(|value| !value.is_empty())
+}
+
+/// Works out where the daemon is and whom it runs as.
+pub fn direct_mode() -> Result<DirectMode, CliError> {
+    check_mode(env::var_os(MODE))?;
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
+        let (uid, gid) = dropped_user()?;
+        let directories = Directories {
+            state: override_or(STATE_DIR, "/var/lib/banger-direct")?,
+            cache: override_or(CACHE_DIR, "/var/cache/banger-direct")?,
+            runtime: override_or(RUNTIME_DIR, "/run/banger-direct")?,
+        };
+        return Ok(DirectMode { directories, uid, gid, dropped: true });
+    }
+    let gid = rustix::process::getegid().as_raw();
+    let strategy = etcetera::base_strategy::Xdg::new().map_err(|error| {
+        CliError::new("cannot find your home directory")
+            .because(&error)
+            .hint(format!("set HOME, or {STATE_DIR}, {CACHE_DIR} and {RUNTIME_DIR}"))
+    });
+    let of_home = |pick: fn(&etcetera::base_strategy::Xdg) -> Option<PathBuf>, name| {
+        if let Some(path) = env::var_os(name) {
+            return absolute(name, path);
+        }
+        let strategy = strategy.as_ref().map_err(|error| {
+            CliError::new(error.message.clone()).hint(format!("set HOME or {name}"))
+        })?;
+        Ok(pick(strategy).unwrap_or_default().join("banger"))
+    };
+    let runtime = match (env::var_os(RUNTIME_DIR), env::var_os(XDG_RUNTIME_DIR)) {
+        (Some(path), _) => absolute(RUNTIME_DIR, path)?,
+        (None, Some(path)) if Path::new(&path).is_absolute() => PathBuf::from(path).join("banger"),
+        _ => PathBuf::from(format!("/tmp/banger-runtime-{}", uid.as_raw())),
+    };
+    let directories = Directories {
+        state: of_home(|xdg| xdg.state_dir(), STATE_DIR)?,
+        cache: of_home(|xdg| Some(xdg.cache_dir()), CACHE_DIR)?,
+        runtime,
+    };
+    Ok(DirectMode { directories, uid: uid.as_raw(), gid, dropped: false })
+}
+
+fn check_mode(mode: Option<OsString>) -> Result<(), CliError> {
+    match mode.as_ref().map(|mode| mode.to_str()) {
+        None | Some(Some("" | "direct" | "auto")) => Ok(()),
+        Some(Some("system")) => {
+            Err(CliError::usage(format!("{MODE}=system: banger is not installed here"))
+                .hint(format!("unset {MODE}; direct mode needs no installation")))
+        }
+        Some(_) => Err(CliError::usage(format!("{MODE} is neither direct, system nor auto"))),
+    }
+}
+
+fn override_or(name: &'static str, default: &str) -> Result<PathBuf, CliError> {
+    env::var_os(name).map_or_else(|| Ok(PathBuf::from(default)), |path| absolute(name, path))
+}
+
+fn absolute(name: &'static str, path: OsString) -> Result<PathBuf, CliError> {
+    let path = PathBuf::from(path);
+    if path.is_absolute() && path.file_name().is_some() {
+        return Ok(path);
+    }
+    Err(CliError::usage(format!("{name} must be an absolute path, not {}", path.display())))
+}
+
+fn dropped_user() -> Result<(u32, u32), CliError> {
+    match nix::unistd::User::from_name(SYSTEM_USER) {
+        Ok(Some(user)) if user.uid.is_root() => {
+            Err(CliError::new(format!("the system user {SYSTEM_USER} has uid 0"))
+                .hint("give it a uid of its own; bangerd never runs as root"))
+        }
+        Ok(Some(user)) => Ok((user.uid.as_raw(), user.gid.as_raw())),
+        Ok(None) => Ok((FALLBACK_UID, FALLBACK_UID)),
+        Err(error) => {
+            Err(CliError::new(format!("cannot look up the system user {SYSTEM_USER}"))
+                .because(&error))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_follow_no_color_and_dumb_terminals() {
+        assert!(allows_color(None, None));
+        assert!(allows_color(Some("".into()), Some("xterm".into())));
+        assert!(!allows_color(Some("1".into()), Some("xterm".into())));
+        assert!(!allows_color(None, Some("dumb".into())));
+    }
+
+    #[test]
+    fn relative_directories_are_refused() {
+        for bad in ["", "relative", "./x", "/"] {
+            assert!(absolute(STATE_DIR, bad.into()).is_err(), "{bad:?}");
+        }
+        assert!(absolute(STATE_DIR, "/tmp/x".into()).is_ok());
+    }
+
+    #[test]
+    fn unknown_modes_are_refused() {
+        assert!(check_mode(None).is_ok());
+        assert!(check_mode(Some("direct".into())).is_ok());
+        assert!(check_mode(Some("sideways".into())).is_err());
+        assert!(check_mode(Some("system".into())).is_err());
+    }
+}

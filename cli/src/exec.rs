@@ -1,0 +1,383 @@
+//! Runs a command in a guest with this process's standard streams as its own.
+//!
+//! ```text
+//!   stdin ──thread──► bounded queue ──► frames ──► daemon ──► agent ──► command
+//!   stdout ◄─thread── bounded queue ◄── frames ◄──   ...   ◄── command
+//! ```
+//! A thread per stream reads or writes blockingly, so that any kind of file works; queues are
+//! bounded, so that memory stays flat however much flows. Without a terminal, signals are passed
+//! on to the command; with one, the keys are.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use banger_agent_api::{
+    Argument, Call, EnvironmentEntry, ExecCall, ExecStarted, Frame, FrameReader, FrameWriter,
+    GuestPath, MAX_FRAME_PAYLOAD, PtyCall, SignalNumber, UserSpec,
+};
+use banger_types::VmId;
+use bytes::Bytes;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use tokio::io::AsyncWrite;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::client::Client;
+use crate::error::CliError;
+use crate::interrupt::{Interrupt, Interrupts};
+use crate::terminal::{self, RawMode};
+use crate::{agent, environment};
+
+/// Chunks that wait between a stream and its thread.
+const QUEUE: usize = 8;
+/// A second Ctrl-C this soon ends the client.
+const INSISTENCE: Duration = Duration::from_secs(2);
+
+/// What to run, and how.
+#[derive(Debug)]
+pub struct Exec {
+    /// The command and its arguments.
+    pub argv: Vec<Argument>,
+    /// Environment on top of the user's own in the guest.
+    pub env: Vec<EnvironmentEntry>,
+    /// Working directory.
+    pub cwd: Option<GuestPath>,
+    /// Who runs it.
+    pub user: Option<UserSpec>,
+    /// Give it a terminal.
+    pub tty: bool,
+    /// Pass our standard input on.
+    pub stdin: bool,
+}
+
+/// Returns the command of an interactive shell: the guest user's own, as a login shell.
+pub fn login_shell() -> Vec<Argument> {
+    ["/bin/sh", "-c", "exec \"${SHELL:-/bin/sh}\" -l"]
+        .into_iter()
+        .filter_map(|text| Argument::new(text).ok())
+        .collect()
+}
+
+/// Runs the command; returns its exit code, 128 plus the signal's number where one ended it.
+pub async fn exec(
+    client: &Client,
+    vm: &VmId,
+    exec: Exec,
+    interrupts: &mut Interrupts,
+) -> Result<u8, CliError> {
+    let pty = exec.tty.then(|| PtyCall {
+        size: terminal::size(),
+        term: environment::terminal_type()
+            .and_then(|term| Argument::new(std::os::unix::ffi::OsStringExt::into_vec(term)).ok()),
+    });
+    let call = Call::Exec(ExecCall {
+        argv: exec.argv,
+        env: exec.env,
+        cwd: exec.cwd,
+        user: exec.user,
+        pty,
+        stdin: exec.stdin,
+    });
+    let (_, stream): (ExecStarted, _) = tokio::select! {
+        opened = agent::call(client, vm, call) => opened?,
+        interrupt = interrupts.next() => {
+            return Err(CliError::interrupted(interrupt, "interrupted before the command began"));
+        }
+    };
+    let (reader, writer) = tokio::io::split(stream);
+    // Raw from here on; the guard restores the terminal however this function ends.
+    let raw = if exec.tty && io::IsTerminal::is_terminal(&io::stdin()) {
+        Some(RawMode::enter()?)
+    } else {
+        None
+    };
+    let input = exec.stdin.then(read_stdin);
+    let (control, commands) = mpsc::channel(QUEUE);
+    let sender = tokio::spawn(send_frames(FrameWriter::new(writer), input, commands));
+    let code = tokio::select! {
+        code = receive(FrameReader::new(reader)) => code,
+        interrupt = pass_signals(exec.tty, interrupts, &control) => {
+            Err(CliError::interrupted(interrupt, "interrupted, the command is ended"))
+        }
+    };
+    sender.abort();
+    drop(raw);
+    code
+}
+
+/// Writes what comes from standard input and from signals to the guest.
+async fn send_frames(
+    mut writer: FrameWriter<impl AsyncWrite + Unpin>,
+    mut input: Option<mpsc::Receiver<Bytes>>,
+    mut commands: mpsc::Receiver<Frame>,
+) {
+    loop {
+        let frame = tokio::select! {
+            biased;
+            command = commands.recv() => match command {
+                Some(frame) => frame,
+                None => return,
+            },
+            bytes = next_input(&mut input) => match bytes {
+                Some(bytes) => Frame::Stdin(bytes),
+                None => {
+                    input = None;
+                    Frame::StdinEnd
+                }
+            },
+        };
+        // When the guest is gone, the receiving side says so.
+        if writer.send(&frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn next_input(input: &mut Option<mpsc::Receiver<Bytes>>) -> Option<Bytes> {
+    match input {
+        Some(input) => input.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Passes signals on until the user insists, and window sizes for as long as there is a terminal.
+/// Returns when the client should end without waiting for the command.
+async fn pass_signals(
+    tty: bool,
+    interrupts: &mut Interrupts,
+    control: &mpsc::Sender<Frame>,
+) -> Interrupt {
+    let mut resized = if tty { signal(SignalKind::window_change()).ok() } else { None };
+    let mut last_interrupt: Option<Instant> = None;
+    loop {
+        let interrupt = tokio::select! {
+            interrupt = interrupts.next() => interrupt,
+            () = next_resize(&mut resized) => {
+                // A full queue means that the guest is behind; the next change will do.
+                let _ = control.try_send(Frame::Resize(terminal::size()));
+                continue;
+            }
+        };
+        // With a terminal the keys reach the command, so a signal is meant for us.
+        if tty {
+            return interrupt;
+        }
+        let insists = interrupt == Interrupt::Interrupt
+            && last_interrupt.is_some_and(|last| last.elapsed() < INSISTENCE);
+        let Some(number) = SignalNumber::new(interrupt.number()).filter(|_| !insists) else {
+            return interrupt;
+        };
+        if interrupt == Interrupt::Interrupt {
+            last_interrupt = Some(Instant::now());
+        }
+        // A guest that takes no more input takes no signal either: then the client ends.
+        let sent = control.send_timeout(Frame::Signal(number), INSISTENCE).await;
+        if sent.is_err() || tokio::time::timeout(INSISTENCE, drained(control)).await.is_err() {
+            return interrupt;
+        }
+    }
+}
+
+async fn next_resize(resized: &mut Option<tokio::signal::unix::Signal>) {
+    if let Some(signal) = resized
+        && signal.recv().await.is_some()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+/// Waits until every queued frame was taken to be sent.
+async fn drained(control: &mpsc::Sender<Frame>) {
+    // All permits are free exactly when the queue is empty.
+    let _ = control.reserve_many(control.max_capacity()).await;
+}
+
+/// Writes what the guest sends to our streams, until the command ends.
+async fn receive(
+    mut reader: FrameReader<impl tokio::io::AsyncRead + Unpin>,
+) -> Result<u8, CliError> {
+    let (stdout, stdout_end) = write_stream(io::stdout());
+    let (stderr, stderr_end) = write_stream(io::stderr());
+    let code = loop {
+        let frame = reader.next().await.map_err(|error| {
+            CliError::new("the connection to the machine broke").because(&error)
+        })?;
+        match frame {
+            Some(Frame::Stdout(bytes)) => {
+                if stdout.send(bytes).await.is_err() {
+                    break None;
+                }
+            }
+            Some(Frame::Stderr(bytes)) => {
+                // As for any program, a lost standard error is no reason to end.
+                let _ = stderr.send(bytes).await;
+            }
+            Some(Frame::Exit(status)) => break Some(status.shell_code()),
+            Some(Frame::Error(error)) => {
+                return Err(
+                    CliError::new("the command failed in the guest's agent").because(&error)
+                );
+            }
+            Some(_) => {}
+            None => {
+                return Err(CliError::new("the machine ended before the command did")
+                    .hint("banger vm list"));
+            }
+        }
+    };
+    drop((stdout, stderr));
+    if let Ok(Err(error)) = stdout_end.await {
+        return Err(CliError::output(&error));
+    }
+    let _ = stderr_end.await;
+    code.ok_or_else(CliError::output_closed)
+}
+
+/// Reads standard input in a thread; the queue ends with it.
+fn read_stdin() -> mpsc::Receiver<Bytes> {
+    let (queue, receiver) = mpsc::channel(QUEUE);
+    thread::spawn(move || {
+        let stdin = io::stdin();
+        let mut buffer = vec![0; MAX_FRAME_PAYLOAD];
+        loop {
+            match rustix::io::read(stdin.as_fd(), &mut buffer) {
+                Ok(0) => return,
+                Ok(count) => {
+                    if queue.blocking_send(Bytes::copy_from_slice(&buffer[..count])).is_err() {
+                        return;
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => wait_for(stdin.as_fd(), PollFlags::IN),
+                // As at the end: there is nothing more to pass on.
+                Err(_) => return,
+            }
+        }
+    });
+    receiver
+}
+
+/// Writes a stream in a thread, which ends with the queue or with the first error.
+fn write_stream(
+    stream: impl AsFd + Send + 'static,
+) -> (mpsc::Sender<Bytes>, oneshot::Receiver<io::Result<()>>) {
+    let (queue, mut receiver) = mpsc::channel::<Bytes>(QUEUE);
+    let (report, end) = oneshot::channel();
+    thread::spawn(move || {
+        let mut result = Ok(());
+        while let Some(bytes) = receiver.blocking_recv() {
+            result = write_all(&stream, &bytes);
+            if result.is_err() {
+                break;
+            }
+        }
+        // Whoever hears of the end finds the queue closed.
+        drop(receiver);
+        let _ = report.send(result);
+    });
+    (queue, end)
+}
+
+fn write_all(stream: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(&stream, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => wait_for(stream.as_fd(), PollFlags::OUT),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Waits for a stream that somebody made non-blocking.
+fn wait_for(stream: std::os::fd::BorrowedFd<'_>, flags: PollFlags) {
+    let _ = poll(&mut [PollFd::from_borrowed_fd(stream, flags)], None);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use banger_agent_api::{AgentError, ErrorCode, ExitStatus};
+    use std::io::Read;
+
+    fn encoded(frames: &[Frame]) -> Vec<u8> {
+        let mut out = bytes::BytesMut::new();
+        frames.iter().for_each(|frame| frame.encode(&mut out));
+        out.to_vec()
+    }
+
+    #[tokio::test]
+    async fn the_commands_end_becomes_the_exit_code() {
+        for (status, code) in
+            [(ExitStatus::Code(0), 0), (ExitStatus::Code(255), 255), (ExitStatus::Signal(9), 137)]
+        {
+            let frames = encoded(&[Frame::Unknown(200), Frame::Exit(status)]);
+            assert_eq!(receive(FrameReader::new(&frames[..])).await.unwrap(), code);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_an_end_is_a_failure_not_a_success() {
+        let error = receive(FrameReader::new(&b""[..])).await.unwrap_err();
+        assert!(error.message.contains("ended before the command did"), "{error}");
+        let error = receive(FrameReader::new(&[7u8, 0, 0][..])).await.unwrap_err();
+        assert!(error.message.contains("broke"), "{error}");
+        let frames = encoded(&[Frame::Error(AgentError::new(ErrorCode::Failed, "x"))]);
+        assert!(receive(FrameReader::new(&frames[..])).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn output_is_written_whole_and_in_order() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let (queue, end) = write_stream(writer);
+        let collected = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).unwrap();
+            bytes
+        });
+        let mut expected = Vec::new();
+        for step in 0..50u8 {
+            let chunk = vec![step; 5000];
+            expected.extend_from_slice(&chunk);
+            queue.send(Bytes::from(chunk)).await.unwrap();
+        }
+        drop(queue);
+        end.await.unwrap().unwrap();
+        assert_eq!(collected.join().unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn a_closed_reader_is_reported() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let (queue, end) = write_stream(writer);
+        queue.send(Bytes::from_static(b"x")).await.unwrap();
+        let error = end.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        assert!(queue.send(Bytes::from_static(b"x")).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_end_of_input_is_sent_once_and_signals_still_pass() {
+        let (input, receiver) = mpsc::channel(1);
+        let (control, commands) = mpsc::channel(1);
+        let (ours, theirs) = tokio::io::duplex(4096);
+        let task = tokio::spawn(send_frames(FrameWriter::new(ours), Some(receiver), commands));
+        input.send(Bytes::from_static(b"abc")).await.unwrap();
+        drop(input);
+        let mut reader = FrameReader::new(theirs);
+        assert_eq!(reader.next().await.unwrap(), Some(Frame::Stdin(Bytes::from_static(b"abc"))));
+        assert_eq!(reader.next().await.unwrap(), Some(Frame::StdinEnd));
+        let signal = Frame::Signal(SignalNumber::new(15).unwrap());
+        control.send(signal.clone()).await.unwrap();
+        assert_eq!(reader.next().await.unwrap(), Some(signal));
+        drop(control);
+        task.await.unwrap();
+        assert_eq!(reader.next().await.unwrap(), None);
+    }
+}

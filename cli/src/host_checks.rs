@@ -1,0 +1,207 @@
+//! The checks of `doctor` that the command line makes itself: what it needs of the host.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use banger_daemon_api::daemon::{Check, CheckStatus};
+use banger_types::ByteSize;
+
+use crate::daemon::DaemonBinary;
+use crate::environment;
+
+/// Where administration tools are that a user's PATH may lack.
+const MORE_DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+/// openat2 (5.6) and pidfds (5.3) are used without a fallback.
+const LEAST_KERNEL: (u32, u32) = (5, 6);
+/// Free space below which an image may not fit.
+const SPACE_WANTED: u64 = 4 << 30;
+
+/// Runs them in the order to show.
+pub fn run() -> Vec<Check> {
+    let root = rustix::process::geteuid().is_root();
+    let mut checks = vec![architecture(env::consts::ARCH), kernel_version(), binary()];
+    checks.push(tool("git", "vm run PATH", "git", CheckStatus::Warn));
+    checks.push(tool("mmdebstrap", "image pull", "mmdebstrap", CheckStatus::Warn));
+    checks.push(tool("apt-get", "kernel pull", "apt", CheckStatus::Warn));
+    if !root {
+        checks.push(tool("newuidmap", "image pull without root", "uidmap", CheckStatus::Warn));
+        checks.push(subordinate_ids());
+    }
+    checks.extend(free_space());
+    checks
+}
+
+fn check(
+    name: &str,
+    status: CheckStatus,
+    detail: impl Into<String>,
+    hint: Option<String>,
+) -> Check {
+    Check { name: name.to_owned(), status, detail: detail.into(), hint }
+}
+
+fn architecture(architecture: &str) -> Check {
+    if architecture == "x86_64" {
+        return check("architecture", CheckStatus::Pass, architecture, None);
+    }
+    check(
+        "architecture",
+        CheckStatus::Fail,
+        format!("{architecture} is not supported"),
+        Some("use an x86_64 host".to_owned()),
+    )
+}
+
+fn kernel_version() -> Check {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    match parse_release(&release) {
+        Some(version) if version >= LEAST_KERNEL => {
+            check("host kernel", CheckStatus::Pass, release, None)
+        }
+        _ => check(
+            "host kernel",
+            CheckStatus::Fail,
+            format!("{release} is too old"),
+            Some(format!("use Linux {}.{} or later", LEAST_KERNEL.0, LEAST_KERNEL.1)),
+        ),
+    }
+}
+
+fn parse_release(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn binary() -> Check {
+    match DaemonBinary::find() {
+        Ok(binary) => check(
+            "bangerd's executable",
+            CheckStatus::Pass,
+            binary.path().display().to_string(),
+            None,
+        ),
+        Err(error) => check(
+            "bangerd's executable",
+            CheckStatus::Fail,
+            error.message,
+            error.hints.into_iter().next(),
+        ),
+    }
+}
+
+fn tool(program: &str, purpose: &str, package: &str, missing: CheckStatus) -> Check {
+    match find_program(program) {
+        Some(path) => check(program, CheckStatus::Pass, path.display().to_string(), None),
+        None => check(
+            program,
+            missing,
+            format!("not found; '{purpose}' needs it"),
+            Some(format!("apt-get install {package}")),
+        ),
+    }
+}
+
+fn find_program(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(MORE_DIRECTORIES.iter().map(PathBuf::from))
+        .map(|directory| directory.join(program))
+        .find(|candidate| {
+            fs::metadata(candidate)
+                .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+        })
+}
+
+fn subordinate_ids() -> Check {
+    let uid = nix::unistd::getuid();
+    let name = nix::unistd::User::from_uid(uid)
+        .ok()
+        .flatten()
+        .map_or_else(|| uid.to_string(), |user| user.name);
+    let has = |path: &str| {
+        fs::read_to_string(path).is_ok_and(|text| has_range(&text, &name, uid.as_raw()))
+    };
+    if has("/etc/subuid") && has("/etc/subgid") {
+        return check("subordinate ids", CheckStatus::Pass, format!("{name} has a range"), None);
+    }
+    check(
+        "subordinate ids",
+        CheckStatus::Warn,
+        format!("{name} has none; 'image pull' without root needs a range of 65536"),
+        Some(format!(
+            "as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}"
+        )),
+    )
+}
+
+/// Whether a line `name:first:count` of subuid(5) gives this user 65536 ids at least.
+fn has_range(text: &str, name: &str, uid: u32) -> bool {
+    text.lines().any(|line| {
+        let mut fields = line.split(':');
+        let owner = fields.next().unwrap_or_default();
+        let count = fields.nth(1).and_then(|count| count.trim().parse::<u64>().ok());
+        (owner == name || owner == uid.to_string()) && count.is_some_and(|count| count >= 65_536)
+    })
+}
+
+fn free_space() -> Vec<Check> {
+    let Ok(mode) = environment::direct_mode() else {
+        return Vec::new();
+    };
+    let state = &mode.directories.state;
+    let Some(existing) = state.ancestors().find(|path| path.exists()) else {
+        return Vec::new();
+    };
+    let Ok(facts) = rustix::fs::statvfs(existing) else {
+        return Vec::new();
+    };
+    let free = facts.f_bavail.saturating_mul(facts.f_frsize);
+    let detail = format!("{} free for {}", ByteSize::from_bytes(free), state.display());
+    if free >= SPACE_WANTED {
+        return vec![check("disk space", CheckStatus::Pass, detail, None)];
+    }
+    vec![check(
+        "disk space",
+        CheckStatus::Warn,
+        detail,
+        Some(format!("free some, or set {} to a larger disk", environment::STATE_DIR)),
+    )]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_as_numbers() {
+        assert_eq!(parse_release("6.1.0-18-cloud-amd64"), Some((6, 1)));
+        assert_eq!(parse_release("5.10.0"), Some((5, 10)));
+        assert_eq!(parse_release("nonsense"), None);
+        assert!((5, 10) >= LEAST_KERNEL && (4, 19) < LEAST_KERNEL);
+    }
+
+    #[test]
+    fn a_range_must_be_the_users_and_large_enough() {
+        let text = "alice:100000:65536\nbob:200000:1000\n1003:300000:65536\nbroken\n";
+        assert!(has_range(text, "alice", 1001));
+        assert!(!has_range(text, "bob", 1002));
+        assert!(has_range(text, "carol", 1003));
+        assert!(!has_range(text, "dave", 1004));
+    }
+
+    #[test]
+    fn other_architectures_fail() {
+        assert_eq!(architecture("aarch64").status, CheckStatus::Fail);
+        assert_eq!(architecture("x86_64").status, CheckStatus::Pass);
+    }
+
+    #[test]
+    fn programs_are_found_or_not() {
+        assert!(find_program("sh").is_some_and(|path| path.is_file()));
+        assert!(find_program("surely-no-such-program").is_none());
+        let missing = tool("surely-no-such-program", "x", "package", CheckStatus::Warn);
+        assert_eq!(missing.hint.as_deref(), Some("apt-get install package"));
+    }
+}

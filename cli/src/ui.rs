@@ -1,0 +1,212 @@
+//! Everything the command line writes.
+//!
+//! Results go to standard output; status, warnings, hints and errors to standard error. Colours
+//! are used only on a terminal and without `NO_COLOR` (<https://no-color.org>).
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+
+use crate::environment;
+use crate::error::{CliError, ErrorKind};
+
+/// The few ways in which text stands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// Failures.
+    Bad,
+    /// Limits worth knowing.
+    Caution,
+    /// What is as it should be.
+    Good,
+    /// What to do next.
+    Hint,
+    /// Details.
+    Dim,
+}
+
+impl Style {
+    /// Returns the SGR sequence (ECMA-48 section 8.3.117) that begins this style.
+    const fn begin(self) -> &'static str {
+        match self {
+            Self::Bad => "\x1b[1;31m",
+            Self::Caution => "\x1b[1;33m",
+            Self::Good => "\x1b[32m",
+            Self::Hint => "\x1b[36m",
+            Self::Dim => "\x1b[2m",
+        }
+    }
+}
+
+/// The streams and what may be done on them.
+#[derive(Clone, Copy, Debug)]
+pub struct Ui {
+    quiet: bool,
+    verbose: bool,
+    stdout_color: bool,
+    stderr_color: bool,
+    stderr_terminal: bool,
+}
+
+impl Ui {
+    /// Looks at the streams and the environment.
+    pub fn new(quiet: bool, verbose: bool) -> Self {
+        let color = environment::color_allowed();
+        let stderr_terminal = io::stderr().is_terminal();
+        Self {
+            quiet,
+            verbose,
+            stdout_color: color && io::stdout().is_terminal(),
+            stderr_color: color && stderr_terminal,
+            stderr_terminal,
+        }
+    }
+
+    /// Returns the same, but without status lines.
+    pub const fn silent(mut self) -> Self {
+        self.quiet = true;
+        self
+    }
+
+    /// Returns whether only results and errors are wanted.
+    pub const fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// Returns whether standard error is a terminal, where progress may be redrawn.
+    pub const fn stderr_is_terminal(&self) -> bool {
+        self.stderr_terminal
+    }
+
+    /// Writes one line of the result.
+    pub fn line(&self, text: impl fmt::Display) -> Result<(), CliError> {
+        writeln!(io::stdout().lock(), "{text}").map_err(|error| CliError::output(&error))
+    }
+
+    /// Writes bytes of the result as they are.
+    pub fn bytes(&self, bytes: &[u8]) -> Result<(), CliError> {
+        let mut stdout = io::stdout().lock();
+        stdout
+            .write_all(bytes)
+            .and_then(|()| stdout.flush())
+            .map_err(|error| CliError::output(&error))
+    }
+
+    /// Writes the result as indented JSON.
+    pub fn json(&self, value: &impl Serialize) -> Result<(), CliError> {
+        let text = serde_json::to_string_pretty(value)
+            .map_err(|error| CliError::new("cannot write the result as JSON").because(&error))?;
+        self.line(text)
+    }
+
+    /// Returns `text` in `style` for standard output.
+    pub fn styled(&self, style: Style, text: &str) -> String {
+        paint(self.stdout_color, style, text)
+    }
+
+    /// Says what is going on, unless quiet.
+    pub fn status(&self, text: impl fmt::Display) {
+        if !self.quiet {
+            self.to_stderr(&format!("{text}"));
+        }
+    }
+
+    /// Says a detail, with `--verbose` only.
+    pub fn detail(&self, text: impl fmt::Display) {
+        if self.verbose && !self.quiet {
+            self.to_stderr(&paint(self.stderr_color, Style::Dim, &format!("{text}")));
+        }
+    }
+
+    /// Warns.
+    pub fn warning(&self, text: impl fmt::Display) {
+        let heading = paint(self.stderr_color, Style::Caution, "banger: warning:");
+        self.to_stderr(&format!("{heading} {text}"));
+    }
+
+    /// Says what could be done next, unless quiet.
+    pub fn hint(&self, text: impl fmt::Display) {
+        if !self.quiet {
+            let heading = paint(self.stderr_color, Style::Hint, "hint:");
+            self.to_stderr(&format!("{heading} {text}"));
+        }
+    }
+
+    /// Shows a failure: heading, causes, hints.
+    pub fn error(&self, error: &CliError) {
+        self.to_stderr(&render_error(error, self.stderr_color));
+    }
+
+    fn to_stderr(&self, text: &str) {
+        if !text.is_empty() {
+            // Nobody is left to tell where standard error is gone.
+            let _ = writeln!(io::stderr().lock(), "{text}");
+        }
+    }
+}
+
+fn paint(color: bool, style: Style, text: &str) -> String {
+    if color { format!("{}{text}\x1b[0m", style.begin()) } else { text.to_owned() }
+}
+
+fn render_error(error: &CliError, color: bool) -> String {
+    let mut lines = Vec::new();
+    match error.kind {
+        ErrorKind::OutputClosed => return String::new(),
+        ErrorKind::Interrupted(_) => lines.push(format!("banger: {}", error.message)),
+        ErrorKind::Failure | ErrorKind::Usage => {
+            let heading = paint(color, Style::Bad, "banger: error:");
+            lines.push(format!("{heading} {}", error.message));
+        }
+    }
+    for cause in &error.causes {
+        lines.push(format!("  caused by: {cause}"));
+    }
+    for hint in &error.hints {
+        lines.push(format!("{} {hint}", paint(color, Style::Hint, "hint:")));
+    }
+    if let Some(operation) = &error.operation {
+        lines.push(paint(color, Style::Dim, &format!("({operation} in the daemon's log)")));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interrupt::Interrupt;
+    use banger_daemon_api::error::{ApiError, ErrorCode};
+
+    #[test]
+    fn errors_show_heading_causes_hints_and_the_log_id() {
+        let mut api =
+            ApiError::new(ErrorCode::NotFound, "no VM is named \"bxo\"").hint("banger vm list");
+        api.causes.push("row missing".to_owned());
+        api.op_id = Some("op-0123456789abcdef".parse().unwrap());
+        insta::assert_snapshot!(render_error(&api.into(), false), @r#"
+        banger: error: no VM is named "bxo"
+          caused by: row missing
+        hint: banger vm list
+        (op-0123456789abcdef in the daemon's log)
+        "#);
+    }
+
+    #[test]
+    fn an_interruption_is_one_plain_line() {
+        let error = CliError::interrupted(Interrupt::Interrupt, "interrupted, VM box is deleted");
+        assert_eq!(render_error(&error, true), "banger: interrupted, VM box is deleted");
+    }
+
+    #[test]
+    fn a_closed_output_is_not_mentioned() {
+        assert_eq!(render_error(&CliError::output_closed(), false), "");
+    }
+
+    #[test]
+    fn colour_is_only_used_when_asked_for() {
+        let error = CliError::new("x").hint("y");
+        assert!(!render_error(&error, false).contains('\x1b'));
+        assert!(render_error(&error, true).contains('\x1b'));
+    }
+}

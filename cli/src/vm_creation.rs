@@ -1,0 +1,216 @@
+//! Making a machine: what `vm run` and `vm create` share.
+
+use banger_daemon_api::daemon::LEASE_HEADER;
+use banger_daemon_api::operation::{Operation, OperationKind, OperationStarted};
+use banger_daemon_api::routes;
+use banger_daemon_api::vm::{CreateVm, Vm, VmSpec, VmmChoice, Workspace};
+use banger_types::{
+    DiskSize, ImageName, KernelName, LeaseId, MemoryMib, VcpuCount, VmId, VmName, VmReference,
+};
+use clap::Args;
+
+use crate::client::{Client, UpgradedStream};
+use crate::error::CliError;
+use crate::interrupt::Interrupts;
+use crate::operation::{self, Followed};
+use crate::progress::Progress;
+use crate::ui::Ui;
+use crate::{artifacts, completion, host};
+
+/// The options that shape a new machine.
+#[derive(Args, Debug)]
+pub struct CreationArgs {
+    /// The machine's name; a readable one is made where it is missing
+    #[arg(long)]
+    pub name: Option<VmName>,
+    /// The image; pulled on first use
+    #[arg(long, default_value = host::DEFAULT_IMAGE, add = completion::images())]
+    pub image: ImageName,
+    /// The kernel; pulled on first use [default: the image's own, else debian-6.12-cloud]
+    #[arg(long, add = completion::kernels())]
+    pub kernel: Option<KernelName>,
+    /// Virtual CPUs, 1 to 32
+    #[arg(long, value_name = "COUNT", default_value_t = host::default_vcpus())]
+    pub vcpu: VcpuCount,
+    /// Memory, such as 512M or 2G
+    #[arg(long, value_name = "SIZE", default_value_t = host::default_memory())]
+    pub memory: MemoryMib,
+    /// Size of the work disk at /root
+    #[arg(long, value_name = "SIZE", default_value_t = host::default_disk())]
+    pub disk_size: DiskSize,
+    /// Size of the root disk; an image that is larger keeps its size
+    #[arg(long, value_name = "SIZE", default_value_t = host::default_disk())]
+    pub root_size: DiskSize,
+    /// Let the machine reach the network outside
+    #[arg(long)]
+    pub nat: bool,
+    /// What runs the machine: auto, firecracker or qemu
+    #[arg(long, value_name = "VMM", default_value_t)]
+    pub vmm: VmmChoice,
+}
+
+impl CreationArgs {
+    /// Returns size and shape, and says them in one line.
+    fn spec(&self) -> VmSpec {
+        VmSpec {
+            vcpus: self.vcpu,
+            memory_mib: self.memory,
+            root_size: self.root_size,
+            work_size: self.disk_size,
+            nat: self.nat,
+            vmm: self.vmm,
+        }
+    }
+}
+
+fn describe(spec: &VmSpec) -> String {
+    format!("spec: {} vcpu | {} MiB | {} disk", spec.vcpus, spec.memory_mib.mib(), spec.work_size)
+}
+
+/// A lease: as long as this lives, so does the machine; when it is dropped, or this process dies,
+/// the daemon deletes the machine.
+#[derive(Debug)]
+pub struct Lease {
+    /// Its id.
+    pub id: LeaseId,
+    _stream: UpgradedStream,
+}
+
+impl Lease {
+    /// Takes a new lease.
+    pub async fn take(client: &Client) -> Result<Self, CliError> {
+        let (headers, stream) = client
+            .upgrade(routes::LEASES, routes::LEASE_PROTOCOL)
+            .await
+            .map_err(|error| client.explain(error))?;
+        let id = headers
+            .get(LEASE_HEADER)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.parse().ok())
+            .ok_or_else(|| CliError::new("bangerd gave a lease without an id"))?;
+        Ok(Self { id, _stream: stream })
+    }
+}
+
+/// Makes a machine and waits until its agent answers. On failure or a signal nothing of it is left.
+pub async fn create(
+    ui: &Ui,
+    client: &Client,
+    interrupts: &mut Interrupts,
+    args: &CreationArgs,
+    lease: Option<&Lease>,
+    workspace: Option<Workspace>,
+) -> Result<Vm, CliError> {
+    let image = artifacts::ensure_image(ui, client, interrupts, &args.image).await?;
+    let kernel = match args.kernel.clone().or(image.default_kernel) {
+        Some(kernel) => kernel,
+        None => artifacts::default_kernel()?,
+    };
+    artifacts::ensure_kernel(ui, client, interrupts, &kernel).await?;
+    let spec = args.spec();
+    ui.status(describe(&spec));
+    let request = CreateVm {
+        name: args.name.clone(),
+        image: args.image.clone(),
+        kernel,
+        spec,
+        lease: lease.map(|lease| lease.id.clone()),
+        workspace,
+    };
+    let started: OperationStarted =
+        client.post(routes::VMS, &request).await.map_err(|error| client.explain(error))?;
+    let (id, name) = created(&started.operation)?;
+    let what = format!("VM {name}");
+    let progress = Progress::new(ui, what.clone());
+    let end =
+        operation::follow(client, started, &|latest| progress.operation(latest), interrupts).await;
+    drop(progress);
+    if let Ok(Followed::Interrupted { interrupt, undone: false }) = end {
+        // It was ready before the cancellation came.
+        delete(client, &id).await?;
+        return Err(CliError::interrupted(interrupt, format!("interrupted, {what} is deleted")));
+    }
+    end?.into_result(&what)?;
+    client
+        .get(&routes::vm(&VmReference::from(&id), ""))
+        .await
+        .map_err(|error| client.explain(error))
+}
+
+fn created(operation: &Operation) -> Result<(VmId, VmName), CliError> {
+    match &operation.kind {
+        OperationKind::VmCreate { vm, name } => Ok((vm.clone(), name.clone())),
+        other => {
+            Err(CliError::new(format!("bangerd answered the creation of a machine by {other:?}")))
+        }
+    }
+}
+
+/// Deletes a machine and waits until it is gone.
+pub async fn delete(client: &Client, id: &VmId) -> Result<(), CliError> {
+    let started: OperationStarted = client
+        .delete(&routes::vm(&VmReference::from(id), ""))
+        .await
+        .map_err(|error| client.explain(error))?;
+    // No signal cuts the clean-up short.
+    let mut snapshots = client
+        .stream(&routes::operation(&started.operation.id, "/events"))
+        .await
+        .map_err(|error| client.explain(error))?;
+    let mut latest = started.operation;
+    while !latest.state.is_done() {
+        match snapshots.next_json().await.map_err(|error| client.explain(error))? {
+            Some(snapshot) => latest = snapshot,
+            None => return Err(CliError::new("bangerd ended while it deleted a machine")),
+        }
+    }
+    match latest.error {
+        None => Ok(()),
+        Some(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        creation: CreationArgs,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<CreationArgs, String> {
+        Line::try_parse_from([&["x"], arguments].concat())
+            .map(|line| line.creation)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_with_the_range() {
+        for (arguments, part) in [
+            (["--vcpu", "0"], "the least is 1, the most 32"),
+            (["--vcpu", "33"], "the least is 1, the most 32"),
+            (["--vcpu", "many"], "the least is 1, the most 32"),
+            (["--memory", "64M"], "the least is 128M"),
+            (["--memory", "lots"], "512M, 8G or 2GiB"),
+            (["--disk-size", "1M"], "the least is 64M"),
+            (["--disk-size", "8X"], "is not known"),
+            (["--root-size", "-1"], "--root-size"),
+            (["--name", "Bad_Name"], "a-z, 0-9 and -"),
+            (["--image", "../x"], "is not allowed"),
+            (["--vmm", "xen"], "auto, firecracker, qemu"),
+        ] {
+            let error = parse(&arguments).unwrap_err();
+            assert!(error.contains(part), "{arguments:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_spec_is_said_in_one_line() {
+        let args =
+            parse(&["--vcpu", "4", "--memory", "8G", "--disk-size", "8G", "--root-size", "9G"]);
+        assert_eq!(describe(&args.unwrap().spec()), "spec: 4 vcpu | 8192 MiB | 8G disk");
+    }
+}
