@@ -73,7 +73,15 @@ fn build() -> Result<PathBuf, String> {
         out_dir.ancestors().nth(4).ok_or("OUT_DIR is not below a target directory")?.join("agent");
 
     let output = Command::new(variable("CARGO")?)
-        .args(["build", "--quiet", "--locked", "--package", "banger-agent"])
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--package",
+            "banger-agent",
+            "--bin",
+            "banger-vsock-agent",
+        ])
         .args(["--profile", "agent", "--target", TARGET, "--target-dir"])
         .arg(&target_dir)
         .arg("--manifest-path")
@@ -93,7 +101,7 @@ fn build() -> Result<PathBuf, String> {
         return Err(format!("cargo ended with {}", output.status));
     }
 
-    copy_agent(&target_dir.join(TARGET).join("agent/banger-agent"), &copy)?;
+    copy_agent(&target_dir.join(TARGET).join("agent/banger-vsock-agent"), &copy)?;
     Ok(copy)
 }
 

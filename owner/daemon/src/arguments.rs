@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use banger_vmm::probe::AccelerationChoice;
 use clap::Parser;
 
 /// The banger daemon: runs virtual machines for one user.
@@ -37,6 +38,10 @@ pub struct Arguments {
     /// Write the log here instead of bangerd.log in the state directory
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
+
+    /// How guest instructions run: auto, kvm or tcg
+    #[arg(long, value_name = "HOW", env = "BANGER_ACCEL", default_value = "auto")]
+    pub accel: AccelerationChoice,
 
     /// Say whether this build can use the database of the state directory, and exit: 0 as it is, 1
     /// after migrations, 2 not at all

@@ -13,10 +13,11 @@
 mod agent_binary;
 mod api;
 mod arguments;
+mod artifacts;
 mod directories;
 mod idle;
-mod imports;
 mod log;
+mod migrations;
 mod process;
 mod readiness;
 mod server;
@@ -25,6 +26,7 @@ mod start_error;
 
 use std::process::ExitCode;
 
+use banger_store::StateLock;
 use clap::Parser;
 
 use crate::arguments::Arguments;
@@ -34,12 +36,10 @@ use crate::start_error::StartError;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut readiness = Readiness::new();
-    let outcome = if arguments.check_migrations {
-        return services::check_migrations(&arguments);
-    } else {
-        run(&arguments, &mut readiness)
-    };
-    match outcome {
+    if arguments.check_migrations {
+        return migrations::check(&arguments.state_dir);
+    }
+    match run(&arguments, &mut readiness) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = %error, "bangerd cannot run");
@@ -52,7 +52,8 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments, readiness: &mut Readiness) -> Result<(), StartError> {
     let identity = process::harden()?;
     let directories = directories::Directories::prepare(arguments, identity.uid)?;
-    let _lock = directories.lock()?;
+    let lock = StateLock::acquire(&directories.state)?;
+    let _socket_lock = directories.lock()?;
     log::start(&directories.log_file(arguments))?;
     tracing::info!(
         pid = identity.pid,
@@ -72,7 +73,7 @@ fn run(arguments: &Arguments, readiness: &mut Readiness) -> Result<(), StartErro
         .enable_all()
         .build()
         .map_err(|source| StartError::Io { act: "starting the runtime".to_owned(), source })?;
-    let outcome = runtime.block_on(server::run(arguments, identity, &directories, readiness));
+    let outcome = runtime.block_on(server::run(arguments, identity, &directories, lock, readiness));
     // A blocking task that outlives its grace is abandoned: whatever it stages is swept at the next
     // start.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));

@@ -1,25 +1,83 @@
-//! The parts that do the work, wired together.
+//! The parts that do the work, wired together: only the daemon knows all of them.
 
-use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
-use banger_engine::Operations;
+use banger_daemon_api::error::{ApiError, ErrorCode};
+use banger_daemon_api::vm::Vm;
+use banger_engine::seams::Vmm;
+use banger_engine::{Engine, EngineConfig, Faults, LinuxHost, Operations, ReconcileReport, Timing};
+use banger_guest_client::{BoxedStream, ChannelError};
+use banger_store::StateLock;
+use banger_types::VmReference;
+use banger_vmm::probe::AccelerationChoice;
+use banger_vmm::qemu::QemuVmm;
 
-use crate::arguments::Arguments;
+use crate::artifacts::{ArtifactStores, Importer};
 use crate::directories::Directories;
-use crate::imports::Imports;
 use crate::start_error::StartError;
+
+/// How long a running guest's agent may take to accept a new stream.
+const AGENT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The parts that do the work.
 #[derive(Debug)]
 pub struct Services {
-    operations: Operations,
-    imports: Imports,
+    engine: Engine,
+    artifacts: ArtifactStores,
+    importer: Importer,
+    acceleration: AccelerationChoice,
+    notices: Notices,
+}
+
+/// What the daemon's start had to say, for `doctor`.
+#[derive(Debug)]
+pub struct Notices {
+    /// About the store.
+    pub store: Vec<String>,
+    /// About the VMs.
+    pub reconciled: ReconcileReport,
 }
 
 impl Services {
     /// Starts all parts and reconciles what they remember with what the host has.
-    pub async fn start(_directories: &Directories) -> Result<Self, StartError> {
-        Ok(Self { operations: Operations::default(), imports: Imports::default() })
+    pub async fn start(
+        directories: &Directories,
+        lock: StateLock,
+        acceleration: AccelerationChoice,
+    ) -> Result<Self, StartError> {
+        let artifacts = ArtifactStores::open(directories)?;
+        let vmms: Vec<Arc<dyn Vmm>> = vec![Arc::new(QemuVmm::new(acceleration))];
+        let config = EngineConfig {
+            runtime_dir: directories.runtime.clone(),
+            vmms,
+            artifacts: Arc::new(artifacts.clone()),
+            host: Arc::new(LinuxHost),
+            timing: Timing::default(),
+            faults: Faults::from_environment(),
+        };
+        let part = |error: banger_engine::EngineError| StartError::Part(error.to_api());
+        let (engine, store) = Engine::open(config, lock).await.map_err(part)?;
+        for warning in &store {
+            tracing::warn!(warning, "store");
+        }
+        let reconciled = engine.reconcile().await.map_err(part)?;
+        tracing::info!(
+            adopted = reconciled.adopted.len(),
+            ended = reconciled.ended.len(),
+            removed = reconciled.removed.len(),
+            "reconciled"
+        );
+        for warning in reconciled.orphans.iter().chain(&reconciled.warnings) {
+            tracing::warn!(warning, "reconciling");
+        }
+        let importer = Importer::new(
+            artifacts.clone(),
+            engine.operations().clone(),
+            directories.state.clone(),
+        );
+        let notices = Notices { store, reconciled };
+        Ok(Self { engine, artifacts, importer, acceleration, notices })
     }
 
     /// Returns whether anything runs that the daemon must stay for.
@@ -29,29 +87,81 @@ impl Services {
 
     /// Returns how many VMMs run.
     pub fn running_vms(&self) -> u32 {
-        0
+        u32::try_from(self.engine.running_vms()).unwrap_or(u32::MAX)
     }
 
     /// Returns how many operations have not ended.
     pub fn active_operations(&self) -> u32 {
-        0
+        u32::try_from(self.operations().active().len()).unwrap_or(u32::MAX)
+    }
+
+    /// Returns the engine.
+    pub const fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// Returns the registry of long work.
     pub fn operations(&self) -> &Operations {
-        &self.operations
+        self.engine.operations()
     }
 
-    /// Returns the imports that wait for their bytes.
-    pub fn imports(&self) -> &Imports {
-        &self.imports
+    /// Returns the images and kernels.
+    pub const fn artifacts(&self) -> &ArtifactStores {
+        &self.artifacts
+    }
+
+    /// Returns what begins imports.
+    pub const fn importer(&self) -> &Importer {
+        &self.importer
+    }
+
+    /// Returns how the user wants guest instructions to run.
+    pub const fn acceleration(&self) -> AccelerationChoice {
+        self.acceleration
+    }
+
+    /// Returns what the daemon's start had to say.
+    pub const fn notices(&self) -> &Notices {
+        &self.notices
+    }
+
+    /// Returns one VM.
+    pub async fn vm(&self, vm: &VmReference) -> Result<Vm, ApiError> {
+        self.engine.get(vm).await.map_err(|error| error.to_api())
+    }
+
+    /// Opens a stream to the agent of a running VM.
+    pub async fn open_agent(&self, vm: &VmReference) -> Result<BoxedStream, ApiError> {
+        let channel = self.engine.agent(vm).map_err(|error| error.to_api())?;
+        let unreachable = |error: &ChannelError| {
+            ApiError::new(ErrorCode::AgentUnreachable, format!("the agent of VM {vm}: {error}"))
+                .caused_by(error)
+                .hint(format!("`banger vm logs {vm}` shows the guest's console"))
+        };
+        let open = async {
+            match channel.open().await {
+                // Just adopted: the session is being taken up again.
+                Err(ChannelError::Detached) => {
+                    channel.wait_ready().await?;
+                    channel.open().await
+                }
+                opened => opened,
+            }
+        };
+        match tokio::time::timeout(AGENT_DEADLINE, open).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(unreachable(&error)),
+            Err(_) => Err(ApiError::new(
+                ErrorCode::AgentUnreachable,
+                format!("the agent of VM {vm} took longer than {} s", AGENT_DEADLINE.as_secs()),
+            )
+            .hint(format!("`banger vm logs {vm}` shows the guest's console"))),
+        }
     }
 
     /// Ends all parts; VMs keep running.
-    pub async fn end(&self) {}
-}
-
-/// `--check-migrations`.
-pub fn check_migrations(_arguments: &Arguments) -> ExitCode {
-    ExitCode::SUCCESS
+    pub async fn end(&self) {
+        self.engine.shutdown().await;
+        self.importer.end().await;
+    }
 }

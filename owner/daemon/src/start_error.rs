@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use banger_daemon_api::error::{ApiError, ErrorCode};
+use banger_store::LockError;
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,17 @@ pub enum StartError {
     /// A part of the daemon could not start.
     #[error("{0}")]
     Part(ApiError),
+}
+
+impl From<LockError> for StartError {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Held { state_dir, pid } => Self::Locked { path: state_dir, holder: pid },
+            LockError::Io { act, path, source } => {
+                Self::Io { act: format!("{act} {}", path.display()), source }
+            }
+        }
+    }
 }
 
 impl StartError {

@@ -24,7 +24,7 @@ mod mirror;
 pub use database::{Durability, Intent, Store, UnreadableRow, VmRow, VmRows};
 pub use error::StoreError;
 pub use lock::{LOCK_NAME, LockError, StateLock};
-pub use migrate::SCHEMA_VERSION;
+pub use migrate::{SCHEMA_VERSION, recorded_version};
 
 /// Name of the database in the state directory.
 pub const DATABASE_NAME: &str = "banger.db";

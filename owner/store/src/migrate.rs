@@ -1,6 +1,10 @@
 //! Versions of the database's schema, kept in SQLite's `user_version`.
 
-use rusqlite::{Connection, TransactionBehavior};
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use crate::error::StoreError;
 
 /// One entry per version, in order; a released one is never edited.
 const MIGRATIONS: [&str; 1] = [include_str!("../migrations/0001_first.sql")];
@@ -12,6 +16,17 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 /// Reads the version of an open database.
 pub(crate) fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Returns the version of the database at `path`, which is not changed; `None` where there is none.
+pub fn recorded_version(path: &Path) -> Result<Option<i64>, StoreError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+        .and_then(|connection| version(&connection))
+        .map(Some)
+        .map_err(|source| StoreError::Database { act: "reading the schema version", source })
 }
 
 /// Brings the database from version `from` to this build's, one transaction per step.

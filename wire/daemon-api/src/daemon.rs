@@ -31,6 +31,10 @@ pub struct Ping {
     pub running_vms: u32,
     /// Operations that have not ended.
     pub active_operations: u32,
+    /// Clients that hold a lease or a stream to a guest's agent; they would lose it if the daemon
+    /// ended.
+    #[serde(default)]
+    pub open_sessions: u32,
 }
 
 /// Header of the answer to `POST /v1/leases` (an upgrade to [`crate::routes::LEASE_PROTOCOL`]).

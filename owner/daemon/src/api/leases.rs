@@ -35,8 +35,9 @@ pub async fn post(State(api): Shared, upgrade: Upgrade) -> Answer<Response> {
                 () = holder.end.cancelled() => {}
             }
         }
-        tracing::info!(lease = lease.as_str(), "lease closed");
-        holder.services.engine().lease_closed(&lease).await;
+        // The deletions are operations of their own, which the daemon's end waits for.
+        let deletions = holder.services.engine().lease_closed(&lease).await;
+        tracing::info!(lease = lease.as_str(), vms = deletions.len(), "lease closed");
         drop(session);
     });
     Ok(response)

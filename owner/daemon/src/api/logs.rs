@@ -7,7 +7,6 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -15,13 +14,16 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use banger_daemon_api::error::ApiError;
-use banger_types::{VmId, VmReference};
+use banger_daemon_api::vm::VmState;
+use banger_engine::VmWatch;
+use banger_types::VmReference;
 use bytes::Bytes;
 use serde::Deserialize;
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
+use tokio_util::sync::CancellationToken;
 
-use super::{Api, Shared};
+use super::Shared;
 use crate::server::{Answer, PathPart, Query};
 
 /// How often a follower looks for more.
@@ -52,18 +54,19 @@ pub async fn get(
     PathPart(vm): PathPart<VmReference>,
     Query(logs): Query<Logs>,
 ) -> Answer<Response> {
-    let vm = api.services.vm(&vm).await?;
-    let log = ConsoleLog {
-        path: PathBuf::from(&vm.console_log),
-        older: None,
-        current: None,
-        opened: false,
+    let engine = api.services.engine();
+    let path = engine.console_log(&vm).map_err(|error| error.to_api())?;
+    let log = ConsoleLog { path, older: None, current: None, opened: false };
+    let follower = if logs.follow {
+        let watch = engine.watch(&vm).map_err(|error| error.to_api())?;
+        Some((watch, api.end.clone()))
+    } else {
+        None
     };
-    let follower = logs.follow.then(|| (Arc::clone(&api), vm.id.clone()));
     let chunks = futures::stream::try_unfold((log, follower), |(mut log, follower)| async move {
         let chunk = match &follower {
             None => log.next().await?,
-            Some((api, id)) => log.follow(|| has_more_to_say(api, id), api).await?,
+            Some((vm, end)) => log.follow(vm, end).await?,
         };
         io::Result::Ok(chunk.map(|chunk| (chunk, (log, follower))))
     });
@@ -71,11 +74,9 @@ pub async fn get(
     Ok((headers, Body::from_stream(chunks)).into_response())
 }
 
-async fn has_more_to_say(api: &Api, id: &VmId) -> bool {
-    match api.services.vm(&VmReference::from(id)).await {
-        Ok(vm) => vm.state.is_active(),
-        Err(_) => false,
-    }
+/// Returns whether a VM in this state may still write to its console.
+const fn writes(state: VmState) -> bool {
+    matches!(state, VmState::Starting | VmState::Running | VmState::Stopping)
 }
 
 struct ConsoleLog {
@@ -103,15 +104,11 @@ impl ConsoleLog {
         }
     }
 
-    /// Returns the next bytes, waiting for them as long as `more` says that some may come.
-    async fn follow<F: Future<Output = bool>>(
-        &mut self,
-        more: impl Fn() -> F,
-        api: &Api,
-    ) -> io::Result<Option<Bytes>> {
+    /// Returns the next bytes, waiting for them as long as the VM is one that writes.
+    async fn follow(&mut self, vm: &VmWatch, end: &CancellationToken) -> io::Result<Option<Bytes>> {
         loop {
             // Asked first: what was written before the end of the guest is then read after it.
-            let goes_on = more().await;
+            let goes_on = vm.state().is_some_and(writes);
             if let Some(chunk) = self.next().await? {
                 return Ok(Some(chunk));
             }
@@ -128,7 +125,7 @@ impl ConsoleLog {
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
-                () = api.end.cancelled() => return Ok(None),
+                () = end.cancelled() => return Ok(None),
             }
         }
     }

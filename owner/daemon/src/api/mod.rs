@@ -1,9 +1,16 @@
 //! The HTTP API, one file per resource; `banger_daemon_api::routes` has the table.
 
+mod agent;
+mod doctor;
+mod images;
+mod kernels;
+mod leases;
+mod logs;
 mod openapi;
 mod operations;
 mod ping;
 mod shutdown;
+mod vms;
 
 use std::sync::Arc;
 
@@ -11,7 +18,9 @@ use axum::Router;
 use axum::extract::Request;
 use banger_daemon_api::error::ErrorCode;
 use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -19,7 +28,7 @@ use utoipa_axum::routes;
 use crate::arguments::Arguments;
 use crate::directories::Directories;
 use crate::process::Identity;
-use crate::server::Failure;
+use crate::server::{Answer, Failure};
 use crate::services::Services;
 
 /// What the handlers share.
@@ -37,7 +46,13 @@ pub struct Api {
     pub services: Services,
     /// Ends the daemon.
     pub end: CancellationToken,
+    /// Connections that have left HTTP.
+    pub sessions: TaskTracker,
+    open_sessions: Arc<Semaphore>,
 }
+
+/// The most connections that have left HTTP at a time: leases and streams to agents.
+const SESSIONS_MOST: usize = 512;
 
 /// The answer of an act that has nothing to say: `{}`.
 #[derive(Debug, serde::Serialize, utoipa::ToSchema)]
@@ -62,7 +77,17 @@ impl Api {
             directories: directories.clone(),
             services,
             end,
+            sessions: TaskTracker::new(),
+            open_sessions: Arc::new(Semaphore::new(SESSIONS_MOST)),
         }
+    }
+
+    /// Makes room for one more connection that leaves HTTP, until the permit is dropped.
+    fn open_session(&self) -> Answer<OwnedSemaphorePermit> {
+        Arc::clone(&self.open_sessions).try_acquire_owned().map_err(|_| {
+            let message = format!("{SESSIONS_MOST} sessions are open, the most there may be");
+            Failure::new(ErrorCode::Unavailable, message).hint("end some clients")
+        })
     }
 }
 
@@ -83,6 +108,20 @@ fn documented_router() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(operations::get, operations::cancel))
         .routes(routes!(operations::events))
         .routes(routes!(operations::upload))
+        .routes(routes!(images::list, images::import))
+        .routes(routes!(images::get, images::delete))
+        .routes(routes!(kernels::list, kernels::import))
+        .routes(routes!(kernels::get, kernels::delete))
+        .routes(routes!(vms::list, vms::create))
+        .routes(routes!(vms::get, vms::delete))
+        .routes(routes!(vms::start))
+        .routes(routes!(vms::stop))
+        .routes(routes!(vms::restart))
+        .routes(routes!(vms::kill))
+        .routes(routes!(logs::get))
+        .routes(routes!(agent::post))
+        .routes(routes!(leases::post))
+        .routes(routes!(doctor::get))
 }
 
 async fn no_such_path(request: Request) -> Failure {

@@ -117,7 +117,7 @@ pub async fn upload(
     body: Body,
 ) -> Answer<Json<Nothing>> {
     let handle = find(&api, &id)?;
-    let Some(mut uploader) = api.services.imports().take_uploader(&id) else {
+    let Some(mut uploader) = api.services.importer().uploads().take_uploader(&id) else {
         let message = format!("operation {id} takes no upload, or has one already");
         return Err(Failure::new(ErrorCode::InUse, message));
     };

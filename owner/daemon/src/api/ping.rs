@@ -22,5 +22,6 @@ pub async fn get(State(api): Shared) -> Json<Ping> {
         runtime_dir: api.directories.runtime.display().to_string(),
         running_vms: api.services.running_vms(),
         active_operations: api.services.active_operations(),
+        open_sessions: u32::try_from(api.sessions.len()).unwrap_or(u32::MAX),
     })
 }

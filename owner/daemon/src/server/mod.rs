@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use axum::Router;
 use banger_daemon_api::error::{ApiError, ErrorCode};
+use banger_store::StateLock;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
@@ -59,17 +60,19 @@ pub async fn run(
     arguments: &Arguments,
     identity: Identity,
     directories: &Directories,
+    lock: StateLock,
     readiness: &mut Readiness,
 ) -> Result<(), StartError> {
     let end = CancellationToken::new();
     watch_signals(&end)?;
-    let services = Services::start(directories).await?;
+    let services = Services::start(directories, lock, arguments.accel).await?;
     let listener = bind(&directories.socket())?;
     let connections = Connections::default();
     let api = Arc::new(Api::new(arguments, identity, directories, services, end.clone()));
     if arguments.idle_timeout > 0 {
         let (api, connections) = (Arc::clone(&api), connections.clone());
-        let busy = move || connections.count() > 0 || api.services.is_busy();
+        let busy =
+            move || connections.count() > 0 || !api.sessions.is_empty() || api.services.is_busy();
         tokio::spawn(idle::watch(Duration::from_secs(arguments.idle_timeout), end.clone(), busy));
     }
     let router = api::router(Arc::clone(&api)).layer(axum::middleware::from_fn(request::handle));
@@ -83,7 +86,12 @@ pub async fn run(
     drop(listener);
     remove_socket(&directories.socket());
     tracker.close();
-    if tokio::time::timeout(END_GRACE, tracker.wait()).await.is_err() {
+    api.sessions.close();
+    let all = async {
+        tracker.wait().await;
+        api.sessions.wait().await;
+    };
+    if tokio::time::timeout(END_GRACE, all).await.is_err() {
         tracing::warn!(open = connections.count(), "connections are cut");
     }
     api.services.end().await;

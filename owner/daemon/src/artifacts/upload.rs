@@ -1,4 +1,4 @@
-//! Imports: an uploaded byte stream, fed to a builder of `banger-image` on a blocking thread.
+//! Uploads: an uploaded byte stream, fed to a builder of `banger-image` on a blocking thread.
 //!
 //! ```text
 //! POST /v1/images --> Operation (pending) + Uploader, kept here for PUT .../upload
@@ -30,7 +30,7 @@ const UPLOAD_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The uploads that have not begun.
 #[derive(Clone, Debug, Default)]
-pub struct Imports {
+pub struct Uploads {
     waiting: Arc<Mutex<HashMap<OperationId, Uploader>>>,
 }
 
@@ -57,14 +57,15 @@ enum Part {
     End,
 }
 
-impl Imports {
+impl Uploads {
     /// Expects an upload for operation `id`; `cancel` calls it off.
     pub fn expect_upload(&self, id: OperationId, cancel: CancellationToken) -> Upload {
         let (begun_sender, begun) = oneshot::channel();
         let (chunks, parts) = mpsc::channel(CHUNKS);
         let uploader = Uploader { begun: Some(begun_sender), cancel: cancel.clone(), chunks };
         self.lock().insert(id.clone(), uploader);
-        let reader = UploadReader { parts, current: Bytes::new(), ended: false };
+        let reader =
+            UploadReader { parts, current: Bytes::new(), ended: false, broken: false, taken: 0 };
         Upload { id, cancel, begun, reader }
     }
 
@@ -145,6 +146,8 @@ pub struct UploadReader {
     parts: mpsc::Receiver<Part>,
     current: Bytes,
     ended: bool,
+    broken: bool,
+    taken: u64,
 }
 
 impl Read for UploadReader {
@@ -160,6 +163,7 @@ impl Read for UploadReader {
                 Some(Part::Chunk(chunk)) => self.current = chunk,
                 Some(Part::End) => self.ended = true,
                 None => {
+                    self.broken = true;
                     return Err(io::Error::new(
                         io::ErrorKind::ConnectionAborted,
                         "the upload was broken off",
@@ -169,13 +173,19 @@ impl Read for UploadReader {
         }
         let count = buffer.len().min(self.current.len());
         self.current.copy_to_slice(&mut buffer[..count]);
+        self.taken = self.taken.saturating_add(count as u64);
         Ok(count)
     }
 }
 
 impl UploadReader {
-    /// Returns whether the body's end was seen; without it, the bytes are not all there.
-    pub const fn is_complete(&self) -> bool {
-        self.ended
+    /// Returns whether the body ended before its end, seen by the builder.
+    pub const fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Returns how many bytes the builder has taken.
+    pub const fn taken(&self) -> u64 {
+        self.taken
     }
 }

@@ -1,0 +1,251 @@
+//! `GET /v1/doctor`: what only the daemon can check.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use banger_daemon_api::daemon::{Check, CheckStatus, DoctorReport};
+use banger_engine::seams::Acceleration;
+use banger_types::ByteSize;
+use banger_vmm::{probe, qemu};
+use rustix::process::Resource;
+use tokio::io::AsyncReadExt;
+
+use super::{Api, Shared};
+use crate::agent_binary::AGENT;
+
+/// Where the system's programs are; `$PATH` is the user's word and not the host's.
+const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+
+/// Programs that the daemon runs, and the Debian packages that have them.
+const PROGRAMS: [(&str, &str); 2] = [("e2fsck", "e2fsprogs"), ("depmod", "kmod")];
+
+/// Free space below which an image may not fit any more, and below which nothing does.
+const LITTLE_SPACE: u64 = 5 << 30;
+const NO_SPACE: u64 = 512 << 20;
+
+/// Descriptors that some dozens of VMs and clients take.
+const ENOUGH_FILES: u64 = 1024;
+
+/// How long QEMU may take to say its version.
+const VERSION_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Checks the daemon and its host.
+#[utoipa::path(get, path = "/v1/doctor", responses((status = 200, body = DoctorReport)))]
+pub async fn get(State(api): Shared) -> Json<DoctorReport> {
+    let mut checks = vec![mode(&api)];
+    checks.extend(directories(&api));
+    checks.extend(store(&api));
+    checks.push(vmm(&api).await);
+    checks.extend(PROGRAMS.map(|(program, package)| installed(program, package)));
+    checks.push(agent());
+    checks.extend(leftovers(&api));
+    checks.push(open_files());
+    Json(DoctorReport { checks })
+}
+
+fn check(name: &str, status: CheckStatus, detail: impl Into<String>) -> Check {
+    Check { name: name.to_owned(), status, detail: detail.into(), hint: None }
+}
+
+fn hinted(mut check: Check, hint: impl Into<String>) -> Check {
+    check.hint = Some(hint.into());
+    check
+}
+
+fn mode(api: &Api) -> Check {
+    let detail = format!(
+        "direct mode, uid {}, pid {}: no root anywhere, but looser than an installed system: VMs \
+         of one user share one uid, without a jail each",
+        api.identity.uid, api.identity.pid
+    );
+    check("daemon", CheckStatus::Pass, detail)
+}
+
+fn directories(api: &Api) -> Vec<Check> {
+    let directories = &api.directories;
+    [
+        ("state directory", &directories.state),
+        ("cache directory", &directories.cache),
+        ("runtime directory", &directories.runtime),
+    ]
+    .into_iter()
+    .map(|(name, path)| free_space(name, path))
+    .collect()
+}
+
+fn free_space(name: &str, path: &Path) -> Check {
+    let free = match rustix::fs::statvfs(path) {
+        Ok(stat) => stat.f_bavail.saturating_mul(stat.f_frsize),
+        Err(errno) => {
+            let detail = format!("{}: {}", path.display(), std::io::Error::from(errno));
+            return hinted(
+                check(name, CheckStatus::Fail, detail),
+                "stop the daemon (`banger daemon stop`) and start again",
+            );
+        }
+    };
+    let detail = format!("{}, {} free", path.display(), ByteSize::from_bytes(free));
+    // A runtime directory holds sockets only.
+    let status = match free {
+        _ if name.starts_with("runtime") => CheckStatus::Pass,
+        0..NO_SPACE => CheckStatus::Fail,
+        NO_SPACE..LITTLE_SPACE => CheckStatus::Warn,
+        _ => CheckStatus::Pass,
+    };
+    let check = check(name, status, detail);
+    match status {
+        CheckStatus::Pass => check,
+        _ => hinted(check, "free some space: `banger vm delete`, `banger image delete`"),
+    }
+}
+
+fn store(api: &Api) -> Vec<Check> {
+    let notices = &api.services.notices().store;
+    let mut checks: Vec<Check> =
+        notices.iter().map(|notice| check("store", CheckStatus::Warn, notice)).collect();
+    for path in api.services.engine().stores_set_aside() {
+        let found = check(
+            "store",
+            CheckStatus::Warn,
+            format!("a damaged database is kept at {}", path.display()),
+        );
+        checks.push(hinted(
+            found,
+            "once `banger vm list` shows all your VMs, remove the file; if not, please report it",
+        ));
+    }
+    if checks.is_empty() {
+        let file = api.directories.state.join(banger_store::DATABASE_NAME);
+        checks.push(check("store", CheckStatus::Pass, file.display().to_string()));
+    }
+    checks
+}
+
+async fn vmm(api: &Api) -> Check {
+    let program = match qemu::find_program() {
+        Ok(program) => program,
+        Err(error) => {
+            return hinted(
+                check("VMM", CheckStatus::Fail, error.to_string()),
+                "apt-get install qemu-system-x86",
+            );
+        }
+    };
+    let version = match version(&program).await {
+        Ok(version) => version,
+        Err(problem) => {
+            let detail = format!("{} does not run: {problem}", program.display());
+            return hinted(
+                check("VMM", CheckStatus::Fail, detail),
+                "apt-get install --reinstall qemu-system-x86",
+            );
+        }
+    };
+    let report = probe::host_report(api.services.acceleration());
+    let detail = format!(
+        "QEMU {version} ({}), {}; this build has no Firecracker driver; the guest's agent is \
+         reached through a virtio-serial port",
+        program.display(),
+        report.reason
+    );
+    match report.chosen {
+        Acceleration::Kvm => check("VMM", CheckStatus::Pass, detail),
+        Acceleration::Tcg => {
+            let mut check = check("VMM", CheckStatus::Warn, detail);
+            check.hint = report.kvm.hint().map(str::to_owned);
+            check
+        }
+    }
+}
+
+/// Returns what stands behind `version` in the first line of `--version`.
+async fn version(program: &Path) -> Result<String, String> {
+    let mut child = tokio::process::Command::new(program)
+        .arg("--version")
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    let Some(stdout) = child.stdout.take() else { return Err("no output".to_owned()) };
+    let talk = async {
+        let mut text = String::new();
+        stdout.take(4096).read_to_string(&mut text).await.map_err(|error| error.to_string())?;
+        let status = child.wait().await.map_err(|error| error.to_string())?;
+        if !status.success() {
+            return Err(status.to_string());
+        }
+        let mut words = text.lines().next().unwrap_or_default().split_whitespace();
+        words.find(|word| *word == "version");
+        words.next().map(str::to_owned).ok_or_else(|| "it does not say its version".to_owned())
+    };
+    tokio::time::timeout(VERSION_DEADLINE, talk)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {} s", VERSION_DEADLINE.as_secs())))
+}
+
+fn installed(program: &str, package: &str) -> Check {
+    let found = DIRECTORIES
+        .iter()
+        .map(|directory| PathBuf::from(directory).join(program))
+        .find(|path| path.is_file());
+    match found {
+        Some(path) => check(program, CheckStatus::Pass, path.display().to_string()),
+        None => hinted(
+            check(program, CheckStatus::Fail, format!("in none of {}", DIRECTORIES.join(", "))),
+            format!("apt-get install {package}"),
+        ),
+    }
+}
+
+fn agent() -> Check {
+    let size = ByteSize::from_bytes(AGENT.len() as u64);
+    if AGENT.starts_with(b"\x7fELF") {
+        let detail = format!(
+            "version {}, protocol {}, {size}, carried in bangerd",
+            env!("CARGO_PKG_VERSION"),
+            banger_agent_api::PROTOCOL_VERSION
+        );
+        check("guest agent", CheckStatus::Pass, detail)
+    } else {
+        check("guest agent", CheckStatus::Fail, format!("{size} that are no executable"))
+    }
+}
+
+fn leftovers(api: &Api) -> Vec<Check> {
+    let reconciled = &api.services.notices().reconciled;
+    let mut checks: Vec<Check> = reconciled
+        .orphans
+        .iter()
+        .map(|orphan| {
+            hinted(
+                check("leftovers", CheckStatus::Warn, orphan),
+                "nothing of banger needs it: end or remove it",
+            )
+        })
+        .collect();
+    let warnings = reconciled.warnings.iter();
+    checks.extend(warnings.map(|warning| check("VMs", CheckStatus::Warn, warning)));
+    if checks.is_empty() {
+        let detail = "nothing of an earlier daemon is left on the host";
+        checks.push(check("leftovers", CheckStatus::Pass, detail));
+    }
+    checks
+}
+
+fn open_files() -> Check {
+    let most = rustix::process::getrlimit(Resource::Nofile).current;
+    match most {
+        Some(most) if most < ENOUGH_FILES => hinted(
+            check("open files", CheckStatus::Warn, format!("at most {most}")),
+            "raise the hard limit (`ulimit -Hn`) for many VMs at a time",
+        ),
+        Some(most) => check("open files", CheckStatus::Pass, format!("at most {most}")),
+        None => check("open files", CheckStatus::Pass, "no limit"),
+    }
+}

@@ -1,0 +1,86 @@
+//! `/v1/images`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use banger_daemon_api::artifact::{Image, ImportImage};
+use banger_daemon_api::error::{ApiError, ErrorCode};
+use banger_daemon_api::operation::OperationStarted;
+use banger_types::ImageName;
+
+use super::{Api, Nothing, Shared};
+use crate::server::{Answer, Failure, JsonBody, OpId, PathPart};
+
+/// Lists the images.
+#[utoipa::path(get, path = "/v1/images", responses((status = 200, body = Vec<Image>)))]
+pub async fn list(State(api): Shared) -> Answer<Json<Vec<Image>>> {
+    let mut images = api.services.artifacts().images().await?;
+    for image in &mut images {
+        image.used_by = users(&api, &image.name);
+    }
+    Ok(Json(images))
+}
+
+/// Shows an image.
+#[utoipa::path(
+    get,
+    path = "/v1/images/{name}",
+    params(("name" = String, Path)),
+    responses((status = 200, body = Image), (status = 404, body = ApiError))
+)]
+pub async fn get(State(api): Shared, PathPart(name): PathPart<ImageName>) -> Answer<Json<Image>> {
+    let mut image = api.services.artifacts().image(&name).await?;
+    image.used_by = users(&api, &name);
+    Ok(Json(image))
+}
+
+/// Begins an import, or joins the one of this name that is under way.
+#[utoipa::path(
+    post,
+    path = "/v1/images",
+    request_body = ImportImage,
+    responses((status = 202, body = OperationStarted), (status = 409, body = ApiError))
+)]
+pub async fn import(
+    State(api): Shared,
+    OpId(op_id): OpId,
+    JsonBody(request): JsonBody<ImportImage>,
+) -> Answer<(StatusCode, Json<OperationStarted>)> {
+    let started = api.services.importer().image(request, op_id).await?;
+    Ok((StatusCode::ACCEPTED, Json(started)))
+}
+
+/// Deletes an image that no VM uses.
+#[utoipa::path(
+    delete,
+    path = "/v1/images/{name}",
+    params(("name" = String, Path)),
+    responses(
+        (status = 200, body = Nothing),
+        (status = 404, body = ApiError),
+        (status = 409, body = ApiError)
+    )
+)]
+pub async fn delete(
+    State(api): Shared,
+    PathPart(name): PathPart<ImageName>,
+) -> Answer<Json<Nothing>> {
+    refuse_in_use(&api, &name)?;
+    api.services.artifacts().delete_image(&name).await?;
+    tracing::info!(image = name.as_str(), "deleted");
+    Ok(Json(Nothing {}))
+}
+
+fn refuse_in_use(api: &Api, name: &ImageName) -> Answer<()> {
+    let users = users(api, name);
+    if users.is_empty() {
+        return Ok(());
+    }
+    let message = format!("image {name} is used by VM {}", users.join(", "));
+    Err(Failure::new(ErrorCode::InUse, message)
+        .hint(format!("`banger vm delete {}` first", users.join(" "))))
+}
+
+fn users(api: &Api, name: &ImageName) -> Vec<String> {
+    api.services.engine().users_of_image(name).iter().map(ToString::to_string).collect()
+}

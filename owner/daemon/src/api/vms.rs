@@ -1,0 +1,145 @@
+//! `/v1/vms`: the VMs and what can be done to them.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use banger_daemon_api::error::ApiError;
+use banger_daemon_api::operation::OperationStarted;
+use banger_daemon_api::vm::{CreateVm, KillVm, StopVm, Vm};
+use banger_engine::{EngineError, Started};
+use banger_types::VmReference;
+
+use super::{Nothing, Shared};
+use crate::server::{Answer, JsonBody, OpId, OptionalJsonBody, PathPart};
+
+/// An act that goes on after the answer.
+type Accepted = Answer<(StatusCode, Json<OperationStarted>)>;
+
+/// Lists the VMs.
+#[utoipa::path(get, path = "/v1/vms", responses((status = 200, body = Vec<Vm>)))]
+pub async fn list(State(api): Shared) -> Json<Vec<Vm>> {
+    Json(api.services.engine().list().await)
+}
+
+/// Shows a VM.
+#[utoipa::path(
+    get,
+    path = "/v1/vms/{vm}",
+    params(("vm" = String, Path)),
+    responses((status = 200, body = Vm), (status = 404, body = ApiError))
+)]
+pub async fn get(State(api): Shared, PathPart(vm): PathPart<VmReference>) -> Answer<Json<Vm>> {
+    Ok(Json(api.services.vm(&vm).await?))
+}
+
+/// Creates a VM and starts it.
+#[utoipa::path(
+    post,
+    path = "/v1/vms",
+    request_body = CreateVm,
+    responses(
+        (status = 202, body = OperationStarted),
+        (status = 409, body = ApiError),
+        (status = 507, body = ApiError)
+    )
+)]
+pub async fn create(
+    State(api): Shared,
+    OpId(op_id): OpId,
+    JsonBody(request): JsonBody<CreateVm>,
+) -> Accepted {
+    let operation = api.services.engine().create(request, op_id);
+    accepted(operation.map(|operation| Started { operation, joined: false }))
+}
+
+/// Starts a stopped VM; one that runs stays as it is.
+#[utoipa::path(
+    post,
+    path = "/v1/vms/{vm}/start",
+    params(("vm" = String, Path)),
+    responses((status = 202, body = OperationStarted), (status = 404, body = ApiError))
+)]
+pub async fn start(
+    State(api): Shared,
+    PathPart(vm): PathPart<VmReference>,
+    OpId(op_id): OpId,
+) -> Accepted {
+    accepted(api.services.engine().start(&vm, op_id).await)
+}
+
+/// Stops a VM; one that is stopped stays as it is.
+#[utoipa::path(
+    post,
+    path = "/v1/vms/{vm}/stop",
+    params(("vm" = String, Path)),
+    request_body = Option<StopVm>,
+    responses((status = 202, body = OperationStarted), (status = 404, body = ApiError))
+)]
+pub async fn stop(
+    State(api): Shared,
+    PathPart(vm): PathPart<VmReference>,
+    OpId(op_id): OpId,
+    OptionalJsonBody(how): OptionalJsonBody<StopVm>,
+) -> Accepted {
+    accepted(api.services.engine().stop(&vm, &how, op_id).await)
+}
+
+/// Stops a VM and starts it again.
+#[utoipa::path(
+    post,
+    path = "/v1/vms/{vm}/restart",
+    params(("vm" = String, Path)),
+    request_body = Option<StopVm>,
+    responses((status = 202, body = OperationStarted), (status = 404, body = ApiError))
+)]
+pub async fn restart(
+    State(api): Shared,
+    PathPart(vm): PathPart<VmReference>,
+    OpId(op_id): OpId,
+    OptionalJsonBody(how): OptionalJsonBody<StopVm>,
+) -> Accepted {
+    accepted(api.services.engine().restart(&vm, &how, op_id).await)
+}
+
+/// Deletes a VM and its disks, running or not.
+#[utoipa::path(
+    delete,
+    path = "/v1/vms/{vm}",
+    params(("vm" = String, Path)),
+    responses((status = 202, body = OperationStarted), (status = 404, body = ApiError))
+)]
+pub async fn delete(
+    State(api): Shared,
+    PathPart(vm): PathPart<VmReference>,
+    OpId(op_id): OpId,
+) -> Accepted {
+    accepted(api.services.engine().delete(&vm, op_id).await)
+}
+
+/// Sends a signal to the VM's VMM.
+#[utoipa::path(
+    post,
+    path = "/v1/vms/{vm}/kill",
+    params(("vm" = String, Path)),
+    request_body = KillVm,
+    responses(
+        (status = 200, body = Nothing),
+        (status = 404, body = ApiError),
+        (status = 409, body = ApiError)
+    )
+)]
+pub async fn kill(
+    State(api): Shared,
+    PathPart(vm): PathPart<VmReference>,
+    JsonBody(how): JsonBody<KillVm>,
+) -> Answer<Json<Nothing>> {
+    api.services.engine().kill(&vm, &how.signal).await.map_err(|error| error.to_api())?;
+    Ok(Json(Nothing {}))
+}
+
+fn accepted(outcome: Result<Started, EngineError>) -> Accepted {
+    let started = outcome.map_err(|error| error.to_api())?;
+    let started =
+        OperationStarted { operation: started.operation.snapshot(), joined: started.joined };
+    Ok((StatusCode::ACCEPTED, Json(started)))
+}

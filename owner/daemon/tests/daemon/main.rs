@@ -1,0 +1,7 @@
+//! Tests against a real `bangerd` process.
+#![forbid(unsafe_code)]
+
+mod http;
+mod imports;
+mod process;
+mod support;

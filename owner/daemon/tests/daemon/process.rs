@@ -1,0 +1,134 @@
+//! The daemon as a process: who may run it, where, how it ends.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+
+use crate::support::{DROPPED_UID, Place, is_root};
+use rustix::process::Signal;
+
+#[test]
+fn root_is_refused_before_anything_is_touched() {
+    if !is_root() {
+        println!("SKIP: root: only root can start the daemon as root");
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_bangerd"))
+        .args(["--direct", "--state-dir"])
+        .arg(base.path().join("s"))
+        .arg("--cache-dir")
+        .arg(base.path().join("c"))
+        .arg("--runtime-dir")
+        .arg(base.path().join("r"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(error["code"], "unauthorized");
+    assert_eq!(error["message"], "bangerd never runs as root");
+    assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn it_says_who_and_where_it_is_and_is_small_when_idle() {
+    let place = Place::new();
+    let daemon = place.start();
+    let ping = place.get("/v1/ping");
+    assert_eq!(ping["pid"], daemon.pid());
+    assert_eq!(ping["build_id"], "test");
+    assert_eq!(ping["state_dir"], place.path("state").to_str().unwrap());
+    let uid = if is_root() { DROPPED_UID } else { rustix::process::geteuid().as_raw() };
+    assert_eq!(ping["uid"], uid);
+
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_start_matches(':').split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!(field("NoNewPrivs"), "1");
+    assert_eq!(field("Umask"), "0077");
+    let resident: u64 = field("VmRSS").parse().unwrap();
+    assert!(resident <= 30 << 10, "{resident} KiB");
+    for path in ["state", "cache", "run"] {
+        assert_eq!(place.path(path).metadata().unwrap().mode() & 0o7777, 0o700);
+    }
+    assert_eq!(place.socket().metadata().unwrap().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_second_daemon_is_refused_and_the_first_goes_on() {
+    let place = Place::new();
+    let first = place.start();
+    let error = place.command().start().err().expect("there are two daemons");
+    assert_eq!(error["code"], "in_use");
+    assert!(error["message"].as_str().unwrap().contains(&first.pid().to_string()), "{error}");
+    place.get("/v1/ping");
+}
+
+#[test]
+fn what_a_killed_daemon_left_is_no_obstacle() {
+    let place = Place::new();
+    place.start().kill();
+    assert!(place.socket().exists());
+    let _daemon = place.start();
+    place.get("/v1/ping");
+}
+
+#[test]
+fn sigterm_ends_it_in_order_and_sighup_does_not() {
+    let place = Place::new();
+    let daemon = place.start();
+    daemon.signal(Signal::HUP);
+    place.get("/v1/ping");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended().code(), Some(0));
+    assert!(!place.socket().exists());
+    let _daemon = place.start();
+}
+
+#[test]
+fn a_client_can_end_it_while_another_waits() {
+    let place = Place::new();
+    let daemon = place.start();
+    // A connection that never says anything must not hold the end up for long.
+    let _silent = place.connect();
+    assert_eq!(place.request("POST", "/v1/shutdown", b"").status, 200);
+    assert_eq!(daemon.ended().code(), Some(0));
+}
+
+#[test]
+fn an_idle_daemon_ends_by_itself() {
+    let place = Place::new();
+    let daemon = place.command().arg("--idle-timeout").arg("1").start().unwrap();
+    assert_eq!(daemon.ended().code(), Some(0));
+    assert!(!place.socket().exists());
+}
+
+#[test]
+fn directories_of_strangers_and_links_are_refused() {
+    let place = Place::new();
+    std::fs::remove_dir(place.path("run")).unwrap();
+    std::os::unix::fs::symlink(place.path("cache"), place.path("run")).unwrap();
+    let error = place.command().start().err().expect("a link was taken");
+    assert!(error["message"].as_str().unwrap().ends_with("is not a real directory"), "{error}");
+    std::fs::remove_file(place.path("run")).unwrap();
+
+    if !is_root() {
+        println!("SKIP: root: only root can give a directory away");
+        return;
+    }
+    std::fs::create_dir(place.path("run")).unwrap();
+    std::fs::set_permissions(place.path("run"), PermissionsExt::from_mode(0o777)).unwrap();
+    let error = place.command().start().err().expect("root's directory was taken");
+    assert!(error["message"].as_str().unwrap().contains("belongs to uid 0"), "{error}");
+}
+
+#[test]
+fn a_runtime_directory_too_long_for_sockets_is_refused() {
+    let place = Place::new();
+    let long = place.path(&"x".repeat(100));
+    std::fs::rename(place.path("run"), &long).unwrap();
+    let error = place.command_in(&long).start().err().expect("the path was taken");
+    assert_eq!(error["code"], "bad_params");
+    assert!(error["hint"].as_str().unwrap().contains("BANGER_RUNTIME_DIR"), "{error}");
+}
