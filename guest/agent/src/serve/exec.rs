@@ -170,6 +170,8 @@ where
         abandon(&running, on_terminal).await;
     }
     server.execs.set(server.execs.get() - 1);
+    // The exit is on its way before the next exec is prepared.
+    tokio::task::yield_now().await;
     if let Some(cgroup) = running.cgroup {
         server.cgroups.give_back(cgroup);
     }

@@ -1,7 +1,163 @@
-use banger_agent_api::*;
-pub(super) async fn run<S: tokio::io::AsyncWrite + Unpin>(
-    _c: GetTreeCall,
-    mut s: S,
-) -> Result<(), WireError> {
-    super::calls::refuse(&mut s, AgentError::new(ErrorCode::Failed, "x")).await
+//! Packing a file or directory as a tar stream.
+//!
+//! Opened without following links, so that a tree that changes while it is read can at worst give
+//! a strange archive. Sockets are left out, as tar(1) does.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use banger_agent_api::{AgentError, Empty, ErrorCode, Frame, FrameWriter, GetTreeCall, WireError};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use super::calls::{begin, refuse};
+use super::tree::{CHUNKS, ChunkWriter, Tree, tree_error};
+
+/// Deepest directory that is packed; each level holds a descriptor.
+const DEPTH_LIMIT: usize = 200;
+
+/// Runs the call.
+pub(super) async fn run<S>(call: GetTreeCall, mut stream: S) -> Result<(), WireError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let path = PathBuf::from(std::ffi::OsStr::from_bytes(call.path.as_bytes()));
+    let (parent, name) = match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => (parent, PathBuf::from(name)),
+        _ => (Path::new("/"), PathBuf::from(".")),
+    };
+    let opened = Tree::open(parent).and_then(|tree| {
+        rustix::fs::statat(tree.as_fd(), &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(tree)
+    });
+    let tree = match opened {
+        Ok(tree) => tree,
+        Err(error) => {
+            let error = tree_error("open", &path, &error);
+            return refuse(&mut stream, error).await;
+        }
+    };
+    begin(&mut stream, Empty {}).await?;
+    let (sender, mut receiver) = mpsc::channel(CHUNKS);
+    let pack = tokio::task::spawn_blocking(move || {
+        let writer = ChunkWriter { sender, buffer: Vec::new() };
+        let mut packer = Packer { builder: tar::Builder::new(writer) };
+        packer.entry(tree.as_fd(), &name, &name, 0)?;
+        let finished =
+            packer.builder.into_inner().and_then(|mut writer| io::Write::flush(&mut writer));
+        finished.map_err(|error| tree_error("pack", &path, &error))
+    });
+    let mut writer = FrameWriter::new(stream);
+    while let Some(chunk) = receiver.recv().await {
+        // An early return closes the channel, which ends the thread.
+        writer.send(&Frame::Data(chunk)).await?;
+    }
+    let end = match pack.await {
+        Ok(Ok(())) => Frame::DataEnd,
+        Ok(Err(error)) => Frame::Error(error),
+        Err(error) => {
+            Frame::Error(AgentError::new(ErrorCode::Failed, format!("packing ended: {error}")))
+        }
+    };
+    writer.send(&end).await?;
+    writer.shutdown().await
+}
+
+struct Packer {
+    builder: tar::Builder<ChunkWriter>,
+}
+
+impl Packer {
+    /// Packs `name` in `parent` as `path`, and what is below it.
+    fn entry(
+        &mut self,
+        parent: std::os::fd::BorrowedFd<'_>,
+        name: &Path,
+        path: &Path,
+        depth: usize,
+    ) -> Result<(), AgentError> {
+        let failed = |error: io::Error| tree_error("pack", path, &error);
+        let stat = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            // Gone since its directory was read.
+            Err(rustix::io::Errno::NOENT) if depth > 0 => return Ok(()),
+            Err(error) => return Err(failed(error.into())),
+        };
+        let mut header = header(&stat);
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => self.file(parent, name, path, header).map_err(failed),
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(parent, name, Vec::new())
+                    .map_err(|error| failed(error.into()))?;
+                header.set_entry_type(tar::EntryType::Symlink);
+                let target = std::ffi::OsStr::from_bytes(target.as_bytes());
+                self.builder.append_link(&mut header, path, target).map_err(failed)
+            }
+            FileType::Directory if depth >= DEPTH_LIMIT => {
+                Err(failed(io::ErrorKind::InvalidInput.into()))
+            }
+            FileType::Directory => {
+                header.set_entry_type(tar::EntryType::Directory);
+                self.builder.append_data(&mut header, path, io::empty()).map_err(failed)?;
+                self.children(parent, name, path, depth)
+            }
+            FileType::Fifo => {
+                header.set_entry_type(tar::EntryType::Fifo);
+                self.builder.append_data(&mut header, path, io::empty()).map_err(failed)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn file(
+        &mut self,
+        parent: std::os::fd::BorrowedFd<'_>,
+        name: &Path,
+        path: &Path,
+        mut header: tar::Header,
+    ) -> io::Result<()> {
+        // Not blocking, in case it has become a fifo.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = std::fs::File::from(rustix::fs::openat(parent, name, flags, Mode::empty())?);
+        let size = file.metadata()?.len();
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_size(size);
+        // The size is written already: a file that shrinks meanwhile is filled up, one that grows cut.
+        let content = file.take(size).chain(io::repeat(0)).take(size);
+        self.builder.append_data(&mut header, path, content)
+    }
+
+    fn children(
+        &mut self,
+        parent: std::os::fd::BorrowedFd<'_>,
+        name: &Path,
+        path: &Path,
+        depth: usize,
+    ) -> Result<(), AgentError> {
+        let failed = |error: rustix::io::Errno| tree_error("pack", path, &error.into());
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory: OwnedFd =
+            rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(failed)?;
+        for entry in rustix::fs::Dir::read_from(&directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let child = Path::new(std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()));
+            if child != Path::new(".") && child != Path::new("..") {
+                self.entry(directory.as_fd(), child, &path.join(child), depth + 1)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn header(stat: &Stat) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(stat.st_mode & 0o7777);
+    header.set_uid(u64::from(stat.st_uid));
+    header.set_gid(u64::from(stat.st_gid));
+    header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+    header.set_size(0);
+    header
 }

@@ -114,7 +114,9 @@ impl Stream {
         }
         let data = !self.sending.is_empty() && self.send_window > 0;
         let end = self.end_requested && !self.end_sent && self.sending.is_empty();
-        self.open_pending || self.credit_pending || self.reset_pending || data || end
+        // A reset waits for what a finish has promised to send before it.
+        let reset = self.reset_pending && (self.end_sent || !self.end_requested);
+        self.open_pending || self.credit_pending || reset || data || end
     }
 }
 
@@ -228,9 +230,6 @@ impl Session {
                 result = step;
                 self.detach();
                 deframer.scan();
-                if self.role == Role::Host {
-                    break;
-                }
             }
         }
         self.deframer = deframer;
@@ -253,7 +252,11 @@ impl Session {
             }
             // Answers to greetings of a daemon that is gone, or that we replaced.
             (Role::Host, GreetingKind::Ack) if self.attached.is_none() => Ok(None),
-            (Role::Host, GreetingKind::Boot) => Err(SessionError::Restarted),
+            (Role::Host, GreetingKind::Boot) => {
+                // Whatever was said to the old agent is lost, a greeting on its way included.
+                let nothing = self.attached.is_none() && self.attaching.is_none();
+                if nothing { Ok(None) } else { Err(SessionError::Restarted) }
+            }
             _ => Err(SessionError::Protocol),
         }
     }
