@@ -63,7 +63,7 @@ impl LastWords {
         while followed.changed().await.is_ok() {}
     }
 
-    /// Returns the last line as printable words, if there are any.
+    /// Returns the last message in printable words, if there are any.
     pub(crate) fn reason(&self) -> Option<String> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         printable_reason(&kept)
@@ -127,18 +127,22 @@ fn keep_the_end(bytes: &mut Vec<u8>) {
     bytes.drain(..excess);
 }
 
-/// Returns the last line that says something, without control characters and without QEMU's own
-/// name before it.
+/// Returns the last message on one line, without control characters and without QEMU's own name
+/// before it. A message begins with that name and may have more lines.
 fn printable_reason(bytes: &[u8]) -> Option<String> {
+    const NAME: &str = "qemu-system-x86_64: ";
     let text = String::from_utf8_lossy(bytes);
-    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
-    let line = line.strip_prefix("qemu-system-x86_64: ").unwrap_or(line);
-    let printable: String = line
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let first = lines.iter().rposition(|line| line.starts_with(NAME));
+    let message = lines.get(first.unwrap_or(lines.len().saturating_sub(1))..)?;
+    let message = message.join(" ");
+    let message = message.strip_prefix(NAME).unwrap_or(&message);
+    let printable: String = message
         .chars()
         .map(|character| if character.is_control() { ' ' } else { character })
         .take(REASON_LIMIT)
         .collect();
-    Some(printable)
+    (!printable.is_empty()).then_some(printable)
 }
 
 #[cfg(test)]
@@ -153,6 +157,9 @@ mod tests {
         assert_eq!(printable_reason(b"\n \n"), None);
         let text = b"warning: x\nqemu-system-x86_64: -blockdev {}: no such file\n\n";
         assert_eq!(printable_reason(text).unwrap(), "-blockdev {}: no such file");
+        let text = b"qemu-system-x86_64: old\nqemu-system-x86_64: Failed to lock\nIs it in use?\n";
+        assert_eq!(printable_reason(text).unwrap(), "Failed to lock Is it in use?");
+        assert_eq!(printable_reason(b"one\ntwo\n").unwrap(), "two");
         assert_eq!(printable_reason(b"\x1b[31mred\xff").unwrap(), " [31mred\u{fffd}");
         assert_eq!(printable_reason(&[b'x'; 5000]).unwrap().len(), REASON_LIMIT);
     }

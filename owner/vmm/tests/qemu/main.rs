@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
+mod block_tool;
+mod disks;
 mod tiny_guest;
 
 use banger_engine::contract;
