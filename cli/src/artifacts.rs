@@ -34,6 +34,8 @@ pub struct ImagePull {
     pub mirror: Option<String>,
     /// Instead of the one in the name.
     pub suite: Option<String>,
+    /// Beside the default ones.
+    pub packages: Vec<String>,
     /// The kernel its machines boot unless told otherwise.
     pub default_kernel: Option<KernelName>,
     /// Replace an image of this name.
@@ -43,35 +45,38 @@ pub struct ImagePull {
 impl ImagePull {
     /// Pulls `name` as its name says.
     pub fn new(name: ImageName) -> Self {
-        Self { name, mirror: None, suite: None, default_kernel: None, replace: false }
+        Self {
+            name,
+            mirror: None,
+            suite: None,
+            packages: Vec::new(),
+            default_kernel: None,
+            replace: false,
+        }
     }
 
-    fn suite(&self) -> Result<String, CliError> {
-        let from_name = || suite_of(&self.name).map(str::to_owned);
-        self.suite.clone().or_else(from_name).ok_or_else(|| {
-            CliError::new(format!("banger does not know where to get an image {}", self.name))
-                .hint(format!("banger image pull {}", host::DEFAULT_IMAGE))
-                .hint(format!("banger image pull {} --suite SUITE", self.name))
-                .hint(format!("banger image import FILE.tar --name {}", self.name))
-        })
+    fn request(&self) -> Result<ImageRequest, CliError> {
+        let mirror = self.mirror.as_deref();
+        let request = match &self.suite {
+            Some(suite) => ImageRequest::new(suite, mirror)?,
+            None => ImageRequest::for_name(self.name.as_str(), mirror).map_err(|error| {
+                CliError::from(error)
+                    .hint(format!("banger image pull {} --suite SUITE", self.name))
+                    .hint(format!("banger image import FILE.tar --name {}", self.name))
+            })?,
+        };
+        Ok(request.with_packages(&self.packages)?)
     }
-}
-
-/// Returns the Debian suite in a name such as `debian-bookworm`.
-fn suite_of(name: &ImageName) -> Option<&str> {
-    name.as_str().strip_prefix("debian-").filter(|suite| {
-        !suite.is_empty() && suite.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
-    })
 }
 
 /// Returns whether an image of this name can be pulled without being told from where.
 pub fn can_pull_image(name: &ImageName) -> bool {
-    suite_of(name).is_some()
+    ImageRequest::for_name(name.as_str(), None).is_ok()
 }
 
 /// Returns whether a kernel of this name can be pulled.
 pub fn can_pull_kernel(name: &KernelName) -> bool {
-    KernelRequest::from_name(name).is_some()
+    KernelRequest::for_name(name.as_str()).is_ok()
 }
 
 /// Returns the kernel of a machine when neither the user nor the image says one.
@@ -124,19 +129,15 @@ pub async fn ensure_kernel(
         Err(error) => return Err(client.explain(error)),
     }
     if !can_pull_kernel(name) {
-        return Err(unknown_kernel(name));
+        return Err(CliError::new(format!("there is no kernel {name}"))
+            .hint("banger kernel list")
+            .hint(format!("banger kernel pull {}", host::DEFAULT_KERNEL)));
     }
     ui.status(format_args!("kernel {name} is not here yet; fetching it through apt"));
     match pull_kernel(ui, client, interrupts, name, false).await {
         Err(error) if error.is_code(ErrorCode::AlreadyExists) => Ok(()),
         other => other,
     }
-}
-
-fn unknown_kernel(name: &KernelName) -> CliError {
-    CliError::new(format!("there is no kernel {name}, and banger does not know where to get it"))
-        .hint("banger kernel list")
-        .hint(format!("banger kernel pull {}", host::DEFAULT_KERNEL))
 }
 
 /// Builds an image from the host's Debian mirror.
@@ -146,14 +147,13 @@ pub async fn pull_image(
     interrupts: &mut Interrupts,
     pull: &ImagePull,
 ) -> Result<(), CliError> {
-    let suite = pull.suite()?;
+    let request = pull.request()?;
     let begin = ImportImage {
         name: pull.name.clone(),
-        source: format!("mmdebstrap:{suite}"),
+        source: request.source(),
         default_kernel: pull.default_kernel.clone(),
         replace: pull.replace,
     };
-    let request = ImageRequest::new(&suite, pull.mirror.as_deref());
     let transfer =
         Transfer { ui, client, subject: format!("image {}", pull.name), path: routes::IMAGES };
     transfer
@@ -193,9 +193,8 @@ pub async fn pull_kernel(
     name: &KernelName,
     replace: bool,
 ) -> Result<(), CliError> {
-    let request = KernelRequest::from_name(name).ok_or_else(|| unknown_kernel(name))?;
-    let begin =
-        ImportKernel { name: name.clone(), source: format!("apt:{}", request.package()), replace };
+    let request = KernelRequest::for_name(name.as_str())?;
+    let begin = ImportKernel { name: name.clone(), source: format!("apt:{name}"), replace };
     let transfer =
         Transfer { ui, client, subject: format!("kernel {name}"), path: routes::KERNELS };
     transfer
@@ -239,12 +238,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn suites_come_from_the_name() {
-        let suite = |name: &str| suite_of(&name.parse().unwrap()).map(str::to_owned);
-        assert_eq!(suite("debian-bookworm").as_deref(), Some("bookworm"));
-        assert_eq!(suite("debian-testing-proposed").as_deref(), Some("testing-proposed"));
-        assert_eq!(suite("debian-12"), None);
-        assert_eq!(suite("alpine"), None);
+    fn only_known_names_can_be_pulled() {
+        let image = |name: &str| can_pull_image(&name.parse().unwrap());
+        assert!(image("debian-bookworm"));
+        assert!(!image("alpine"));
+        let kernel = |name: &str| can_pull_kernel(&name.parse().unwrap());
+        assert!(kernel(host::DEFAULT_KERNEL));
+        assert!(!kernel("mine"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use banger_agent_api::printable_excerpt;
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_types::OperationId;
 
+use crate::debian::DebianError;
 use crate::interrupt::Interrupt;
 
 /// Exit code of a failure of banger in verbs that run no command of the user.
@@ -147,6 +148,17 @@ impl From<ApiError> for CliError {
             code: Some(error.code),
             operation: error.op_id,
         }
+    }
+}
+
+impl From<DebianError> for CliError {
+    fn from(error: DebianError) -> Self {
+        let mut made = Self::new(error.to_string());
+        if let Some(source) = error.source() {
+            made = made.because(source);
+        }
+        made.hints.extend(error.hint());
+        made
     }
 }
 

@@ -10,12 +10,14 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use banger_agent_api::{
     Argument, Call, EnvironmentEntry, ExecCall, ExecStarted, Frame, FrameReader, FrameWriter,
-    GuestPath, MAX_FRAME_PAYLOAD, PtyCall, SignalNumber, UserSpec,
+    GuestPath, MAX_FRAME_PAYLOAD, PtyCall, STDIN_WINDOW, SignalNumber, UserSpec,
 };
 use banger_types::VmId;
 use bytes::Bytes;
@@ -23,7 +25,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use tokio::io::AsyncWrite;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::client::Client;
 use crate::error::CliError;
@@ -96,9 +98,11 @@ pub async fn exec(
     };
     let input = exec.stdin.then(read_stdin);
     let (control, commands) = mpsc::channel(QUEUE);
-    let sender = tokio::spawn(send_frames(FrameWriter::new(writer), input, commands));
+    let credit = Arc::new(Credit::default());
+    let sender =
+        tokio::spawn(send_frames(FrameWriter::new(writer), input, commands, Arc::clone(&credit)));
     let code = tokio::select! {
-        code = receive(FrameReader::new(reader)) => code,
+        code = receive(FrameReader::new(reader), &credit) => code,
         interrupt = pass_signals(exec.tty, interrupts, &control) => {
             Err(CliError::interrupted(interrupt, "interrupted, the command is ended"))
         }
@@ -108,12 +112,48 @@ pub async fn exec(
     code
 }
 
+/// Counts the bytes of standard input that are on their way to a command that has not taken them
+/// yet, so that signals are never stuck behind them.
+#[derive(Debug, Default)]
+struct Credit {
+    outstanding: AtomicU32,
+    returned: Notify,
+}
+
+impl Credit {
+    /// Waits until `count` more bytes may be sent, and counts them.
+    ///
+    /// Cancel safe: what is not returned is not counted.
+    async fn take(&self, count: u32) {
+        loop {
+            let returned = self.returned.notified();
+            let taken = self.outstanding.fetch_update(Ordering::AcqRel, Ordering::Acquire, |sum| {
+                sum.checked_add(count).filter(|&sum| sum <= STDIN_WINDOW)
+            });
+            if taken.is_ok() {
+                return;
+            }
+            returned.await;
+        }
+    }
+
+    /// Takes back what the guest says was taken; more than was sent counts as all of it.
+    fn give_back(&self, count: u32) {
+        let _ = self.outstanding.fetch_update(Ordering::AcqRel, Ordering::Acquire, |sum| {
+            Some(sum.saturating_sub(count))
+        });
+        self.returned.notify_one();
+    }
+}
+
 /// Writes what comes from standard input and from signals to the guest.
 async fn send_frames(
     mut writer: FrameWriter<impl AsyncWrite + Unpin>,
     mut input: Option<mpsc::Receiver<Bytes>>,
     mut commands: mpsc::Receiver<Frame>,
+    credit: Arc<Credit>,
 ) {
+    let mut waiting: Option<Bytes> = None;
     loop {
         let frame = tokio::select! {
             biased;
@@ -121,8 +161,14 @@ async fn send_frames(
                 Some(frame) => frame,
                 None => return,
             },
-            bytes = next_input(&mut input) => match bytes {
-                Some(bytes) => Frame::Stdin(bytes),
+            () = credit.take(length(waiting.as_ref())), if waiting.is_some() => {
+                Frame::Stdin(waiting.take().unwrap_or_default())
+            }
+            bytes = next_input(&mut input), if waiting.is_none() => match bytes {
+                Some(bytes) => {
+                    waiting = Some(bytes);
+                    continue;
+                }
                 None => {
                     input = None;
                     Frame::StdinEnd
@@ -134,6 +180,11 @@ async fn send_frames(
             return;
         }
     }
+}
+
+fn length(bytes: Option<&Bytes>) -> u32 {
+    // A chunk is at most a frame.
+    bytes.map_or(0, |bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX))
 }
 
 async fn next_input(input: &mut Option<mpsc::Receiver<Bytes>>) -> Option<Bytes> {
@@ -199,6 +250,7 @@ async fn drained(control: &mpsc::Sender<Frame>) {
 /// Writes what the guest sends to our streams, until the command ends.
 async fn receive(
     mut reader: FrameReader<impl tokio::io::AsyncRead + Unpin>,
+    credit: &Credit,
 ) -> Result<u8, CliError> {
     let (stdout, stdout_end) = write_stream(io::stdout());
     let (stderr, stderr_end) = write_stream(io::stderr());
@@ -216,6 +268,7 @@ async fn receive(
                 // As for any program, a lost standard error is no reason to end.
                 let _ = stderr.send(bytes).await;
             }
+            Some(Frame::StdinCredit(count)) => credit.give_back(count),
             Some(Frame::Exit(status)) => break Some(status.shell_code()),
             Some(Frame::Error(error)) => {
                 return Err(
@@ -317,18 +370,22 @@ mod tests {
             [(ExitStatus::Code(0), 0), (ExitStatus::Code(255), 255), (ExitStatus::Signal(9), 137)]
         {
             let frames = encoded(&[Frame::Unknown(200), Frame::Exit(status)]);
-            assert_eq!(receive(FrameReader::new(&frames[..])).await.unwrap(), code);
+            assert_eq!(
+                receive(FrameReader::new(&frames[..]), &Credit::default()).await.unwrap(),
+                code
+            );
         }
     }
 
     #[tokio::test]
     async fn a_stream_without_an_end_is_a_failure_not_a_success() {
-        let error = receive(FrameReader::new(&b""[..])).await.unwrap_err();
+        let error = receive(FrameReader::new(&b""[..]), &Credit::default()).await.unwrap_err();
         assert!(error.message.contains("ended before the command did"), "{error}");
-        let error = receive(FrameReader::new(&[7u8, 0, 0][..])).await.unwrap_err();
+        let error =
+            receive(FrameReader::new(&[7u8, 0, 0][..]), &Credit::default()).await.unwrap_err();
         assert!(error.message.contains("broke"), "{error}");
         let frames = encoded(&[Frame::Error(AgentError::new(ErrorCode::Failed, "x"))]);
-        assert!(receive(FrameReader::new(&frames[..])).await.is_err());
+        assert!(receive(FrameReader::new(&frames[..]), &Credit::default()).await.is_err());
     }
 
     #[tokio::test]
@@ -367,7 +424,9 @@ mod tests {
         let (input, receiver) = mpsc::channel(1);
         let (control, commands) = mpsc::channel(1);
         let (ours, theirs) = tokio::io::duplex(4096);
-        let task = tokio::spawn(send_frames(FrameWriter::new(ours), Some(receiver), commands));
+        let credit = Arc::new(Credit::default());
+        let task =
+            tokio::spawn(send_frames(FrameWriter::new(ours), Some(receiver), commands, credit));
         input.send(Bytes::from_static(b"abc")).await.unwrap();
         drop(input);
         let mut reader = FrameReader::new(theirs);
@@ -379,5 +438,35 @@ mod tests {
         drop(control);
         task.await.unwrap();
         assert_eq!(reader.next().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn input_that_the_command_does_not_take_holds_no_signal_up() {
+        let (input, receiver) = mpsc::channel(1);
+        let (control, commands) = mpsc::channel(1);
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        let credit = Arc::new(Credit::default());
+        let sending =
+            send_frames(FrameWriter::new(ours), Some(receiver), commands, Arc::clone(&credit));
+        let task = tokio::spawn(sending);
+        let feeder = tokio::spawn(async move {
+            let chunk = Bytes::from(vec![0; MAX_FRAME_PAYLOAD]);
+            while input.send(chunk.clone()).await.is_ok() {}
+        });
+        let mut reader = FrameReader::new(theirs);
+        let mut taken = 0;
+        while taken + MAX_FRAME_PAYLOAD <= STDIN_WINDOW as usize {
+            match reader.next().await.unwrap() {
+                Some(Frame::Stdin(bytes)) => taken += bytes.len(),
+                other => panic!("{other:?}"),
+            }
+        }
+        let signal = Frame::Signal(SignalNumber::new(2).unwrap());
+        control.send(signal.clone()).await.unwrap();
+        assert_eq!(reader.next().await.unwrap(), Some(signal));
+        credit.give_back(u32::MAX);
+        assert!(matches!(reader.next().await.unwrap(), Some(Frame::Stdin(_))));
+        task.abort();
+        feeder.abort();
     }
 }

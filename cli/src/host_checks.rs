@@ -6,10 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use banger_daemon_api::daemon::{Check, CheckStatus};
-use banger_types::ByteSize;
 
 use crate::daemon::DaemonBinary;
-use crate::environment;
+use crate::{environment, table};
 
 /// Where administration tools are that a user's PATH may lack.
 const MORE_DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
@@ -158,7 +157,7 @@ fn free_space() -> Vec<Check> {
         return Vec::new();
     };
     let free = facts.f_bavail.saturating_mul(facts.f_frsize);
-    let detail = format!("{} free for {}", ByteSize::from_bytes(free), state.display());
+    let detail = format!("{} free for {}", table::size(free), state.display());
     if free >= SPACE_WANTED {
         return vec![check("disk space", CheckStatus::Pass, detail, None)];
     }

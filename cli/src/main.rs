@@ -9,7 +9,6 @@ mod commands;
 mod completion;
 mod console_text;
 mod daemon;
-#[path = "debian_pending.rs"]
 mod debian;
 mod environment;
 mod error;

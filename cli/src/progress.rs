@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use banger_agent_api::printable_excerpt;
 use banger_daemon_api::operation::Operation;
-use banger_types::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::table;
 use crate::ui::Ui;
 
 /// How often a plain line may repeat the bytes of one stage.
@@ -111,7 +111,7 @@ impl Drop for Progress {
 }
 
 fn plain_line(subject: &str, stage: &str, done: Option<u64>, total: Option<u64>) -> String {
-    let size = |bytes| ByteSize::from_bytes(bytes).to_string();
+    let size = table::size;
     match (done, total) {
         (Some(done), Some(total)) if done > 0 => {
             format!("{subject}: {stage} ({} of {})", size(done), size(total))

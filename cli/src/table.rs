@@ -10,6 +10,21 @@ pub fn printable(text: &str) -> String {
     printable_excerpt(text, 10 * CELL_LIMIT)
 }
 
+/// Says a number of bytes with one decimal at most.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "K", "M", "G", "T"];
+    let mut scaled = u128::from(bytes) * 10;
+    let mut unit = 0;
+    while scaled >= 10_240 && unit + 1 < UNITS.len() {
+        scaled /= 1024;
+        unit += 1;
+    }
+    match scaled % 10 {
+        0 => format!("{}{}", scaled / 10, UNITS[unit]),
+        tenth => format!("{}.{tenth}{}", scaled / 10, UNITS[unit]),
+    }
+}
+
 /// Lays out a heading and rows; the last column is not padded.
 pub fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
     let rows: Vec<[String; N]> = rows
@@ -81,6 +96,20 @@ mod tests {
     fn cells_cannot_steer_the_terminal() {
         assert!(!table(["A"], &[["x\x1b[2J\n".to_owned()]]).contains('\x1b'));
         assert!(!facts(&[("a", "\x1b".to_owned())]).contains('\x1b'));
+    }
+
+    #[test]
+    fn sizes_have_one_decimal_at_most() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1536, "1.5K"),
+            (8 << 30, "8G"),
+            (74_303_536 << 10, "70.8G"),
+            (u64::MAX, "16777215.9T"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
     }
 
     #[test]

@@ -5,14 +5,13 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::debian::{self, ImageRequest, KernelRequest};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::debian::{self, DownloadedDeb, ImageRequest, KernelRequest};
 use crate::error::CliError;
 
 /// Receives what a source is doing, in words.
 pub type Stages = Arc<dyn Fn(&str) + Send + Sync>;
-
-/// Ends a source from another thread, so that its reader wakes up.
-pub type Stop = Box<dyn Fn() + Send + Sync>;
 
 /// A stream of bytes that may fail at its end.
 pub enum Source {
@@ -20,8 +19,13 @@ pub enum Source {
     File(File),
     /// A root file system that is being made.
     Debian(debian::TarStream),
-    /// A downloaded package; the directory it is in goes with it.
-    Package(File, debian::DownloadedDeb),
+    /// A downloaded package; its directory is removed with it.
+    Package {
+        /// The package.
+        file: File,
+        /// Held for its directory.
+        _package: DownloadedDeb,
+    },
 }
 
 impl Source {
@@ -32,27 +36,28 @@ impl Source {
 
     /// Starts to make a Debian root file system.
     pub fn debian_image(request: &ImageRequest, stages: Stages) -> Result<Self, CliError> {
-        let stream = debian::image_stream(request, move |stage: &str| stages(stage))?;
+        let stream = debian::image_stream(request, Box::new(move |stage| stages(stage)))?;
         Ok(Self::Debian(stream))
     }
 
     /// Downloads a kernel package.
     pub fn debian_kernel(request: &KernelRequest, stages: Stages) -> Result<Self, CliError> {
-        let package = debian::kernel_package(request, move |stage: &str| stages(stage))?;
+        let package = debian::kernel_package(request, Box::new(move |stage| stages(stage)))?;
         let file = File::open(package.path()).map_err(|error| {
             CliError::new(format!("cannot read {}", package.path().display())).because(&error)
         })?;
-        Ok(Self::Package(file, package))
+        Ok(Self::Package { file, _package: package })
     }
 
-    /// Returns how to end it early, where a reader could wait for long.
-    pub fn stop(&self) -> Option<Stop> {
+    /// Waits up to `patience` for something to read; returns whether a read will not wait.
+    pub fn is_ready(&self, patience: &Timespec) -> bool {
         match self {
+            // A regular file is always ready, and standard input may wait: Ctrl-C ends that.
+            Self::File(_) | Self::Package { .. } => true,
             Self::Debian(stream) => {
-                let killer = stream.killer();
-                Some(Box::new(move || killer.kill()))
+                let mut fds = [PollFd::new(stream, PollFlags::IN)];
+                poll(&mut fds, Some(patience)).is_ok_and(|ready| ready > 0)
             }
-            Self::File(_) | Self::Package(..) => None,
         }
     }
 
@@ -60,7 +65,7 @@ impl Source {
     pub fn finish(self) -> Result<(), CliError> {
         match self {
             Self::Debian(stream) => stream.finish().map_err(CliError::from),
-            Self::File(_) | Self::Package(..) => Ok(()),
+            Self::File(_) | Self::Package { .. } => Ok(()),
         }
     }
 }
@@ -68,7 +73,7 @@ impl Source {
 impl Read for Source {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::File(file) | Self::Package(file, _) => file.read(buffer),
+            Self::File(file) | Self::Package { file, .. } => file.read(buffer),
             Self::Debian(stream) => stream.read(buffer),
         }
     }

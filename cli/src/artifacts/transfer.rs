@@ -1,8 +1,8 @@
 //! Begins an import in the daemon, streams its bytes and follows it to its end.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -11,10 +11,11 @@ use banger_daemon_api::routes;
 use bytes::Bytes;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
+use rustix::event::Timespec;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use super::source::{Source, Stages, Stop};
+use super::source::{Source, Stages};
 use crate::client::{Client, ClientError, RequestBody};
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
@@ -28,7 +29,9 @@ const QUEUE: usize = 4;
 /// How often the failed work of another command is begun again by us.
 const TAKE_OVERS: usize = 3;
 /// How long a source may take to end after it was told to.
-const STOP_DEADLINE: Duration = Duration::from_secs(15);
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the reading thread waits before it looks whether it is still wanted.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// An import into the daemon.
 pub struct Transfer<'a> {
@@ -150,7 +153,7 @@ impl Transfer<'_> {
                 }
             }
         };
-        reader.stop.stop();
+        reader.stop.store(true, Ordering::Relaxed);
         let read = tokio::time::timeout(STOP_DEADLINE, reader.end).await;
         match (end?, read) {
             (end @ (Followed::Succeeded | Followed::Interrupted { .. }), _) => {
@@ -173,32 +176,11 @@ enum Attempt {
     OtherGaveUp,
 }
 
-/// Ends the source, whether it is open already or not.
-#[derive(Clone, Default)]
-struct StopSwitch(Arc<Mutex<(bool, Option<Stop>)>>);
-
-impl StopSwitch {
-    fn stop(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.0 = true;
-        if let Some(stop) = state.1.take() {
-            stop();
-        }
-    }
-
-    /// Connects the switch; returns whether it was pressed before.
-    fn connect(&self, stop: Option<Stop>) -> bool {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.1 = stop;
-        state.0
-    }
-}
-
 /// A source that a thread reads.
 struct Reader {
     body: RequestBody,
     end: oneshot::Receiver<Reading>,
-    stop: StopSwitch,
+    stop: Arc<AtomicBool>,
     reading: Arc<AtomicBool>,
 }
 
@@ -209,12 +191,12 @@ impl Reader {
     ) -> Self {
         let (queue, mut chunks) = mpsc::channel::<io::Result<Bytes>>(QUEUE);
         let (report, end) = oneshot::channel();
-        let stop = StopSwitch::default();
+        let stop = Arc::new(AtomicBool::new(false));
         let reading = Arc::new(AtomicBool::new(true));
-        let (switch, flag) = (stop.clone(), Arc::clone(&reading));
+        let (stopped, flag) = (Arc::clone(&stop), Arc::clone(&reading));
         thread::spawn(move || {
             let stages: Stages = Arc::new(move |stage: &str| progress.stage(stage));
-            let end = read_all(&queue, &switch, || open(stages));
+            let end = read_all(&queue, &stopped, || open(stages));
             flag.store(false, Ordering::Relaxed);
             if matches!(end, Reading::Failed(_)) {
                 // Breaks the upload off, so that a part is not taken for the whole.
@@ -232,18 +214,21 @@ impl Reader {
 
 fn read_all(
     queue: &mpsc::Sender<io::Result<Bytes>>,
-    switch: &StopSwitch,
+    stopped: &AtomicBool,
     open: impl FnOnce() -> Result<Source, CliError>,
 ) -> Reading {
     let mut source = match open() {
         Ok(source) => source,
         Err(error) => return Reading::Failed(error),
     };
-    if switch.connect(source.stop()) {
-        return Reading::Unwanted;
-    }
     let mut buffer = vec![0; CHUNK];
     loop {
+        if stopped.load(Ordering::Relaxed) {
+            return Reading::Unwanted;
+        }
+        if !source.is_ready(&PATIENCE) {
+            continue;
+        }
         match source.read(&mut buffer) {
             Ok(0) => break,
             Ok(count) => {
@@ -309,11 +294,12 @@ mod tests {
         assert!(matches!(reader.end.await.unwrap(), Reading::Unwanted));
     }
 
-    #[test]
-    fn a_switch_pressed_early_is_seen_late() {
-        let switch = StopSwitch::default();
-        assert!(!switch.connect(None));
-        switch.stop();
-        assert!(switch.connect(None));
+    #[tokio::test]
+    async fn a_reader_that_is_told_to_stop_stops() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![7; CHUNK * 100]).unwrap();
+        let reader = reader_of(file.path());
+        reader.stop.store(true, Ordering::Relaxed);
+        assert!(matches!(reader.end.await.unwrap(), Reading::Unwanted));
     }
 }

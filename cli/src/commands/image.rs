@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use banger_daemon_api::artifact::Image;
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::routes;
-use banger_types::{ByteSize, ImageName, KernelName};
+use banger_types::{ImageName, KernelName};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
@@ -56,6 +56,9 @@ pub struct PullArgs {
     /// The Debian suite, instead of the one in the image's name
     #[arg(long)]
     suite: Option<String>,
+    /// A Debian package to install beside the default ones
+    #[arg(long = "include", value_name = "PACKAGE")]
+    packages: Vec<String>,
     /// The kernel its machines boot unless told otherwise
     #[arg(long, add = completion::kernels())]
     kernel: Option<KernelName>,
@@ -123,7 +126,7 @@ fn render_list(images: &[Image], now: Timestamp) -> String {
             [
                 image.name.to_string(),
                 image.os.clone().unwrap_or_else(|| "-".to_owned()),
-                ByteSize::from_bytes(image.allocated).to_string(),
+                table::size(image.allocated),
                 image.used_by.len().to_string(),
                 image.source.clone(),
                 table::ago(image.created_at, now),
@@ -173,8 +176,8 @@ fn render_image(image: &Image) -> String {
         ("os", image.os.clone().unwrap_or_else(|| "-".to_owned())),
         ("source", image.source.clone()),
         ("sha256", image.sha256.clone()),
-        ("size", ByteSize::from_bytes(image.size).to_string()),
-        ("on disk", ByteSize::from_bytes(image.allocated).to_string()),
+        ("size", table::size(image.size)),
+        ("on disk", table::size(image.allocated)),
         ("entries", image.entries.to_string()),
         ("init", init.to_owned()),
         ("kernel", kernel),
@@ -191,6 +194,7 @@ async fn pull(ui: &Ui, args: PullArgs) -> Result<(), CliError> {
     let pull = ImagePull {
         mirror: args.mirror,
         suite: args.suite,
+        packages: args.packages,
         default_kernel: args.kernel,
         replace: args.force,
         ..ImagePull::new(args.name)

@@ -3,11 +3,13 @@
 use banger_daemon_api::artifact::Kernel;
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::routes;
-use banger_types::{ByteSize, KernelName};
+use banger_types::KernelName;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
+use serde_json::json;
 
 use super::JsonArgs;
+use crate::debian::KNOWN_KERNELS;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::ui::Ui;
@@ -18,7 +20,7 @@ use crate::{artifacts, completion, daemon, host, table};
 pub enum KernelCommand {
     /// List the kernels that are here
     #[command(visible_alias = "ls")]
-    List(JsonArgs),
+    List(ListArgs),
     /// Show a kernel
     Show(ShowArgs),
     /// Take a kernel from a Debian package, by way of the host's apt
@@ -26,6 +28,16 @@ pub enum KernelCommand {
     /// Delete kernels that no machine uses
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
+}
+
+/// Arguments of `banger kernel list`.
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// List the kernels that can be pulled instead
+    #[arg(long)]
+    available: bool,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 /// Arguments of `banger kernel show`.
@@ -61,7 +73,7 @@ impl KernelCommand {
     /// Runs the verb.
     pub async fn run(self, ui: &Ui) -> Result<(), CliError> {
         match self {
-            Self::List(json) => list(ui, json.json).await,
+            Self::List(args) => list(ui, &args).await,
             Self::Show(args) => show(ui, &args).await,
             Self::Pull(args) => {
                 let mut interrupts = Interrupts::install()?;
@@ -75,11 +87,14 @@ impl KernelCommand {
     }
 }
 
-async fn list(ui: &Ui, json: bool) -> Result<(), CliError> {
+async fn list(ui: &Ui, args: &ListArgs) -> Result<(), CliError> {
+    if args.available {
+        return list_available(ui, args.json.json);
+    }
     let client = daemon::connect(ui).await?;
     let kernels: Vec<Kernel> =
         client.get(routes::KERNELS).await.map_err(|error| client.explain(error))?;
-    if json {
+    if args.json.json {
         return ui.json(&kernels);
     }
     ui.line(render_list(&kernels, Timestamp::now()))?;
@@ -89,6 +104,16 @@ async fn list(ui: &Ui, json: bool) -> Result<(), CliError> {
     Ok(())
 }
 
+fn list_available(ui: &Ui, json: bool) -> Result<(), CliError> {
+    if json {
+        let known = KNOWN_KERNELS
+            .map(|known| json!({ "name": known.name, "description": known.description }));
+        return ui.json(&known);
+    }
+    let rows = KNOWN_KERNELS.map(|known| [known.name.to_owned(), known.description.to_owned()]);
+    ui.line(table::table(["NAME", "DESCRIPTION"], &rows))
+}
+
 fn render_list(kernels: &[Kernel], now: Timestamp) -> String {
     let rows: Vec<_> = kernels
         .iter()
@@ -96,7 +121,7 @@ fn render_list(kernels: &[Kernel], now: Timestamp) -> String {
             [
                 kernel.name.to_string(),
                 kernel.version.clone(),
-                ByteSize::from_bytes(kernel.allocated).to_string(),
+                table::size(kernel.allocated),
                 kernel.used_by.len().to_string(),
                 kernel.source.clone(),
                 table::ago(kernel.imported_at, now),
@@ -138,7 +163,7 @@ fn render_kernel(kernel: &Kernel) -> String {
         ("version", kernel.version.clone()),
         ("source", kernel.source.clone()),
         ("sha256", kernel.sha256.clone()),
-        ("on disk", ByteSize::from_bytes(kernel.allocated).to_string()),
+        ("on disk", table::size(kernel.allocated)),
         ("modules", or_dash(&kernel.modules, " ")),
         ("imported", kernel.imported_at.to_string()),
         ("used by", or_dash(&kernel.used_by, ", ")),

@@ -1,7 +1,6 @@
 //! `banger vm show`.
 
 use banger_daemon_api::vm::Vm;
-use banger_types::ByteSize;
 use clap::Args;
 
 use super::OneVm;
@@ -71,8 +70,8 @@ fn render(vm: &Vm) -> String {
                 "{}: {}, {} ({} on the host), {}",
                 disk.role,
                 disk.kind,
-                ByteSize::from_bytes(disk.size),
-                ByteSize::from_bytes(disk.allocated),
+                table::size(disk.size),
+                table::size(disk.allocated),
                 disk.path
             ),
         ));
