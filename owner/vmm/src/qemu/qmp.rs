@@ -287,3 +287,102 @@ impl Lines {
         self.window_lines += 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncBufReadExt;
+
+    use super::*;
+
+    const GREETING: &str = r#"{"QMP":{"version":{"qemu":{"micro":22,"minor":2,"major":7},"package":""},"capabilities":["oob"]}}"#;
+
+    /// Plays QEMU with fixed lines and lets `Monitor` meet them.
+    async fn meet(script: impl AsRef<[u8]>) -> Result<Monitor, QmpError> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let script = script.as_ref().to_vec();
+        tokio::spawn(async move {
+            // A reader that gave up closes its end, which is an error here and none of the test.
+            drop(theirs.write_all(&script).await);
+            drop(theirs.shutdown().await);
+            drop(theirs.read_to_end(&mut Vec::new()).await);
+        });
+        Monitor::negotiate(ours).await
+    }
+
+    #[tokio::test]
+    async fn what_is_not_the_protocol_is_refused() {
+        for (script, name) in [
+            (String::new(), "nothing"),
+            ("\n".to_owned(), "an empty line"),
+            ("{}\n".to_owned(), "no greeting"),
+            ("SSH-2.0-OpenSSH\r\n".to_owned(), "another protocol"),
+            (GREETING.to_owned(), "a greeting without end"),
+            (format!("{GREETING}\n"), "a greeting and no answer"),
+            (format!("{GREETING}\n{{\"return\":"), "half an answer"),
+            (format!("{GREETING}\n{}", "x".repeat(LINE_LIMIT + 1)), "a line without end"),
+            (format!("{GREETING}\n{}\n", "[".repeat(10_000)), "deep nesting"),
+            (r#"{"QMP":{"version":{"qemu":{"major":-1}}}}"#.to_owned() + "\n", "a bad version"),
+        ] {
+            assert!(meet(&script).await.is_err(), "{name}");
+        }
+        let refused = format!("{GREETING}\n{{\"error\":{{\"class\":\"X\",\"desc\":\"no\"}}}}\n");
+        assert!(matches!(meet(&refused).await, Err(QmpError::Refused(words)) if words == "no"));
+    }
+
+    #[tokio::test]
+    async fn the_first_cause_of_an_end_stands() {
+        for (events, cause) in [
+            (&[r#"{"event":"RESUME","timestamp":{}}"#][..], None),
+            (
+                &[r#"{"event":"SHUTDOWN","data":{"guest":true,"reason":"guest-shutdown"}}"#],
+                Some(Shutdown::PoweredOff),
+            ),
+            (
+                &[
+                    r#"{"event":"GUEST_PANICKED","data":{}}"#,
+                    r#"{"event":"SHUTDOWN","data":{"guest":true,"reason":"guest-reset"}}"#,
+                ],
+                Some(Shutdown::Panicked),
+            ),
+            (&[r#"{"event":"SHUTDOWN","data":7}"#], Some(Shutdown::Told)),
+            (&[r#"{"event":"SHUTDOWN"}"#], Some(Shutdown::Told)),
+        ] {
+            let script =
+                format!("{GREETING}\n{{\"return\":{{}},\"id\":0}}\n{}\n", events.join("\n"));
+            let monitor = meet(&script).await.unwrap();
+            assert_eq!(monitor.version().to_string(), "7.2.22");
+            monitor.closed().await;
+            assert_eq!(monitor.shutdown(), cause, "{events:?}");
+            assert!(matches!(monitor.run(Command::Continue).await, Err(QmpError::Closed)));
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_find_their_commands_among_events_and_strays() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        tokio::spawn(async move {
+            let (reader, mut writer) = theirs.into_split();
+            let mut lines = tokio::io::BufReader::new(reader).lines();
+            writer.write_all(GREETING.as_bytes()).await.unwrap();
+            writer.write_all(b"\n").await.unwrap();
+            while let Some(line) = lines.next_line().await.unwrap() {
+                let command: serde_json::Value = serde_json::from_str(&line).unwrap();
+                let id = &command["id"];
+                let answer = match command["execute"].as_str().unwrap() {
+                    "qmp_capabilities" => format!("{{\"return\":{{}},\"id\":{id}}}\n"),
+                    "cont" => format!(
+                        "{{\"event\":\"RESUME\"}}\n{{\"return\":1,\"id\":99}}\n{{\"return\":2}}\n\
+                         {{\"error\":{{\"desc\":\"not now\"}},\"id\":{id}}}\n"
+                    ),
+                    other => panic!("{other}"),
+                };
+                writer.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let monitor = Monitor::negotiate(ours).await.unwrap();
+        for _ in 0..3 {
+            let refusal = monitor.run(Command::Continue).await.unwrap_err();
+            assert!(matches!(refusal, QmpError::Refused(words) if words == "not now"));
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The QEMU driver against a real QEMU, with guests a few instructions long.
 
-#![allow(clippy::unwrap_used, reason = "these are tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "these are tests")]
 
 mod block_tool;
 mod disks;
