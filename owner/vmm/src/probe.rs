@@ -134,17 +134,24 @@ fn decide(choice: AccelerationChoice, kvm: KvmStatus) -> HostReport {
 
 fn try_kvm(device: &Path) -> KvmStatus {
     // Opened by std first, for an error that tells a missing device from a forbidden one.
-    if let Err(error) = OpenOptions::new().read(true).write(true).open(device) {
-        return match error.kind() {
-            io::ErrorKind::NotFound => KvmStatus::Missing,
-            io::ErrorKind::PermissionDenied => KvmStatus::Forbidden,
-            _ => KvmStatus::Broken { problem: format!("opening {}: {error}", device.display()) },
-        };
+    let opened = OpenOptions::new().read(true).write(true).open(device);
+    if let Err(error) = &opened
+        && error.kind() == io::ErrorKind::NotFound
+    {
+        return KvmStatus::Missing;
     }
+    // Before permission: without the hardware, being let in would be of no use.
     match std::fs::read_to_string("/proc/cpuinfo") {
         Ok(cpuinfo) if !has_hardware_virtualisation(&cpuinfo) => KvmStatus::WithoutHardware,
-        Ok(_) => create_probe_vm(device),
         Err(error) => KvmStatus::Broken { problem: format!("reading /proc/cpuinfo: {error}") },
+        Ok(_) => match opened {
+            Ok(_) => create_probe_vm(device),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => KvmStatus::Forbidden,
+            Err(error) => {
+                let problem = format!("opening {}: {error}", device.display());
+                KvmStatus::Broken { problem }
+            }
+        },
     }
 }
 

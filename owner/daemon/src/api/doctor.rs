@@ -8,7 +8,6 @@ use axum::Json;
 use axum::extract::State;
 use banger_daemon_api::daemon::{Check, CheckStatus, DoctorReport};
 use banger_engine::seams::Acceleration;
-use banger_types::ByteSize;
 use banger_vmm::{probe, qemu};
 use rustix::process::Resource;
 use tokio::io::AsyncReadExt;
@@ -87,7 +86,7 @@ fn free_space(name: &str, path: &Path) -> Check {
             );
         }
     };
-    let detail = format!("{}, {} free", path.display(), ByteSize::from_bytes(free));
+    let detail = format!("{}, {} MiB free", path.display(), free >> 20);
     // A runtime directory holds sockets only.
     let status = match free {
         _ if name.starts_with("runtime") => CheckStatus::Pass,
@@ -204,7 +203,7 @@ fn installed(program: &str, package: &str) -> Check {
 }
 
 fn agent() -> Check {
-    let size = ByteSize::from_bytes(AGENT.len() as u64);
+    let size = format!("{} KiB", AGENT.len() >> 10);
     if AGENT.starts_with(b"\x7fELF") {
         let detail = format!(
             "version {}, protocol {}, {size}, carried in bangerd",

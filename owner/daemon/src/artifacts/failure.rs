@@ -7,7 +7,7 @@ use std::path::Path;
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_engine::seams::ArtifactError;
 use banger_image::{BuildError, Cancelled, ImageStoreError, KernelError, ShelfError, ToolError};
-use banger_types::{ByteSize, ImageName, KernelName};
+use banger_types::{ImageName, KernelName};
 
 /// What the cause of a failure is, wherever in the chain it stands.
 enum Kind {
@@ -125,11 +125,12 @@ pub fn with_free_space(mut error: ApiError, path: &Path, taken: u64) -> ApiError
     if error.code == ErrorCode::NoSpace
         && let Ok(stat) = rustix::fs::statvfs(path)
     {
-        let free = ByteSize::from_bytes(stat.f_bavail.saturating_mul(stat.f_frsize));
         error.hint = Some(format!(
-            "{free} are free below {}, and more than the {} taken so far are needed: free some space, then try again",
+            "{} MiB are free below {}, and it takes more than the {} MiB that were read so far: \
+             free some space, then try again",
+            stat.f_bavail.saturating_mul(stat.f_frsize) >> 20,
             path.display(),
-            ByteSize::from_bytes(taken)
+            taken >> 20
         ));
     }
     error

@@ -127,7 +127,6 @@ pub struct OpId(pub OperationId);
 impl<S: Sync> FromRequestParts<S> for OpId {
     type Rejection = Failure;
 
-    #[expect(clippy::unused_async, reason = "the trait's signature")]
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Failure> {
         Ok(parts.extensions.get::<Self>().cloned().unwrap_or_else(|| Self(OperationId::random())))
     }

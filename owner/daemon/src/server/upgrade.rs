@@ -25,7 +25,6 @@ pub struct Upgrade {
 impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
     type Rejection = Failure;
 
-    #[expect(clippy::unused_async, reason = "the trait's signature")]
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Failure> {
         let protocol = parts.headers.get(header::UPGRADE).map(|value| value.as_bytes().to_vec());
         match (protocol, parts.extensions.remove::<OnUpgrade>()) {
