@@ -12,7 +12,8 @@ fn log(level: u8, message: &str) {
             let _ = log.write_all(line.as_bytes());
         }
         Err(_) => {
-            let _ = std::io::stderr().write_all(&line.as_bytes()[3..]);
+            // The late loader, whose /dev has moved away, has the kernel's log there.
+            let _ = std::io::stderr().write_all(line.as_bytes());
         }
     }
 }

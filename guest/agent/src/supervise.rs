@@ -48,7 +48,12 @@ pub(crate) fn run(duty: Duty) -> ExitCode {
     };
     let mut server = Server::default();
     loop {
+        // First, for what ended while signals were not blocked yet.
+        reap(&mut server);
         server.ensure();
+        // From here on it waits, in the machine's whole life nearly always: what starting up (as
+        // PID 1: booting) touched is not needed again.
+        banger_guest_sys::release_program_pages();
         let wait = if server.child.is_some() { Duration::from_secs(3600) } else { RESTART_PAUSE };
         let signal = match set.wait(wait) {
             Ok(signal) => signal.map(|signal| signal.number),
@@ -58,7 +63,6 @@ pub(crate) fn run(duty: Duty) -> ExitCode {
                 None
             }
         };
-        reap(&mut server);
         let ends = signal.is_some_and(|number| {
             number != Signal::CHILD.as_raw() && number != Signal::HUP.as_raw()
         });
@@ -116,8 +120,9 @@ fn end_machine(server: &mut Server, set: &SignalSet) -> ! {
         power::signal_everyone(signal);
     }
     let deadline = Instant::now() + TERM_GRACE;
-    // The server takes SIGTERM as others do; its last answer has left by now.
-    while Instant::now() < deadline && power::user_processes().any(|pid| pid != Pid::INIT) {
+    // The server inherited the blocked signals and answers to the last.
+    let own = [Some(Pid::INIT), server.child.as_ref().map(Pid::from_child)];
+    while Instant::now() < deadline && power::user_processes().any(|pid| !own.contains(&Some(pid))) {
         let _ = set.wait(Duration::from_millis(20));
         reap(server);
     }

@@ -82,8 +82,12 @@ fn boot() -> Result<Infallible, BootError> {
     let (network_state, report) =
         std::io::pipe().map_err(system_error("make a pipe for", "the network's state"))?;
     let mut late = Role::Late.command();
-    late.stdout(Stdio::from(report));
-    // It runs beside everything below, on the initrd's files, and ends by itself.
+    // Everything it needs is passed on: /proc, /sys and /dev move away while it runs.
+    late.arg(config.to_kernel_args()?).stdout(Stdio::from(report));
+    if let Ok(log) = std::fs::OpenOptions::new().write(true).open("/dev/kmsg") {
+        late.stderr(Stdio::from(log));
+    }
+    // It runs beside everything below, on the initrd's own files, and ends by itself.
     late.spawn().map_err(system_error("start", "the late loader"))?;
     drop(late);
     let disks = disks::wait_for(&config)?;
@@ -97,16 +101,17 @@ pub(crate) fn run_late() -> ExitCode {
     if let Err(error) = modules::Order::read().and_then(|order| order.load_late()) {
         console::error(&console::chain(&error));
     }
-    let config = read("/proc/cmdline").and_then(|line| Ok(BootConfig::parse(&line)?));
-    let network = config.ok().and_then(|config| config.network);
-    let result = network::configure(network.as_ref());
-    let state = match (&result, network) {
-        (Err(error), _) => {
+    let arguments = std::env::args_os().nth(2).unwrap_or_default();
+    let result = BootConfig::parse(&arguments.to_string_lossy())
+        .map_err(BootError::from)
+        .and_then(|config| network::configure(config.network.as_ref()).map(|()| config));
+    let state = match &result {
+        Ok(config) if config.network.is_some() => b"u",
+        Ok(_) => b"n",
+        Err(error) => {
             console::error(&console::chain(error));
             b"f"
         }
-        (Ok(()), Some(_)) => b"u",
-        (Ok(()), None) => b"n",
     };
     let mut output = std::io::stdout();
     let _ = output.write_all(state).and_then(|()| output.flush());

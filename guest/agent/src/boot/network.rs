@@ -3,7 +3,6 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use banger_agent_api::StaticNetwork;
@@ -23,12 +22,15 @@ pub(super) fn configure(network: Option<&StaticNetwork>) -> Result<(), BootError
     let Some(network) = network else { return Ok(()) };
     let deadline = Instant::now() + PATIENCE;
     let index = loop {
-        match virtio_interface(Path::new("/sys/class/net")) {
+        let found = socket
+            .first_ethernet()
+            .map_err(system_error("list", "the network interfaces"))?;
+        match found {
             Some(index) => break index,
             None if Instant::now() < deadline => std::thread::sleep(PAUSE),
             None => {
                 let missing = io::Error::from(io::ErrorKind::NotFound);
-                return Err(system_error("find", "a virtio network interface")(missing));
+                return Err(system_error("find", "a network interface")(missing));
             }
         }
     };
@@ -48,26 +50,14 @@ pub(super) fn configure(network: Option<&StaticNetwork>) -> Result<(), BootError
 /// The loopback interface is the first of every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
-/// Finds the virtio interface with the lowest index, whatever it is called now or later: the
-/// index survives a rename by udev.
-fn virtio_interface(class: &Path) -> Option<u32> {
-    let entries = std::fs::read_dir(class).ok()?;
-    entries
-        .flatten()
-        .filter(|entry| {
-            let driver = std::fs::read_link(entry.path().join("device/driver")).ok();
-            driver.is_some_and(|driver| driver.file_name().is_some_and(|n| n == "virtio_net"))
-        })
-        .filter_map(|entry| {
-            std::fs::read_to_string(entry.path().join("ifindex")).ok()?.trim().parse().ok()
-        })
-        .min()
-}
-
 // Numbers of linux/netlink.h, linux/rtnetlink.h, linux/if_addr.h and linux/if.h.
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
+const NLM_F_DUMP: u16 = 0x300;
+const NLMSG_DONE: u16 = 3;
+const RTM_GETLINK: u16 = 18;
+const ARPHRD_ETHER: u16 = 1;
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_CREATE: u16 = 0x400;
 const RTM_NEWLINK: u16 = 16;
@@ -116,6 +106,23 @@ impl Netlink {
         }
     }
 
+    /// Returns the Ethernet interface with the lowest index. This early there are only those of the
+    /// machine, and whatever udev calls them later, the index stays.
+    fn first_ethernet(&mut self) -> io::Result<Option<u32>> {
+        self.sequence += 1;
+        let message = encode(RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, self.sequence, &[0; 16]);
+        rustix::net::send(&self.socket, &message, SendFlags::empty())?;
+        let mut lowest: Option<u32> = None;
+        let mut answer = vec![0; 32 * 1024];
+        loop {
+            let (count, _) = rustix::net::recv(&self.socket, &mut answer[..], RecvFlags::empty())?;
+            match interfaces(&answer[..count]) {
+                Dump::More(index) => lowest = lowest.into_iter().chain(index).min(),
+                Dump::Done(index) => return Ok(lowest.into_iter().chain(index).min()),
+            }
+        }
+    }
+
     fn link_up(&mut self, index: u32) -> io::Result<()> {
         // struct ifinfomsg: family, padding, type; index; flags; change mask.
         let mut body = vec![0; 4];
@@ -144,6 +151,35 @@ impl Netlink {
     }
 }
 
+/// What one datagram of a dump held: the lowest Ethernet index in it, and whether more follow.
+#[derive(Debug, PartialEq, Eq)]
+enum Dump {
+    More(Option<u32>),
+    Done(Option<u32>),
+}
+
+fn interfaces(mut datagram: &[u8]) -> Dump {
+    let mut lowest: Option<u32> = None;
+    while let Some(header) = datagram.first_chunk::<16>() {
+        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]);
+        let length = usize::try_from(length).unwrap_or(usize::MAX).max(16);
+        let kind = u16::from_ne_bytes([header[4], header[5]]);
+        if kind == NLMSG_DONE || kind == NLMSG_ERROR {
+            return Dump::Done(lowest);
+        }
+        // struct ifinfomsg: family, padding, type u16, index i32.
+        if kind == RTM_NEWLINK
+            && let Some(body) = datagram.get(16..24)
+            && u16::from_ne_bytes([body[2], body[3]]) == ARPHRD_ETHER
+        {
+            let index = u32::from_ne_bytes([body[4], body[5], body[6], body[7]]);
+            lowest = lowest.into_iter().chain([index]).min();
+        }
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Dump::More(lowest)
+}
+
 fn encode(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
     const HEADER: usize = 16;
     let length = u32::try_from(HEADER + body.len()).unwrap_or(u32::MAX);
@@ -169,21 +205,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_interface_is_chosen_by_its_driver_not_its_name() {
-        let directory = tempfile::tempdir().unwrap();
-        let add = |name: &str, index: u32, driver: &str| {
-            let device = directory.path().join(name).join("device");
-            std::fs::create_dir_all(&device).unwrap();
-            std::fs::write(directory.path().join(name).join("ifindex"), format!("{index}\n"))
-                .unwrap();
-            std::os::unix::fs::symlink(format!("../drivers/{driver}"), device.join("driver"))
-                .unwrap();
-        };
-        assert_eq!(virtio_interface(directory.path()), None);
-        add("eth0", 2, "e1000");
-        add("enp9s9", 5, "virtio_net");
-        add("zzz", 4, "virtio_net");
-        assert_eq!(virtio_interface(directory.path()), Some(4));
+    fn hostile_or_cut_dumps_end() {
+        for bytes in [&[][..], &[0; 16], &[0xff; 40], &[255, 255, 255, 255, 16, 0, 0, 0]] {
+            assert_eq!(interfaces(bytes), Dump::More(None));
+        }
+        let mut link = encode(RTM_NEWLINK, 0, 1, &[0, 0, 1, 0, 7, 0, 0, 0]);
+        link.extend(encode(RTM_NEWLINK, 0, 1, &[0, 0, 1, 0, 3, 0, 0, 0]));
+        link.extend(encode(RTM_NEWLINK, 0, 1, &[0, 0, 4, 3, 1, 0, 0, 0]));
+        assert_eq!(interfaces(&link), Dump::More(Some(3)));
+        link.extend(encode(NLMSG_DONE, 0, 1, &[0; 4]));
+        assert_eq!(interfaces(&link), Dump::Done(Some(3)));
     }
 
     #[test]
@@ -204,6 +235,7 @@ mod tests {
                 return;
             }
             let mut netlink = Netlink::open().unwrap();
+            assert_eq!(netlink.first_ethernet().unwrap(), None);
             netlink.link_up(LOOPBACK_INDEX).unwrap();
             netlink.add_address(LOOPBACK_INDEX, Ipv4Addr::new(10, 9, 8, 7), 24).unwrap();
             netlink.add_address(LOOPBACK_INDEX, Ipv4Addr::new(10, 9, 8, 7), 24).unwrap();

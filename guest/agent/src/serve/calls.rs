@@ -154,13 +154,12 @@ impl Server {
     }
 }
 
-/// Tells who is PID 1 by its name.
+/// Tells who is PID 1 by its program; its name changes while it starts.
 pub(super) fn init_kind() -> InitKind {
-    let line = std::fs::read("/proc/1/cmdline").unwrap_or_default();
-    let name = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
-    if name.trim_end() == "systemd" {
+    let program = std::fs::read_link("/proc/1/exe").unwrap_or_default();
+    if program.file_name().is_some_and(|name| name == "systemd") {
         InitKind::Systemd
-    } else if line.starts_with(b"/init\0") || name.trim_end() == "init" && agent_is_init() {
+    } else if agent_is_init() {
         InitKind::Agent
     } else {
         InitKind::Other
