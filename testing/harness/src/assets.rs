@@ -127,6 +127,15 @@ impl Assets {
     }
 }
 
+/// What older sources made, for who works on those and does not want a pull
+/// after each change: `BANGER_BUILD_CACHE_KEEP=1`.
+fn kept(cache: &Path) -> Option<PathBuf> {
+    std::env::var_os("BANGER_BUILD_CACHE_KEEP").filter(|value| value == "1")?;
+    let entries = std::fs::read_dir(cache).ok()?.flatten();
+    let states = entries.map(|entry| entry.path().join("state"));
+    states.into_iter().find(|state| state.is_dir() && !state.to_string_lossy().contains("staging"))
+}
+
 /// Finds the shared images and kernels; makes them where they are missing,
 /// which takes minutes the first time.
 pub(crate) fn find() -> Result<Assets> {
@@ -139,6 +148,9 @@ pub(crate) fn find() -> Result<Assets> {
     let key = key()?;
     let state = cache.join(&key).join("state");
     if state.is_dir() {
+        return Ok(Assets { state });
+    }
+    if let Some(state) = kept(&cache) {
         return Ok(Assets { state });
     }
     let environment = Environment::new(Contents::Empty);
