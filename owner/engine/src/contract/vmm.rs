@@ -144,8 +144,9 @@ async fn lives_held_adopted_and_dies(vmm: &dyn Vmm, guests: &dyn TinyGuests, dir
     assert!(process.signal(Signal::CONT).unwrap());
 
     patient("kill", process.kill()).await.unwrap();
-    assert!(matches!(process.state(), VmmState::Dead { .. }));
-    assert!(matches!(patient("wait", process.wait()).await, VmmState::Dead { .. }));
+    let told_to_end = VmmState::Dead { reason: None };
+    assert_eq!(process.state(), told_to_end);
+    assert_eq!(patient("wait", process.wait()).await, told_to_end);
     patient("second kill", process.kill()).await.unwrap();
     assert!(!process.signal(Signal::KILL).unwrap());
     assert!(process.resume().await.is_err());

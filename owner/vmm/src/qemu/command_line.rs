@@ -20,6 +20,10 @@ const MONITOR_DESCRIPTOR: u8 = 0;
 /// The descriptor on which QEMU finds the tap, if there is one: its standard output.
 const TAP_DESCRIPTOR: u8 = 1;
 
+/// The translator, with its cache of translated code held to 256 MiB: QEMU would let it grow to an
+/// eighth of the host's memory (at most 1 GiB) on top of the guest's own.
+const TCG: &str = "tcg,thread=multi,tb-size=256";
+
 /// What the arguments depend on beside the plan.
 #[derive(Debug)]
 pub(crate) struct HostFacts {
@@ -45,12 +49,16 @@ pub(crate) fn arguments(
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     );
-    arguments.pair("-machine", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on");
+    // The guest's memory belongs neither in a core dump nor in what the host's kernel merges.
+    arguments.pair(
+        "-machine",
+        "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,dump-guest-core=off,mem-merge=off",
+    );
     // Virtio 1 rather than the drafts before it, which is what QEMU's transports speak by default.
     arguments.pair("-global", "virtio-mmio.force-legacy=false");
     match host.acceleration {
         Acceleration::Kvm => arguments.pair("-accel", "kvm").pair("-cpu", "host"),
-        Acceleration::Tcg => arguments.pair("-accel", "tcg,thread=multi").pair("-cpu", "max"),
+        Acceleration::Tcg => arguments.pair("-accel", TCG).pair("-cpu", "max"),
     };
     arguments.pair("-smp", plan.vcpus.to_string());
     arguments.pair("-m", format!("{}M", plan.memory.mib()));

@@ -17,10 +17,10 @@ use std::time::Duration;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::files::RuntimeFiles;
+use super::task::Task;
 
 /// How many bytes of the end are kept.
 const KEPT: usize = 4096;
@@ -30,13 +30,15 @@ const REASON_LIMIT: usize = 400;
 const READS_IN_WINDOW: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// The end of QEMU's standard error, kept up to date by a task of its own.
-#[derive(Clone, Debug)]
+/// The end of QEMU's standard error, kept up to date by a task of its own, which ends with this.
+#[derive(Debug)]
 pub(crate) struct LastWords {
-    kept: Arc<Mutex<Vec<u8>>>,
-    /// Closed by the task when it ends.
-    followed: watch::Receiver<()>,
+    kept: Arc<Kept>,
+    task: Task,
 }
+
+#[derive(Debug, Default)]
+struct Kept(Mutex<Vec<u8>>);
 
 /// Makes the FIFO and returns QEMU's end of it.
 pub(crate) fn make_fifo(files: &RuntimeFiles) -> io::Result<File> {
@@ -50,39 +52,32 @@ impl LastWords {
     /// with QEMU, which is the last to hold the FIFO open for writing.
     pub(crate) fn follow(files: &RuntimeFiles) -> io::Result<Self> {
         let receiver = pipe::OpenOptions::new().open_receiver(&files.stderr)?;
-        let kept = remembered(&files.last_words);
-        let (following, followed) = watch::channel(());
-        let words = Self { kept: Arc::new(Mutex::new(kept)), followed };
-        tokio::spawn(drain(receiver, words.clone(), files.last_words.clone(), following));
-        Ok(words)
+        let kept = Arc::new(Kept(Mutex::new(remembered(&files.last_words))));
+        let drain = drain(receiver, Arc::clone(&kept), files.last_words.clone());
+        Ok(Self { kept, task: Task::spawn(drain) })
     }
 
     /// Waits until QEMU's end of the FIFO is closed and all it wrote has been read.
     pub(crate) async fn complete(&self) {
-        let mut followed = self.followed.clone();
-        while followed.changed().await.is_ok() {}
+        self.task.finished().await;
     }
 
     /// Returns the last message in printable words, if there are any.
     pub(crate) fn reason(&self) -> Option<String> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        printable_reason(&kept)
+        printable_reason(&self.kept.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
 
+impl Kept {
     fn push(&self, bytes: &[u8]) -> Vec<u8> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend_from_slice(bytes);
         keep_the_end(&mut kept);
         kept.clone()
     }
 }
 
-async fn drain(
-    mut receiver: pipe::Receiver,
-    words: LastWords,
-    mirror: PathBuf,
-    following: watch::Sender<()>,
-) {
+async fn drain(mut receiver: pipe::Receiver, words: Arc<Kept>, mirror: PathBuf) {
     let mut chunk = vec![0; KEPT];
     let mut window_start = Instant::now();
     let mut window_reads = 0;
@@ -97,7 +92,6 @@ async fn drain(
             sleep_until(window_start + WINDOW).await;
         }
     }
-    drop(following);
 }
 
 /// Reads what an earlier daemon kept.

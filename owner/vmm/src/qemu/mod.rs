@@ -22,6 +22,7 @@ mod last_words;
 mod orphans;
 mod process;
 mod qmp;
+mod task;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -141,13 +142,19 @@ impl Vmm for QemuVmm {
             .stdout(tap_or_null(plan.nic))
             .stderr(stderr)
             .kill_on_drop(false);
-        let child =
+        let mut child =
             command.spawn().map_err(io_error(&format!("starting {}", program.display())))?;
         // Our copies of QEMU's descriptors go: only then does its end close the monitor.
         drop(command);
-        let (pid, held) = hold(&child)?;
-        undo.held = Some(Arc::clone(&held));
+        let held = hold(&child);
+        if held.is_err()
+            && let Err(error) = child.start_kill()
+        {
+            tracing::error!(%error, "a QEMU that cannot be held was not killed");
+        }
         let exit = reap(child);
+        let (pid, held) = held?;
+        undo.held = Some(Arc::clone(&held));
 
         let identity = VmmIdentity {
             kind: VmmKind::Qemu,

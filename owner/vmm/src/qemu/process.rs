@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,6 +19,7 @@ use super::console;
 use super::files::RuntimeFiles;
 use super::last_words::LastWords;
 use super::qmp::{Command, Monitor, QemuVersion, QmpError, Shutdown};
+use super::task::Task;
 use crate::held::HeldProcess;
 
 /// How long QEMU may take from its start, or from our connecting, to its monitor's first answer.
@@ -37,8 +39,10 @@ pub(crate) struct QemuProcess {
     monitor: Monitor,
     channel: Arc<dyn GuestChannel>,
     words: LastWords,
-    /// Closed when the console has been read to its end.
-    console_read: watch::Receiver<()>,
+    /// Copies the console to its log until QEMU ends.
+    console: Task,
+    /// We killed it, so that its death by signal 9 is no surprise.
+    killed: AtomicBool,
     /// The exit status, where QEMU is our own child; `None` inside until it has ended.
     exit: Option<watch::Receiver<Option<ExitStatus>>>,
 }
@@ -78,15 +82,11 @@ impl QemuProcess {
             }
         };
         let console = connect(&files.console, "the guest's console").await?;
-        let (reading, console_read) = watch::channel(());
-        let log = console_log.to_owned();
-        tokio::spawn(async move {
-            console::follow(console, log).await;
-            drop(reading);
-        });
+        let console = Task::spawn(console::follow(console, console_log.to_owned()));
         let agent = connect(&files.agent, "the agent's port").await?;
         let channel = Arc::new(SerialChannel::over(agent));
-        Ok(Self { identity, held, monitor, channel, words, console_read, exit })
+        let killed = AtomicBool::new(false);
+        Ok(Self { identity, held, monitor, channel, words, console, killed, exit })
     }
 
     /// Returns QEMU's version.
@@ -125,8 +125,13 @@ impl QemuProcess {
     async fn final_reason(&self) -> Option<String> {
         // Both are closed by QEMU's end; where they hang, what is known by then must do.
         let _ = timeout(LAST_LINES_DEADLINE, self.monitor.closed()).await;
-        let _ = timeout(LAST_LINES_DEADLINE, closed(&self.console_read)).await;
-        reason(&self.words, self.exit.as_ref(), self.monitor.shutdown()).await
+        let _ = timeout(LAST_LINES_DEADLINE, self.console.finished()).await;
+        reason(&self.words, self.exit.as_ref(), self.shutdown()).await
+    }
+
+    fn shutdown(&self) -> Option<Shutdown> {
+        let killed = self.killed.load(Ordering::Acquire).then_some(Shutdown::Killed);
+        self.monitor.shutdown().or(killed)
     }
 }
 
@@ -149,7 +154,7 @@ impl VmmProcess for QemuProcess {
             return VmmState::Alive;
         }
         let exit = self.exit.as_ref().and_then(|exit| *exit.borrow());
-        VmmState::Dead { reason: explain(self.monitor.shutdown(), exit, self.words.reason()) }
+        VmmState::Dead { reason: explain(self.shutdown(), exit, self.words.reason()) }
     }
 
     async fn wait(&self) -> VmmState {
@@ -165,6 +170,9 @@ impl VmmProcess for QemuProcess {
     }
 
     async fn kill(&self) -> Result<(), VmmError> {
+        if !self.held.has_ended() {
+            self.killed.store(true, Ordering::Release);
+        }
         kill(&self.held, self.identity.pid).await.map(drop)
     }
 }
@@ -198,11 +206,6 @@ fn io_error(error: QmpError) -> std::io::Error {
     }
 }
 
-async fn closed(receiver: &watch::Receiver<()>) {
-    let mut receiver = receiver.clone();
-    while receiver.changed().await.is_ok() {}
-}
-
 /// Collects what is known of an ended QEMU and puts it into words.
 async fn reason(
     words: &LastWords,
@@ -227,7 +230,7 @@ fn explain(
     words: Option<String>,
 ) -> Option<String> {
     match shutdown {
-        Some(Shutdown::PoweredOff) => return None,
+        Some(Shutdown::PoweredOff | Shutdown::Killed) => return None,
         Some(Shutdown::Restarted) => {
             return Some(
                 "the guest restarted itself (a reboot or a kernel panic), which ends it here"

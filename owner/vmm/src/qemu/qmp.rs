@@ -39,7 +39,7 @@ impl Command {
     }
 }
 
-/// Why the guest stopped, as QEMU's `SHUTDOWN` event says (`qapi/run-state.json`,
+/// Why the guest stopped, mostly as QEMU's `SHUTDOWN` event says (`qapi/run-state.json`,
 /// `ShutdownCause`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shutdown {
@@ -52,6 +52,8 @@ pub(crate) enum Shutdown {
     Panicked,
     /// QEMU was told to end, by a signal or a monitor command.
     Told,
+    /// We killed it (no event says so).
+    Killed,
 }
 
 /// Why a command got no good answer.
