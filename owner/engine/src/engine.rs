@@ -72,6 +72,17 @@ pub struct Started {
 #[derive(Clone)]
 pub struct Engine {
     shared: Arc<Shared>,
+    _last: Arc<LastHandle>,
+}
+
+/// Lets the VMs' tasks end when the last handle goes: they hold what holds their mailboxes.
+struct LastHandle(Arc<Shared>);
+
+impl Drop for LastHandle {
+    fn drop(&mut self) {
+        let entries = std::mem::take(&mut self.0.table().vms);
+        drop(entries);
+    }
 }
 
 impl std::fmt::Debug for Engine {
@@ -100,7 +111,9 @@ impl Engine {
                 })?,
             }
         }
-        Ok((Self { shared: Arc::new(shared) }, warnings))
+        let shared = Arc::new(shared);
+        let last = Arc::new(LastHandle(Arc::clone(&shared)));
+        Ok((Self { shared, _last: last }, warnings))
     }
 
     /// Brings every recorded VM and the host together: adopts VMMs that run, tears down those that

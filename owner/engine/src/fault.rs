@@ -36,7 +36,7 @@ impl Faults {
     }
 
     #[cfg(not(any(test, feature = "fault-hooks")))]
-    #[expect(clippy::unused_async, clippy::unused_self, reason = "the hook of other builds")]
+    #[expect(clippy::unused_async, reason = "the hook of other builds")]
     pub(crate) async fn strike(&self, _: Step, _: Moment) -> Result<(), EngineError> {
         Ok(())
     }

@@ -27,3 +27,6 @@ pub use operation::{Begun, KEEP_FOR, KEEP_MOST, OperationHandle, Operations, Rep
 pub use reconcile::ReconcileReport;
 pub use shared::Timing;
 pub use step::Step;
+
+#[cfg(test)]
+mod tests;

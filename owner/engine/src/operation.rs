@@ -284,7 +284,7 @@ fn prune(all: &mut HashMap<OperationId, OperationHandle>) {
             progress.ended.map(|ended| (ended, progress.operation.id.clone()))
         })
         .collect();
-    ended.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+    ended.sort_unstable_by_key(|(at, _)| std::cmp::Reverse(*at));
     for (index, (at, id)) in ended.iter().enumerate() {
         if index >= KEEP_MOST || at.elapsed() > KEEP_FOR {
             all.remove(id);

@@ -217,7 +217,7 @@ async fn adopted(body: &mut Body, process: &dyn VmmProcess) {
         body.record.running = Some(Running::new(identity));
         body.save_or_log(true).await;
     }
-    body.publish(false);
+    body.publish();
 }
 
 async fn tear_down(body: &mut Body, control: &Control) -> Result<(), ApiError> {

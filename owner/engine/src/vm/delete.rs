@@ -27,7 +27,7 @@ pub(crate) async fn delete(body: &mut Body, control: &Control) -> Result<(), Fai
     let mut errors = errors.into_iter();
     match errors.next() {
         None => {
-            body.publish(true);
+            body.vanish();
             Ok(())
         }
         Some(cause) => {

@@ -73,7 +73,18 @@ impl Body {
     }
 
     /// Lets others see the VM as it is now.
-    pub(crate) fn publish(&self, gone: bool) {
+    pub(crate) fn publish(&self) {
+        self.show(false);
+    }
+
+    /// Lets others see that the VM is deleted, and frees its name: before its operation ends, so
+    /// that whoever waited for that can use the name.
+    pub(crate) fn vanish(&self) {
+        self.show(true);
+        self.shared.forget(&self.record.id);
+    }
+
+    fn show(&self, gone: bool) {
         self.view.send_replace(View {
             record: Arc::new(self.record.clone()),
             process: self.process.clone(),
@@ -85,7 +96,7 @@ impl Body {
     pub(crate) fn set_state(&mut self, state: VmState) {
         self.record.state = state;
         self.record.updated_at = Timestamp::now();
-        self.publish(false);
+        self.publish();
     }
 
     /// Makes the record last; `settled` when nothing is half done any more.
@@ -131,12 +142,22 @@ impl Control {
         tracing::debug!(vm = %body.record.id, %op_id, step = step.name(), "step");
         self.reporter.stage(step.stage());
         body.shared.store.intend(&body.record.id, step.name(), &op_id).await?;
-        body.shared.faults.strike(step, Moment::Before).await
+        self.strike(body, step, Moment::Before).await
     }
 
     /// Ends a step that cannot fail any more but by a fault.
     pub(crate) async fn done(&self, body: &Body, step: Step) -> Result<(), EngineError> {
-        body.shared.faults.strike(step, Moment::Done).await
+        self.strike(body, step, Moment::Done).await
+    }
+
+    async fn strike(&self, body: &Body, step: Step, moment: Moment) -> Result<(), EngineError> {
+        tokio::select! {
+            biased;
+            struck = body.shared.faults.strike(step, moment) => struck,
+            // A step that hangs is still cancelled, at the next one.
+            () = self.cancel.cancelled() => Ok(()),
+            () = self.force.cancelled() => Ok(()),
+        }
     }
 
     fn interrupted(&self) -> bool {

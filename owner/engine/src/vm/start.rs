@@ -386,7 +386,7 @@ impl Run<'_> {
         self.body.record.disks = Some(handles.disks);
         self.body.shared.promise_belongs_to(&self.body.record.id, process.identity().pid);
         self.body.process = Some(Arc::clone(process));
-        self.body.publish(false);
+        self.body.publish();
         self.body.save(false).await?;
         self.done(Step::WriteHandles).await
     }
@@ -464,7 +464,7 @@ impl Run<'_> {
             self.body.record.complete = complete;
             return Err(error);
         }
-        self.body.publish(false);
+        self.body.publish();
         Ok(())
     }
 

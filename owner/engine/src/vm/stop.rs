@@ -103,7 +103,7 @@ pub(crate) async fn end_process(body: &mut Body, control: &Control) -> Result<()
     if let Some(process) = body.process.clone() {
         process.kill().await?;
         body.process = None;
-        body.publish(false);
+        body.publish();
     }
     log_intent(body, control.done(body, Step::EndVmm).await);
     Ok(())

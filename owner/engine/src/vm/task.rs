@@ -115,20 +115,25 @@ impl Task {
     async fn run(mut self, body: Body) {
         let mut idle = Some(body);
         let mut active: Option<Active> = None;
+        // Without an engine there are no more messages; what is under way is still finished.
+        let mut closed = false;
         loop {
             if let Some(body) = idle.take() {
+                if body.view.borrow().gone {
+                    return self.end();
+                }
                 match self.admission.take_next() {
                     Some((ticket, action)) => active = self.begin(body, ticket, action),
-                    None if body.view.borrow().gone => return self.end(),
+                    // The VMM stays; the next daemon adopts it.
+                    None if closed => return,
                     None => idle = Some(body),
                 }
             }
             let process = idle.as_ref().and_then(|body| body.process.clone());
             tokio::select! {
-                message = self.mailbox.recv() => match message {
+                message = self.mailbox.recv(), if !closed => match message {
                     Some(message) => self.receive(message, active.as_ref(), idle.as_ref()),
-                    // The engine is gone; the VMM stays.
-                    None => return,
+                    None => closed = true,
                 },
                 body = finish(&mut active), if active.is_some() => {
                     active = None;
@@ -286,7 +291,6 @@ impl Task {
             }
         }
         self.overtake(others);
-        self.shared.forget(&self.record_of.id);
         // Orders that arrive from now on find the mailbox closed, which is "no such VM".
         self.mailbox.close();
     }
@@ -350,7 +354,7 @@ async fn create(body: &mut Body, control: &Control) -> Result<(), Failure> {
     let record = &body.record;
     let inserted = body.shared.store.insert_vm(&record.id, &record.name, record, durability).await;
     if let Err(error) = inserted {
-        body.publish(true);
+        body.vanish();
         return Err(EngineError::from(error).into());
     }
     match start(body, control).await {
@@ -378,7 +382,7 @@ async fn restart(body: &mut Body, control: &Control, how: Option<Stop>) -> Resul
                 VmState::Failed
             });
             body.record.last_error = Some(error);
-            body.publish(false);
+            body.publish();
             body.save_or_log(true).await;
             Err(failure)
         }
