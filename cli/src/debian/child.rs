@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -115,6 +116,11 @@ impl Streaming {
         &mut self.output
     }
 
+    /// Returns the product's pipe, to wait for it with a deadline.
+    pub fn output_fd(&self) -> BorrowedFd<'_> {
+        self.output.as_fd()
+    }
+
     /// Waits for the end and returns an error with the tool's last words unless it is a good one.
     pub fn finish(mut self) -> Result<(), DebianError> {
         let tool = self.tool;
@@ -137,7 +143,8 @@ impl Streaming {
         let group = Pid::from_raw(self.child.id().cast_signed());
         // It is our child and not yet waited for, so the id is still its own.
         if self.child.try_wait().ok().flatten().is_none() {
-            let _ = nix::sys::signal::kill(group, Signal::SIGTERM);
+            // As Ctrl-C at a terminal would: all of them at once, and the first one tidies up.
+            let _ = killpg(group, Signal::SIGTERM);
         }
         let deadline = Instant::now() + GRACE;
         while self.child.try_wait().ok().flatten().is_none() {
@@ -171,14 +178,22 @@ fn collect(errors: impl Read, report: &mut StageReport) -> VecDeque<String> {
             Ok(_) => {}
         }
         let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
-        if let Some(stage) = line.strip_prefix("I: ") {
-            report(stage.trim_end_matches("..."));
+        if let Some(stage) = line.strip_prefix("I: ").and_then(stage) {
+            report(stage);
         }
         if lines.len() == MOST_LINES {
             lines.pop_front();
         }
         lines.push_back(line);
     }
+}
+
+/// The part of a line that tells people something: not where files are, not a script's text.
+fn stage(line: &str) -> Option<&str> {
+    const QUIET: [&str; 7] =
+        ["using ", "chroot ", "finding ", "main()", "running --", "removing tempdir", "success in"];
+    let shown = !QUIET.iter().any(|start| line.starts_with(start)) && line != "done";
+    shown.then(|| line.trim_end_matches("..."))
 }
 
 /// Errors and warnings where there are any, else the last lines.

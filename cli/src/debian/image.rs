@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use super::StageReport;
@@ -67,6 +68,7 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
     ln -sfn /dev/null "$units/$unit"
 done
 rm -f "$units/multi-user.target.wants/ssh.service" "$units/sshd.service"
+rm -f "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 conf="$root/etc/apt/apt.conf.d/99mmdebstrap"
 if [ -e "$conf" ]; then
     sed -i -E '/^Acquire::(https?|ftp)::/Id' "$conf"
@@ -156,7 +158,7 @@ impl ImageRequest {
 pub struct TarStream {
     // In this order: the process ends before its directory is removed.
     process: Streaming,
-    _workplace: Workplace,
+    workplace: Workplace,
 }
 
 impl TarStream {
@@ -167,8 +169,16 @@ impl TarStream {
     /// # Errors
     /// The tool's failure.
     pub fn finish(self) -> Result<(), DebianError> {
-        let Self { process, _workplace } = self;
-        process.finish()
+        let Self { process, workplace } = self;
+        let ended = process.finish();
+        drop(workplace);
+        ended
+    }
+}
+
+impl AsFd for TarStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.process.output_fd()
     }
 }
 
@@ -213,7 +223,7 @@ pub fn image_stream(
         .env("TMPDIR", workplace.path())
         .current_dir("/");
     let process = Streaming::start("mmdebstrap", command, report)?;
-    Ok(TarStream { process, _workplace: workplace })
+    Ok(TarStream { process, workplace })
 }
 
 /// Sources in the form that the tool takes.
@@ -267,6 +277,8 @@ fn arguments(
         "--architectures=amd64".to_owned(),
         format!("--mode={}", if root { "root" } else { "unshare" }),
         format!("--include={}", request.packages.join(",")),
+        // What is being made is thrown away if the host dies, so nothing needs to reach the disk.
+        "--dpkgopt=force-unsafe-io".to_owned(),
     ];
     arguments.extend(options.iter().map(|option| format!("--aptopt={option}")));
     for keyring in &prepared.keyrings {
