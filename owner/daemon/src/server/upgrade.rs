@@ -157,3 +157,91 @@ impl Hangup {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client and a guest with the splice between them.
+    fn spliced() -> (UnixStream, UnixStream, tokio::task::JoinHandle<std::io::Result<()>>) {
+        let (client, stream) = UnixStream::pair().unwrap();
+        let (guest, inner) = UnixStream::pair().unwrap();
+        let connection = Connection { stream, early: Bytes::from_static(b"early ") };
+        (client, guest, tokio::spawn(connection.splice(Box::new(inner))))
+    }
+
+    #[tokio::test]
+    async fn a_half_close_is_passed_on_and_the_answer_still_comes() {
+        let (mut client, mut guest, splice) = spliced();
+        client.write_all(b"request").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut text = Vec::new();
+        guest.read_to_end(&mut text).await.unwrap();
+        assert_eq!(text, b"early request");
+        guest.write_all(b"answer").await.unwrap();
+        drop(guest);
+        text.clear();
+        client.read_to_end(&mut text).await.unwrap();
+        assert_eq!(text, b"answer");
+        splice.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_killed_client_ends_the_stream_of_a_silent_guest() {
+        let (client, mut guest, splice) = spliced();
+        drop(client);
+        splice.await.unwrap().unwrap();
+        let mut text = Vec::new();
+        guest.read_to_end(&mut text).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_half_closes_and_then_dies_is_noticed() {
+        let (mut client, mut guest, splice) = spliced();
+        client.shutdown().await.unwrap();
+        let mut text = Vec::new();
+        guest.read_to_end(&mut text).await.unwrap();
+        drop(client);
+        splice.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_ends_ends_the_stream_of_a_sending_client() {
+        let (mut client, guest, splice) = spliced();
+        drop(guest);
+        let _ = splice.await.unwrap();
+        let mut text = Vec::new();
+        // The end, or a reset because of what was never read.
+        let _ = client.read_to_end(&mut text).await;
+        assert!(text.is_empty());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_lost_between_sides_of_different_speed() {
+        let (client, guest, splice) = spliced();
+        let (mut from_client, mut to_client) = client.into_split();
+        let sent: Vec<u8> = (0..3_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
+        let expected = sent.clone();
+        let sender = tokio::spawn(async move {
+            to_client.write_all(&sent).await.unwrap();
+            to_client.shutdown().await.unwrap();
+        });
+        let (mut from_guest, mut to_guest) = guest.into_split();
+        let echo = tokio::spawn(async move {
+            let mut buffer = [0; 1000];
+            loop {
+                match from_guest.read(&mut buffer).await.unwrap() {
+                    0 => break,
+                    count => to_guest.write_all(&buffer[..count]).await.unwrap(),
+                }
+            }
+        });
+        let mut back = Vec::new();
+        from_client.read_to_end(&mut back).await.unwrap();
+        assert_eq!(&back[..6], b"early ");
+        assert!(back[6..] == expected[..]);
+        sender.await.unwrap();
+        echo.await.unwrap();
+        splice.await.unwrap().unwrap();
+    }
+}

@@ -132,3 +132,62 @@ fn a_runtime_directory_too_long_for_sockets_is_refused() {
     assert_eq!(error["code"], "bad_params");
     assert!(error["hint"].as_str().unwrap().contains("BANGER_RUNTIME_DIR"), "{error}");
 }
+
+#[test]
+fn a_damaged_database_is_set_aside_and_said_loudly() {
+    let place = Place::new();
+    let daemon = place.start();
+    daemon.signal(Signal::TERM);
+    daemon.ended();
+    let database = place.path("state/banger.db");
+    std::fs::write(&database, b"this is no database, whatever it was").unwrap();
+    let _daemon = place.start();
+    assert_eq!(place.get("/v1/vms"), serde_json::json!([]));
+    let doctor = place.get("/v1/doctor");
+    let warned = doctor["checks"].as_array().unwrap().iter().any(|check| {
+        check["name"] == "store"
+            && check["status"] == "WARN"
+            && check["detail"].as_str().unwrap().contains("banger.db.corrupt-")
+    });
+    assert!(warned, "{doctor}");
+}
+
+#[test]
+fn a_database_of_a_later_build_is_refused_and_left_alone() {
+    let place = Place::new();
+    let daemon = place.start();
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended().code(), Some(0));
+    assert_eq!(place.check_migrations(), 0);
+    let database = place.path("state/banger.db");
+    let mut bytes = std::fs::read(&database).unwrap();
+    // The header's user_version (sqlite.org/fileformat.html, 1.3).
+    bytes[60..64].copy_from_slice(&99_u32.to_be_bytes());
+    std::fs::write(&database, &bytes).unwrap();
+    assert_eq!(place.check_migrations(), 2);
+    let error = place.command().start().err().expect("a later database was taken");
+    assert!(error["message"].as_str().unwrap().contains("99"), "{error}");
+    assert!(error["hint"].as_str().unwrap().contains("BANGER_STATE_DIR"), "{error}");
+    assert_eq!(std::fs::read(&database).unwrap(), bytes);
+}
+
+#[test]
+fn the_log_has_one_json_line_for_each_request() {
+    let place = Place::new();
+    let daemon = place.start();
+    let op_id = "op-00112233445566ff";
+    place.request_with("GET", "/v1/vms/none", &[("banger-op-id", op_id)], b"");
+    daemon.signal(Signal::TERM);
+    daemon.ended();
+    let log = std::fs::read_to_string(place.path("state/bangerd.log")).unwrap();
+    let lines: Vec<serde_json::Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of_request: Vec<_> = lines.iter().filter(|line| line["op_id"] == op_id).collect();
+    let [line] = of_request.as_slice() else { panic!("{log}") };
+    assert_eq!(line["method"], "GET");
+    assert_eq!(line["path"], "/v1/vms/none");
+    assert_eq!(line["status"], 404);
+    assert_eq!(line["code"], "not_found");
+    assert_eq!(line["peer_pid"], std::process::id());
+    assert!(line["duration_us"].is_u64());
+}

@@ -82,6 +82,13 @@ impl Place {
         DaemonCommand { command, _executable: executable }
     }
 
+    /// Returns the exit code of `--check-migrations`.
+    pub fn check_migrations(&self) -> i32 {
+        let mut checking = self.command();
+        checking.command.arg("--check-migrations");
+        checking.command.output().unwrap().status.code().unwrap()
+    }
+
     /// Starts a daemon that must become ready.
     pub fn start(&self) -> Daemon {
         self.command().start().unwrap_or_else(|error| panic!("the daemon said {error}"))
