@@ -190,9 +190,11 @@ fn collect(errors: impl Read, report: &mut StageReport) -> VecDeque<String> {
 
 /// The part of a line that tells people something: not where files are, not a script's text.
 fn stage(line: &str) -> Option<&str> {
-    const QUIET: [&str; 7] =
-        ["using ", "chroot ", "finding ", "main()", "running --", "removing tempdir", "success in"];
-    let shown = !QUIET.iter().any(|start| line.starts_with(start)) && line != "done";
+    const QUIET: [&str; 6] =
+        ["using ", "chroot ", "finding ", "running --", "removing tempdir", "success in"];
+    let shown = !QUIET.iter().any(|start| line.starts_with(start))
+        && line != "done"
+        && !line.contains(" received signal ");
     shown.then(|| line.trim_end_matches("..."))
 }
 

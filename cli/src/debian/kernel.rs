@@ -59,17 +59,45 @@ impl KernelRequest {
                 known: KNOWN_KERNELS.map(|known| known.name).join(" and "),
             })
     }
+
+    /// Looks up which package brings the kernel today.
+    ///
+    /// # Errors
+    /// No apt, or lists that do not have the package.
+    pub fn resolve(&self) -> Result<KernelPackage, DebianError> {
+        let known = self.known;
+        let (package, version) = known
+            .packages
+            .iter()
+            .find_map(|&name| resolve(name, known.prefix).transpose())
+            .transpose()?
+            .ok_or_else(|| DebianError::NoPackage {
+                name: known.name.to_owned(),
+                packages: known.packages.join(", "),
+            })?;
+        Ok(KernelPackage { package, version })
+    }
+}
+
+/// One version of one package.
+#[derive(Clone, Debug)]
+pub struct KernelPackage {
+    package: String,
+    version: String,
+}
+
+impl KernelPackage {
+    /// Returns what a kernel's manifest says about where it came from: `apt:PACKAGE=VERSION`.
+    pub fn source(&self) -> String {
+        format!("apt:{}={}", self.package, self.version)
+    }
 }
 
 /// A downloaded package; its file is removed with it.
 #[derive(Debug)]
 pub struct DownloadedDeb {
-    directory: tempfile::TempDir,
+    _directory: tempfile::TempDir,
     file: PathBuf,
-    /// The package's version.
-    pub version: String,
-    /// What a kernel's manifest says about where it came from: `apt:PACKAGE=VERSION`.
-    pub source: String,
 }
 
 impl DownloadedDeb {
@@ -77,33 +105,17 @@ impl DownloadedDeb {
     pub fn path(&self) -> &Path {
         &self.file
     }
-
-    /// The directory that goes with it.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
-    }
 }
 
 /// Downloads the package.
 ///
 /// # Errors
-/// No apt, lists that do not have the package, a failed download; [`DebianError::hint`] says what
-/// to do.
+/// No apt, or a failed download; [`DebianError::hint`] says what to do.
 pub fn kernel_package(
-    request: &KernelRequest,
+    wanted: &KernelPackage,
     mut report: StageReport,
 ) -> Result<DownloadedDeb, DebianError> {
-    let known = request.known;
-    report("look for the package");
-    let (package, version) = known
-        .packages
-        .iter()
-        .find_map(|&name| resolve(name, known.prefix).transpose())
-        .transpose()?
-        .ok_or_else(|| DebianError::NoPackage {
-            name: known.name.to_owned(),
-            packages: known.packages.join(", "),
-        })?;
+    let KernelPackage { package, version } = wanted;
     let failed = |source| DebianError::File {
         action: "create a temporary directory in",
         path: std::env::temp_dir(),
@@ -126,8 +138,7 @@ pub fn kernel_package(
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .ok_or_else(|| DebianError::NotDownloaded(package.clone()))?;
-    let source = format!("apt:{package}={version}");
-    Ok(DownloadedDeb { directory, file, version, source })
+    Ok(DownloadedDeb { _directory: directory, file })
 }
 
 /// Finds the package with the kernel that `meta` stands for, and its version.

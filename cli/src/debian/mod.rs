@@ -18,7 +18,7 @@ mod sources;
 
 pub use error::DebianError;
 pub use image::{ImageRequest, TarStream, image_stream};
-pub use kernel::{DownloadedDeb, KNOWN_KERNELS, KernelRequest, kernel_package};
+pub use kernel::{DownloadedDeb, KNOWN_KERNELS, KernelPackage, KernelRequest, kernel_package};
 
 /// Receives what the tools say they are doing, a few words at a time.
 pub type StageReport = Box<dyn FnMut(&str) + Send>;

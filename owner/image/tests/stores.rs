@@ -1,0 +1,208 @@
+//! The stores, work disks and initrds on disk.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use banger_image::{
+    CancelFlag, ImageStoreError, KernelError, KernelStore, NewImage, NewKernel, NoProgress,
+    ShelfError, WorkDisk, build_initrd, check, make_work_disk,
+};
+use support::{Store, archive, chain, content, debugfs, directory, file, link};
+use uuid::Uuid;
+
+#[test]
+fn a_taken_name_is_refused_and_a_replaced_base_lives_on() {
+    let store = Store::new();
+    let first = store.import(&archive(&[file("a", b"first")])[..]).unwrap();
+    let mut new = NewImage {
+        name: "test".parse().unwrap(),
+        source: "test".into(),
+        kernel: None,
+        replace: false,
+    };
+    let options = banger_image::BuildOptions { size: 64 << 20, free: 0, ..Default::default() };
+    let cancel = CancelFlag::default();
+    let input = archive(&[file("a", b"second")]);
+    let refused = store.store.import(&new, &input[..], &options, &NoProgress, &cancel);
+    assert!(matches!(refused, Err(ImageStoreError::Shelf(ShelfError::Exists(_)))));
+    let base = store.directory.path().join("base.ext4");
+    first.link_root(&base).unwrap();
+    new.replace = true;
+    let second = store.store.import(&new, &input[..], &options, &NoProgress, &cancel).unwrap();
+    assert_ne!(first.manifest.id, second.manifest.id);
+    assert_eq!(content(&base, "/a"), b"first");
+    assert_eq!(content(&second.root(), "/a"), b"second");
+    assert_eq!(fs::metadata(second.root()).unwrap().mode() & 0o7777, 0o444);
+    assert_eq!(store.left(), ["test"]);
+    assert!(store.store.delete(&new.name).unwrap());
+    assert!(!store.store.delete(&new.name).unwrap());
+    assert_eq!(content(&base, "/a"), b"first");
+    let missing = store.store.get(&new.name);
+    assert!(matches!(missing, Err(ImageStoreError::Shelf(ShelfError::Missing(_)))));
+}
+
+#[test]
+fn manifests_are_enough_to_list_and_damaged_ones_are_left_out() {
+    let store = Store::new();
+    store.import(&archive(&[file("a", b"x")])[..]).unwrap();
+    let images = store.directory.path().join("images");
+    fs::create_dir(images.join("damaged")).unwrap();
+    fs::write(images.join("damaged/manifest.json"), "{").unwrap();
+    fs::create_dir(images.join(".staging-x")).unwrap();
+    fs::create_dir(images.join("empty")).unwrap();
+    let again = banger_image::ImageStore::open(&images).unwrap();
+    assert_eq!(again.clean_staging().unwrap(), 1);
+    let names: Vec<String> =
+        again.list().unwrap().iter().map(|image| image.manifest.name.to_string()).collect();
+    assert_eq!(names, ["test"]);
+}
+
+#[test]
+fn a_work_disk_begins_as_the_image_had_it() {
+    let parts = [
+        directory("root"),
+        file("root/.bashrc", b"PS1=x"),
+        directory("root/.ssh"),
+        file("etc/passwd", b"not for the seed"),
+        link("root/link", b'2', ".bashrc"),
+        link("root/hard", b'1', "root/.bashrc"),
+        link("root/outside", b'1', "etc/passwd"),
+    ];
+    let store = Store::new();
+    let image = store.import(&archive(&parts)[..]).unwrap();
+    let path = store.directory.path().join("work.ext4");
+    let seed = image.work_seed().unwrap();
+    let disk = WorkDisk {
+        path: &path,
+        size: 8 << 30,
+        uuid: Uuid::new_v4(),
+        label: "banger-work",
+        seed: Some(&seed),
+    };
+    let cancel = CancelFlag::default();
+    make_work_disk(&disk, &cancel).unwrap();
+    check(&path, &cancel).unwrap();
+    assert!(fs::metadata(&path).unwrap().blocks() * 512 < 4 << 20);
+    assert_eq!(content(&path, "/.bashrc"), b"PS1=x");
+    assert_eq!(content(&path, "/hard"), b"PS1=x");
+    let names = debugfs(&path, "ls -p /");
+    assert!(names.contains("/link/") && !names.contains("outside") && !names.contains("passwd"));
+    // The path is taken now, and what is there must survive the refusal.
+    let error = make_work_disk(&disk, &cancel).unwrap_err();
+    assert!(chain(&error).contains("File exists"), "{}", chain(&error));
+    assert!(path.exists());
+}
+
+#[test]
+fn work_disks_of_odd_sizes_are_sound_and_bad_ones_are_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let cancel = CancelFlag::default();
+    let path = directory.path().join("work.ext4");
+    let disk = |size| WorkDisk { path: &path, size, uuid: Uuid::new_v4(), label: "w", seed: None };
+    for size in [8 << 20, (128 << 20) + 4096, (129 << 20) + 1, 1000 << 20, 1 << 40] {
+        make_work_disk(&disk(size), &cancel).unwrap();
+        check(&path, &cancel).unwrap_or_else(|error| panic!("{size}: {}", chain(&error)));
+        let root = debugfs(&path, "stat /");
+        assert!(root.contains("Mode:  0700"), "{size}: {root}");
+        fs::remove_file(&path).unwrap();
+    }
+    for size in [0, 4096, (8 << 20) - 1, (1 << 40) + 1] {
+        make_work_disk(&disk(size), &cancel).unwrap_err();
+        assert!(!path.exists(), "{size}");
+    }
+    let seed = directory.path().join("seed.tar");
+    fs::write(&seed, archive(&[file("root/large", &vec![7; 32 << 20])])).unwrap();
+    let error = make_work_disk(&WorkDisk { seed: Some(&seed), ..disk(16 << 20) }, &cancel);
+    assert!(chain(&error.unwrap_err()).contains("more than the 16777216 bytes"));
+    assert!(!path.exists());
+}
+
+#[test]
+fn packages_that_are_none_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = KernelStore::open(directory.path().join("kernels")).unwrap();
+    let new = NewKernel { name: "k".parse().unwrap(), source: "test".into(), replace: false };
+    let member = |name: &str, content: &[u8]| {
+        let mut bytes =
+            format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, 100644, content.len())
+                .into_bytes();
+        bytes.extend(content);
+        bytes.resize(bytes.len().next_multiple_of(2), b'\n');
+        bytes
+    };
+    let package = |control: &str, data: &[Vec<u8>]| {
+        let mut bytes = b"!<arch>\n".to_vec();
+        bytes.extend(member("debian-binary", b"2.0\n"));
+        bytes.extend(member("control.tar", &archive(&[file("./control", control.as_bytes())])));
+        bytes.extend(member("data.tar", &archive(data)));
+        bytes
+    };
+    let kernel = "Package: linux-image-x\nVersion: 1\nArchitecture: amd64\n";
+    let whole = package(kernel, &[file("./boot/vmlinuz-1", b"x")]);
+    let mut cases: Vec<(Vec<u8>, &str)> = vec![
+        (Vec::new(), "too short"),
+        (vec![7; 1000], "not those of an ar archive"),
+        (b"!<arch>\n".to_vec(), "it is empty"),
+        (package("Package: bash\nArchitecture: amd64\n", &[]), "is not an amd64 kernel"),
+        (package("Package: linux-image-x\nArchitecture: arm64\n", &[]), "is not an amd64 kernel"),
+        (package(kernel, &[support::directory("./boot")]), "no boot/vmlinuz"),
+        (whole.clone(), "not a bzImage"),
+        (
+            package(kernel, &[file("./lib/modules/1/a.ko", b"x")]),
+            "\"lib/modules/1/a.ko\" is damaged",
+        ),
+    ];
+    for end in [30, 100, 400, whole.len() - 600] {
+        cases.push((whole[..end].to_vec(), ""));
+    }
+    for (bytes, expected) in cases {
+        let result = store.import_deb(&new, &bytes[..], None, &NoProgress, &CancelFlag::default());
+        let text = chain(&result.map(|kernel| kernel.manifest).unwrap_err());
+        assert!(text.contains(expected), "expected {expected:?} in {text:?}");
+        assert_eq!(fs::read_dir(directory.path().join("kernels")).unwrap().count(), 0, "{text}");
+    }
+    let missing = store.get(&new.name);
+    assert!(matches!(missing, Err(KernelError::Shelf(ShelfError::Missing(_)))));
+}
+
+/// With `BANGER_TEST_KERNEL_DEB` naming Debian kernel packages, separated by colons.
+#[test]
+fn real_kernel_packages_become_kernels_and_initrds() {
+    let Some(packages) = std::env::var_os("BANGER_TEST_KERNEL_DEB") else {
+        println!("SKIP: BANGER_TEST_KERNEL_DEB does not name a Debian kernel package");
+        return;
+    };
+    for package in std::env::split_paths(&packages) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = KernelStore::open(directory.path().join("kernels")).unwrap();
+        let new = NewKernel { name: "k".parse().unwrap(), source: "test".into(), replace: false };
+        let deb = fs::File::open(&package).unwrap();
+        let kernel =
+            store.import_deb(&new, deb, None, &NoProgress, &CancelFlag::default()).unwrap();
+        let manifest = &kernel.manifest;
+        assert!(fs::read(kernel.vmlinux()).unwrap().starts_with(b"\x7fELF"));
+        assert_eq!(&fs::read(kernel.bzimage()).unwrap()[0x202..0x206], b"HdrS");
+        for (index, module) in manifest.modules.iter().enumerate() {
+            assert!(fs::read(kernel.module(module)).unwrap().starts_with(b"\x7fELF"));
+            for needed in &module.depends {
+                let earlier = manifest.modules[..index].iter().any(|have| have.name == *needed);
+                assert!(earlier, "{} needs {needed} before it", module.name);
+            }
+        }
+        assert!(manifest.modules.iter().any(|module| module.name == "virtio_blk"));
+        let tree = content(&kernel.modules_image(), "/modules.dep");
+        let tree = String::from_utf8(tree).unwrap();
+        assert!(tree.lines().any(|line| line.contains("/overlay.ko")), "{tree}");
+
+        let cache = directory.path().join("cache");
+        let first = build_initrd(b"agent", &kernel, &cache).unwrap();
+        let bytes = fs::read(&first).unwrap();
+        assert!(bytes.starts_with(b"070701"));
+        fs::remove_file(&first).unwrap();
+        assert_eq!(build_initrd(b"agent", &kernel, &cache).unwrap(), first);
+        assert_eq!(fs::read(&first).unwrap(), bytes, "the same input makes the same bytes");
+        assert_ne!(build_initrd(b"other", &kernel, &cache).unwrap(), first);
+    }
+}
