@@ -193,12 +193,12 @@ pub async fn pull_kernel(
     name: &KernelName,
     replace: bool,
 ) -> Result<(), CliError> {
-    let request = KernelRequest::for_name(name.as_str())?;
-    let begin = ImportKernel { name: name.clone(), source: format!("apt:{name}"), replace };
+    let package = KernelRequest::for_name(name.as_str())?.resolve()?;
+    let begin = ImportKernel { name: name.clone(), source: package.source(), replace };
     let transfer =
         Transfer { ui, client, subject: format!("kernel {name}"), path: routes::KERNELS };
     transfer
-        .run(interrupts, &begin, move |stages| Source::debian_kernel(&request, stages))
+        .run(interrupts, &begin, move |stages| Source::debian_kernel(&package, stages))
         .await
         .map_err(|error| explain_taken(error, "kernel", name.as_str()))
 }

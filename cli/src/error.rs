@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(failure.exit_code(COMMAND_NOT_REACHED), 125);
         assert_eq!(CliError::usage("x").exit_code(COMMAND_NOT_REACHED), 2);
         assert_eq!(CliError::output_closed().exit_code(FAILED), 141);
-        assert_eq!(CliError::interrupted(Interrupt::Interrupt, "x").exit_code(FAILED), 130);
+        assert_eq!(CliError::interrupted(Interrupt::ControlC, "x").exit_code(FAILED), 130);
         assert_eq!(CliError::interrupted(Interrupt::Terminate, "x").exit_code(FAILED), 143);
     }
 

@@ -19,6 +19,8 @@ use banger_agent_api::{
     Argument, Call, EnvironmentEntry, ExecCall, ExecStarted, Frame, FrameReader, FrameWriter,
     GuestPath, MAX_FRAME_PAYLOAD, PtyCall, STDIN_WINDOW, SignalNumber, UserSpec,
 };
+use banger_daemon_api::routes;
+use banger_daemon_api::vm::{Vm, VmState};
 use banger_types::VmId;
 use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -27,7 +29,7 @@ use tokio::io::AsyncWrite;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 use crate::error::CliError;
 use crate::interrupt::{Interrupt, Interrupts};
 use crate::terminal::{self, RawMode};
@@ -37,6 +39,8 @@ use crate::{agent, environment};
 const QUEUE: usize = 8;
 /// A second Ctrl-C this soon ends the client.
 const INSISTENCE: Duration = Duration::from_secs(2);
+/// What is said of a connection that ended before its command.
+const LOST: &str = "the connection to the machine broke off";
 
 /// What to run, and how.
 #[derive(Debug)]
@@ -109,7 +113,10 @@ pub async fn exec(
     };
     sender.abort();
     drop(raw);
-    code
+    match code {
+        Err(error) => Err(explain_lost(client, vm, error).await),
+        code => code,
+    }
 }
 
 /// Counts the bytes of standard input that are on their way to a command that has not taken them
@@ -216,12 +223,12 @@ async fn pass_signals(
         if tty {
             return interrupt;
         }
-        let insists = interrupt == Interrupt::Interrupt
+        let insists = interrupt == Interrupt::ControlC
             && last_interrupt.is_some_and(|last| last.elapsed() < INSISTENCE);
         let Some(number) = SignalNumber::new(interrupt.number()).filter(|_| !insists) else {
             return interrupt;
         };
-        if interrupt == Interrupt::Interrupt {
+        if interrupt == Interrupt::ControlC {
             last_interrupt = Some(Instant::now());
         }
         // A guest that takes no more input takes no signal either: then the client ends.
@@ -255,9 +262,7 @@ async fn receive(
     let (stdout, stdout_end) = write_stream(io::stdout());
     let (stderr, stderr_end) = write_stream(io::stderr());
     let code = loop {
-        let frame = reader.next().await.map_err(|error| {
-            CliError::new("the connection to the machine broke").because(&error)
-        })?;
+        let frame = reader.next().await.map_err(|error| lost(&error))?;
         match frame {
             Some(Frame::Stdout(bytes)) => {
                 if stdout.send(bytes).await.is_err() {
@@ -276,10 +281,7 @@ async fn receive(
                 );
             }
             Some(_) => {}
-            None => {
-                return Err(CliError::new("the machine ended before the command did")
-                    .hint("banger vm list"));
-            }
+            None => return Err(lost(&io::Error::from(io::ErrorKind::UnexpectedEof))),
         }
     };
     drop((stdout, stderr));
@@ -288,6 +290,32 @@ async fn receive(
     }
     let _ = stderr_end.await;
     code.ok_or_else(CliError::output_closed)
+}
+
+fn lost(error: &(dyn std::error::Error + 'static)) -> CliError {
+    CliError::new(LOST).because(error)
+}
+
+/// Says more about a connection that ended before its command: was it the daemon or the machine?
+async fn explain_lost(client: &Client, vm: &VmId, error: CliError) -> CliError {
+    if error.message != LOST {
+        return error;
+    }
+    match client.get::<Vm>(&routes::vm(&vm.into(), "")).await {
+        Err(ClientError::Api(_)) => CliError::new("the machine was deleted while the command ran"),
+        Err(_) => {
+            CliError::new("bangerd ended while the command ran, so the command was ended too")
+                .hint("the machine keeps running; any banger command starts bangerd again")
+        }
+        Ok(vm) if vm.state == VmState::Running => {
+            error.hint(format!("VM {} runs; its agent ended the command", vm.name))
+        }
+        Ok(vm) => {
+            let mut error = CliError::new(format!("VM {} ended before the command did", vm.name));
+            error.causes.extend(vm.last_error.map(|cause| cause.message));
+            error.hint(format!("banger vm logs {}", vm.name))
+        }
+    }
 }
 
 /// Reads standard input in a thread; the queue ends with it.
@@ -380,10 +408,10 @@ mod tests {
     #[tokio::test]
     async fn a_stream_without_an_end_is_a_failure_not_a_success() {
         let error = receive(FrameReader::new(&b""[..]), &Credit::default()).await.unwrap_err();
-        assert!(error.message.contains("ended before the command did"), "{error}");
+        assert_eq!(error.message, LOST);
         let error =
             receive(FrameReader::new(&[7u8, 0, 0][..]), &Credit::default()).await.unwrap_err();
-        assert!(error.message.contains("broke"), "{error}");
+        assert_eq!(error.message, LOST);
         let frames = encoded(&[Frame::Error(AgentError::new(ErrorCode::Failed, "x"))]);
         assert!(receive(FrameReader::new(&frames[..]), &Credit::default()).await.is_err());
     }

@@ -12,7 +12,7 @@ use crate::error::CliError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interrupt {
     /// SIGINT, Ctrl-C.
-    Interrupt,
+    ControlC,
     /// SIGQUIT, Ctrl-\.
     Quit,
     /// SIGTERM.
@@ -26,7 +26,7 @@ impl Interrupt {
     pub const fn number(self) -> u8 {
         match self {
             Self::HangUp => 1,
-            Self::Interrupt => 2,
+            Self::ControlC => 2,
             Self::Quit => 3,
             Self::Terminate => 15,
         }
@@ -60,7 +60,7 @@ impl Interrupts {
                 .map_err(|error| CliError::new("cannot listen to signals").because(&error))
         };
         Ok(Self {
-            interrupt: install(Interrupt::Interrupt, SignalKind::interrupt())?,
+            interrupt: install(Interrupt::ControlC, SignalKind::interrupt())?,
             quit: install(Interrupt::Quit, SignalKind::quit())?,
             terminate: install(Interrupt::Terminate, SignalKind::terminate())?,
             hang_up: install(Interrupt::HangUp, SignalKind::hangup())?,
@@ -72,7 +72,7 @@ impl Interrupts {
     /// Cancel safe: a signal that was not returned is returned by the next call.
     pub async fn next(&mut self) -> Interrupt {
         tokio::select! {
-            () = receive(&mut self.interrupt) => Interrupt::Interrupt,
+            () = receive(&mut self.interrupt) => Interrupt::ControlC,
             () = receive(&mut self.quit) => Interrupt::Quit,
             () = receive(&mut self.terminate) => Interrupt::Terminate,
             () = receive(&mut self.hang_up) => Interrupt::HangUp,

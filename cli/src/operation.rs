@@ -129,9 +129,9 @@ mod tests {
 
     #[test]
     fn an_operation_that_beat_the_cancellation_is_not_called_undone() {
-        let end = ended(operation(OperationState::Succeeded), Some(Interrupt::Interrupt));
+        let end = ended(operation(OperationState::Succeeded), Some(Interrupt::ControlC));
         assert!(matches!(end, Followed::Interrupted { undone: false, .. }));
-        let end = ended(operation(OperationState::Cancelled), Some(Interrupt::Interrupt));
+        let end = ended(operation(OperationState::Cancelled), Some(Interrupt::ControlC));
         assert!(matches!(end, Followed::Interrupted { undone: true, .. }));
     }
 

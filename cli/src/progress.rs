@@ -80,7 +80,8 @@ impl Progress {
         let Some(bar) = &shown.bar else {
             let due = done.is_some()
                 && shown.last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL);
-            if (changed || due) && !stage.is_empty() {
+            // That it is done, the next thing says.
+            if (changed || due) && !stage.is_empty() && stage != "done" {
                 shown.last_line = Some(Instant::now());
                 self.ui.status(plain_line(&self.subject, &stage, done, total));
             }

@@ -108,37 +108,37 @@ impl Ui {
     /// Says what is going on, unless quiet.
     pub fn status(&self, text: impl fmt::Display) {
         if !self.quiet {
-            self.to_stderr(&format!("{text}"));
+            self.tell(&format!("{text}"));
         }
     }
 
     /// Says a detail, with `--verbose` only.
     pub fn detail(&self, text: impl fmt::Display) {
         if self.verbose && !self.quiet {
-            self.to_stderr(&paint(self.stderr_color, Style::Dim, &format!("{text}")));
+            self.tell(&paint(self.stderr_color, Style::Dim, &format!("{text}")));
         }
     }
 
     /// Warns.
     pub fn warning(&self, text: impl fmt::Display) {
         let heading = paint(self.stderr_color, Style::Caution, "banger: warning:");
-        self.to_stderr(&format!("{heading} {text}"));
+        self.tell(&format!("{heading} {text}"));
     }
 
     /// Says what could be done next, unless quiet.
     pub fn hint(&self, text: impl fmt::Display) {
         if !self.quiet {
             let heading = paint(self.stderr_color, Style::Hint, "hint:");
-            self.to_stderr(&format!("{heading} {text}"));
+            self.tell(&format!("{heading} {text}"));
         }
     }
 
     /// Shows a failure: heading, causes, hints.
     pub fn error(&self, error: &CliError) {
-        self.to_stderr(&render_error(error, self.stderr_color));
+        self.tell(&render_error(error, self.stderr_color));
     }
 
-    fn to_stderr(&self, text: &str) {
+    fn tell(&self, text: &str) {
         if !text.is_empty() {
             // Nobody is left to tell where standard error is gone.
             let _ = writeln!(io::stderr().lock(), "{text}");
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn an_interruption_is_one_plain_line() {
-        let error = CliError::interrupted(Interrupt::Interrupt, "interrupted, VM box is deleted");
+        let error = CliError::interrupted(Interrupt::ControlC, "interrupted, VM box is deleted");
         assert_eq!(render_error(&error, true), "banger: interrupted, VM box is deleted");
     }
 

@@ -197,7 +197,7 @@ mod tests {
             (["--memory", "lots"], "512M, 8G or 2GiB"),
             (["--disk-size", "1M"], "the least is 64M"),
             (["--disk-size", "8X"], "is not known"),
-            (["--root-size", "-1"], "--root-size"),
+            (["--root-size", "0"], "the least is 64M"),
             (["--name", "Bad_Name"], "a-z, 0-9 and -"),
             (["--image", "../x"], "is not allowed"),
             (["--vmm", "xen"], "auto, firecracker, qemu"),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::debian::{self, DownloadedDeb, ImageRequest, KernelRequest};
+use crate::debian::{self, DownloadedDeb, ImageRequest, KernelPackage};
 use crate::error::CliError;
 
 /// Receives what a source is doing, in words.
@@ -41,8 +41,8 @@ impl Source {
     }
 
     /// Downloads a kernel package.
-    pub fn debian_kernel(request: &KernelRequest, stages: Stages) -> Result<Self, CliError> {
-        let package = debian::kernel_package(request, Box::new(move |stage| stages(stage)))?;
+    pub fn debian_kernel(wanted: &KernelPackage, stages: Stages) -> Result<Self, CliError> {
+        let package = debian::kernel_package(wanted, Box::new(move |stage| stages(stage)))?;
         let file = File::open(package.path()).map_err(|error| {
             CliError::new(format!("cannot read {}", package.path().display())).because(&error)
         })?;

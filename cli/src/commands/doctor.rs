@@ -87,7 +87,7 @@ fn render(ui: &Ui, checks: &[Check]) -> String {
     }
     let count = |status| checks.iter().filter(|check| check.status == status).count();
     lines.push(format!(
-        "{} passed, {} warnings, {} failed",
+        "{} passed, {} with a warning, {} failed",
         count(CheckStatus::Pass),
         count(CheckStatus::Warn),
         count(CheckStatus::Fail)
@@ -119,7 +119,7 @@ mod tests {
               hint: do this
         FAIL  disk: as found�
               hint: do that
-        1 passed, 1 warnings, 1 failed
+        1 passed, 1 with a warning, 1 failed
         ");
     }
 }
