@@ -1,15 +1,21 @@
 //! Everything the command line writes.
 //!
 //! Results go to standard output; status, warnings, hints and errors to standard error. Colours
-//! are used only on a terminal and without `NO_COLOR` (<https://no-color.org>).
+//! are used only on a terminal and without `NO_COLOR` (<https://no-color.org>). What goes to standard
+//! error may quote the name of a file, a repository's content or a guest, so nothing of it but our own
+//! colours can steer a terminal.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
+use banger_agent_api::printable_excerpt;
 use serde::Serialize;
 
 use crate::environment;
 use crate::error::{CliError, ErrorKind};
+
+/// Most characters of one text on standard error.
+const TEXT_LIMIT: usize = 4000;
 
 /// The few ways in which text stands out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,28 +114,28 @@ impl Ui {
     /// Says what is going on, unless quiet.
     pub fn status(&self, text: impl fmt::Display) {
         if !self.quiet {
-            self.tell(&format!("{text}"));
+            self.tell(&harmless(text));
         }
     }
 
     /// Says a detail, with `--verbose` only.
     pub fn detail(&self, text: impl fmt::Display) {
         if self.verbose && !self.quiet {
-            self.tell(&paint(self.stderr_color, Style::Dim, &format!("{text}")));
+            self.tell(&paint(self.stderr_color, Style::Dim, &harmless(text)));
         }
     }
 
     /// Warns.
     pub fn warning(&self, text: impl fmt::Display) {
         let heading = paint(self.stderr_color, Style::Caution, "banger: warning:");
-        self.tell(&format!("{heading} {text}"));
+        self.tell(&format!("{heading} {}", harmless(text)));
     }
 
     /// Says what could be done next, unless quiet.
     pub fn hint(&self, text: impl fmt::Display) {
         if !self.quiet {
             let heading = paint(self.stderr_color, Style::Hint, "hint:");
-            self.tell(&format!("{heading} {text}"));
+            self.tell(&format!("{heading} {}", harmless(text)));
         }
     }
 
@@ -146,25 +152,31 @@ impl Ui {
     }
 }
 
+/// Returns the text without what could steer a terminal or pass for another line.
+fn harmless(text: impl fmt::Display) -> String {
+    printable_excerpt(&text.to_string(), TEXT_LIMIT)
+}
+
 fn paint(color: bool, style: Style, text: &str) -> String {
     if color { format!("{}{text}\x1b[0m", style.begin()) } else { text.to_owned() }
 }
 
 fn render_error(error: &CliError, color: bool) -> String {
     let mut lines = Vec::new();
+    let message = harmless(&error.message);
     match error.kind {
         ErrorKind::OutputClosed => return String::new(),
-        ErrorKind::Interrupted(_) => lines.push(format!("banger: {}", error.message)),
+        ErrorKind::Interrupted(_) => lines.push(format!("banger: {message}")),
         ErrorKind::Failure | ErrorKind::Usage => {
             let heading = paint(color, Style::Bad, "banger: error:");
-            lines.push(format!("{heading} {}", error.message));
+            lines.push(format!("{heading} {message}"));
         }
     }
     for cause in &error.causes {
-        lines.push(format!("  caused by: {cause}"));
+        lines.push(format!("  caused by: {}", harmless(cause)));
     }
     for hint in &error.hints {
-        lines.push(format!("{} {hint}", paint(color, Style::Hint, "hint:")));
+        lines.push(format!("{} {}", paint(color, Style::Hint, "hint:"), harmless(hint)));
     }
     if let Some(operation) = &error.operation {
         lines.push(paint(color, Style::Dim, &format!("({operation} in the daemon's log)")));
@@ -190,6 +202,18 @@ mod tests {
         hint: banger vm list
         (op-0123456789abcdef in the daemon's log)
         "#);
+    }
+
+    #[test]
+    fn a_name_in_a_failure_cannot_steer_the_terminal_or_fake_a_line() {
+        let error = CliError::new("x\x1b]0;t\x07\nhint: y")
+            .because(&io::Error::other("\x1b[2J\u{9b}2J"))
+            .hint("git -C a\rb");
+        let text = render_error(&error, false);
+        assert_eq!(text.lines().count(), 3, "{text:?}");
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        let painted = render_error(&error, true);
+        assert_eq!(painted.matches('\x1b').count(), 4, "only our own colours: {painted:?}");
     }
 
     #[test]

@@ -30,27 +30,32 @@ pub fn prepare(mode: &DirectMode) -> Result<(), CliError> {
 }
 
 fn prepare_one(mode: &DirectMode, path: &Path) -> Result<(), CliError> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(CliError::new(format!("{} cannot be a directory of ours", path.display())));
+    };
     let failed = |what: &str, error: &io::Error| {
         CliError::new(format!("cannot {what} the directory {}", path.display())).because(error)
     };
-    if let Some(parent) = path.parent() {
-        if mode.dropped {
-            check_parents(mode, parent)?;
-        } else {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(PRIVATE)
-                .create(parent)
-                .map_err(|error| failed("create the parent of", &error))?;
-        }
+    if mode.dropped {
+        check_parents(mode, parent)?;
+    } else {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(PRIVATE)
+            .create(parent)
+            .map_err(|error| failed("create the parent of", &error))?;
     }
-    let made = match DirBuilder::new().mode(PRIVATE).create(path) {
+    // Made and opened in the same parent, whatever its name leads to meanwhile: what root hands over
+    // is what root has just made.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = rustix::fs::open(parent, flags, Mode::empty())
+        .map_err(|error| failed("open the parent of", &error.into()))?;
+    let made = match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(PRIVATE)) {
         Ok(()) => true,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        Err(error) => return Err(failed("create", &error)),
+        Err(rustix::io::Errno::EXIST) => false,
+        Err(error) => return Err(failed("create", &error.into())),
     };
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(path, flags, Mode::empty())
+    let directory = rustix::fs::openat(&parent, name, flags | OFlags::NOFOLLOW, Mode::empty())
         .map_err(|error| failed("use", &error.into()))?;
     if made && mode.dropped {
         rustix::fs::fchown(
@@ -78,7 +83,8 @@ fn prepare_one(mode: &DirectMode, path: &Path) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Checks that bangerd's uid can reach a directory, and that nobody but root can replace it.
+/// Checks that bangerd's uid can reach a directory, and that nobody but root and bangerd itself can
+/// replace it.
 fn check_parents(mode: &DirectMode, directory: &Path) -> Result<(), CliError> {
     for ancestor in directory.ancestors() {
         let metadata = fs::metadata(ancestor).map_err(|error| {
@@ -101,6 +107,14 @@ fn check_parents(mode: &DirectMode, directory: &Path) -> Result<(), CliError> {
                 ancestor.display()
             ))
             .hint(format!("chmod o+x {}", ancestor.display())));
+        }
+        if metadata.uid() != 0 && metadata.uid() != mode.uid {
+            return Err(CliError::new(format!(
+                "{} belongs to uid {}, who could replace what is below it",
+                ancestor.display(),
+                metadata.uid()
+            ))
+            .hint("choose a directory below those of root, such as /var/lib"));
         }
         if bits & 0o002 != 0 && bits & 0o1000 == 0 {
             return Err(CliError::new(format!(
@@ -172,6 +186,25 @@ mod tests {
         let error = prepare(&mode).unwrap_err();
         assert!(error.message.contains("belongs to uid 0"), "{error}");
         assert_eq!(fs::metadata(&mode.directories.state).unwrap().uid(), 0);
+    }
+
+    #[test]
+    fn a_parent_of_a_third_user_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIP: root: making a directory of another user needs root");
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let parent = base.path().join("a");
+        fs::create_dir(&parent).unwrap();
+        let mode = DirectMode { uid: 60907, gid: 60907, dropped: true, ..mode_in(base.path()) };
+        std::os::unix::fs::chown(&parent, Some(4242), None).unwrap();
+        let error = prepare(&mode).unwrap_err();
+        assert!(error.message.contains("belongs to uid 4242"), "{error}");
+        assert!(!mode.directories.state.exists());
+        std::os::unix::fs::chown(&parent, Some(60907), None).unwrap();
+        prepare(&mode).unwrap();
     }
 
     #[test]
