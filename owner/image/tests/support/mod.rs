@@ -1,5 +1,6 @@
 //! Archives made byte by byte, and file systems looked into with `debugfs`.
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use std::path::Path;
 use std::process::Command;
