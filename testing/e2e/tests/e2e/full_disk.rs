@@ -7,13 +7,31 @@ use std::process::Command;
 use banger_harness::{Contents, Environment, RootfsTar, is_root, skip};
 
 /// A tmpfs over the state directory; unmounted when dropped.
-struct SmallDisk {
+pub(crate) struct SmallDisk {
     mount_point: PathBuf,
 }
 
 impl SmallDisk {
+    /// Mounts one under a state directory that holds something already.
+    pub(crate) fn under(state: &Path, megabytes: u32) -> Self {
+        let aside = state.with_extension("aside");
+        std::fs::rename(state, &aside).unwrap();
+        std::fs::create_dir(state).unwrap();
+        let owner = aside.metadata().unwrap();
+        std::os::unix::fs::chown(state, Some(owner.uid()), Some(owner.gid())).unwrap();
+        let disk = Self::over(state, megabytes);
+        let copied = Command::new("/bin/cp")
+            .args(["-a", "--sparse=always", "-T"])
+            .arg(&aside)
+            .arg(state)
+            .status();
+        assert!(copied.is_ok_and(|status| status.success()), "copy the state");
+        std::fs::remove_dir_all(&aside).unwrap();
+        disk
+    }
+
     /// Mounts over the state directory what belongs to the daemon's user.
-    fn over(mount_point: &Path, megabytes: u32) -> Self {
+    pub(crate) fn over(mount_point: &Path, megabytes: u32) -> Self {
         let owner = mount_point.metadata().unwrap();
         let options = format!("size={megabytes}m,mode=700,uid={},gid={}", owner.uid(), owner.gid());
         let mounted = Command::new("/bin/mount")

@@ -3,7 +3,9 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use banger_harness::{Contents, Environment, flatten_qcow2};
+use banger_harness::{Contents, Environment, flatten_qcow2, is_root, skip};
+
+use crate::full_disk::SmallDisk;
 
 /// Runs `e2fsck -fn`, which must find a clean file system with nothing to do.
 fn must_be_clean(environment: &Environment, disk: &Path) {
@@ -65,5 +67,34 @@ fn the_image_is_never_changed() {
     assert_eq!(state(), before);
     environment.start_busybox("two");
     environment.exec("two", ["grep", "-q", "^alice:", "/etc/passwd"]).ok();
+    environment.finish();
+}
+
+#[test]
+fn a_start_on_a_full_disk_says_so_and_leaves_nothing() {
+    if !is_root() {
+        return skip("root", "mounts a tmpfs");
+    }
+    let environment = Environment::new(Contents::Busybox);
+    let disk = SmallDisk::under(&environment.state(), 400);
+    environment.banger(["vm", "list"]).ok();
+    // Everything that is left, down to the last block.
+    let filler = environment.state().join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    let block = vec![1; 1 << 16];
+    while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    drop(file);
+    let run =
+        environment.banger(["vm", "run", "--image", "busybox", "--name", "box", "--", "true"]);
+    run.run().code(125).is_a_clear_error().says(&["space"]);
+    assert_eq!(environment.vms(), [""; 0]);
+    let left = std::fs::read_dir(environment.state().join("vms")).into_iter().flatten().count();
+    assert_eq!(left, 0, "nothing is left of the machine");
+    std::fs::remove_file(&filler).unwrap();
+    environment.start_busybox("box");
+    environment.exec("box", ["true"]).ok();
+    environment.banger(["vm", "delete", "box"]).ok();
+    environment.stop_daemon();
+    drop(disk);
     environment.finish();
 }

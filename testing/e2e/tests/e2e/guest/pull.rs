@@ -58,6 +58,27 @@ fn an_interrupted_pull_leaves_nothing() {
 }
 
 #[test]
+fn a_killed_pull_leaves_nothing() {
+    let environment = Environment::new(Contents::Kernel);
+    let pull = environment.banger(["image", "pull", banger_harness::DEFAULT_IMAGE]).spawn();
+    wait_for("mmdebstrap", GUEST_DEADLINE, || {
+        let found = environment.processes();
+        found.iter().any(|process| process.command.contains("mmdebstrap")).then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    pull.signal(Signal::KILL);
+    let _ = pull.finish().signal(9);
+    // The child notices the end of its reader or of its parent.
+    wait_for("mmdebstrap's end", GUEST_DEADLINE, || {
+        let found = environment.processes();
+        (!found.iter().any(|process| process.command.contains("mmdebstrap"))).then_some(())
+    });
+    let images = environment.banger(["image", "list", "--json"]).ok().json();
+    assert_eq!(images.as_array().map(Vec::len), Some(0), "{images}");
+    environment.finish();
+}
+
+#[test]
 fn a_mirror_that_is_not_there_is_named() {
     let environment = Environment::new(Contents::Empty);
     let arguments = ["image", "pull", "debian-bookworm", "--mirror", "http://127.0.0.1:9/debian"];
