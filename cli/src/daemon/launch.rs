@@ -26,6 +26,10 @@ use crate::error::CliError;
 /// Where bangerd finds QEMU, e2fsprogs and the like.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const LANG: &str = "LANG=C.UTF-8";
+/// Keeps what an import took from staying with an idle bangerd: glibc would raise the size from
+/// which memory is given back at once to 32 MiB after the first large block (mallopt(3),
+/// M_MMAP_THRESHOLD).
+const ALLOCATOR: &str = "GLIBC_TUNABLES=glibc.malloc.mmap_threshold=1048576";
 /// Devices that VMs can use where bangerd may open them.
 const DEVICES: [&str; 2] = ["/dev/kvm", "/dev/net/tun"];
 
@@ -146,7 +150,7 @@ fn become_daemon(arguments: &LaunchArgs) -> Result<std::convert::Infallible, Cli
         "--build-id".into(),
         build.into(),
     ];
-    let mut environment = vec![OsString::from(PATH), OsString::from(LANG)];
+    let mut environment = vec![OsString::from(PATH), OsString::from(LANG), OsString::from(ALLOCATOR)];
     if let Some(level) = std::env::var_os(environment::LOG_LEVEL) {
         let mut entry = OsString::from(environment::LOG_LEVEL);
         entry.push("=");
