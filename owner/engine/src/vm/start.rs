@@ -52,6 +52,8 @@ struct Run<'a> {
     body: &'a mut Body,
     control: &'a Control,
     undo: Vec<Undo>,
+    /// Where this boot's output begins in the console log.
+    boot_start: Option<console::BootStart>,
 }
 
 /// Starts the VM, which does not run. On failure everything this call made is undone; the caller
@@ -59,7 +61,7 @@ struct Run<'a> {
 pub(super) async fn start(body: &mut Body, control: &Control) -> Result<(), Failure> {
     body.record.last_error = None;
     body.set_state(VmState::Starting);
-    let mut run = Run { body, control, undo: Vec::new() };
+    let mut run = Run { body, control, undo: Vec::new(), boot_start: None };
     match run.all().await {
         Ok(()) => Ok(()),
         Err(cause) => {
@@ -79,6 +81,7 @@ impl Run<'_> {
         };
         let initrd = self.build_initrd().await?;
         self.create_runtime_directory(&chosen).await?;
+        self.boot_start = console::boot_start(&self.body.files.console_log()).await;
         let process = self.launch(&chosen, &disks, initrd).await?;
         self.write_handles(&process, disks).await?;
         self.enter(Step::ResumeVmm).await?;
@@ -420,7 +423,7 @@ impl Run<'_> {
                 return Err(EngineError::GuestSilent {
                     vm: self.body.record.name.clone(),
                     seconds: deadline.as_secs(),
-                    console: console::tail(&self.body.files.console_log()).await,
+                    console: self.console_tail().await,
                 });
             }
         };
@@ -438,6 +441,10 @@ impl Run<'_> {
         self.done(Step::SetIdentity).await
     }
 
+    async fn console_tail(&self) -> Vec<String> {
+        console::tail(self.body.files.console_log(), self.boot_start).await
+    }
+
     async fn guest_ended(&self, end: VmmState) -> EngineError {
         EngineError::GuestEnded {
             vm: self.body.record.name.clone(),
@@ -445,7 +452,7 @@ impl Run<'_> {
                 VmmState::Dead { reason } => reason,
                 VmmState::Alive => None,
             },
-            console: console::tail(&self.body.files.console_log()).await,
+            console: self.console_tail().await,
         }
     }
 
