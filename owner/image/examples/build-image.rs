@@ -1,5 +1,5 @@
 //! Builds an ext4 image from a tar stream on standard input and prints what it found.
-#![allow(clippy::print_stdout, reason = "an example for people")]
+#![expect(clippy::print_stdout, reason = "an example for people")]
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let output = std::env::args_os().nth(1).ok_or("usage: build-image OUTPUT < TAR")?;

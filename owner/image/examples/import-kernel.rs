@@ -1,5 +1,5 @@
 //! Imports a Debian kernel package into a store and builds an initrd with a stand-in agent.
-#![allow(clippy::print_stdout, reason = "an example for people")]
+#![expect(clippy::print_stdout, reason = "an example for people")]
 
 use banger_image::{CancelFlag, KernelStore, NewKernel, NoProgress, build_initrd};
 

@@ -28,6 +28,10 @@ pub(crate) fn module_name(path: &str) -> Option<String> {
     matches!(rest, "" | ".xz" | ".zst" | ".gz").then(|| normalize(name))
 }
 
+/// Most modules that one needs, where real ones need a few dozen: bounds the indexes that a hostile
+/// package asks for.
+const MOST_NEEDED: usize = 128;
+
 /// Returns the modules that `name` needs, in the order in which to load them, without itself.
 ///
 /// A module that is not in the tree is left out: it is built in, or missing in the package.
@@ -40,7 +44,10 @@ pub(crate) fn dependencies<'a>(tree: &'a Tree, name: &str) -> Vec<&'a TreeModule
         depth: u32,
     ) {
         // Deeper than any real tree: a cycle of a hostile package ends by `seen`, a chain here.
-        let Some(module) = tree.get(name).filter(|_| depth < 64) else { return };
+        let Some(module) = tree.get(name).filter(|_| depth < 64 && seen.len() <= MOST_NEEDED)
+        else {
+            return;
+        };
         if !seen.insert(name.to_owned()) {
             return;
         }
@@ -291,6 +298,14 @@ mod tests {
         let tree = tree(&[("a", &["b"]), ("b", &["a", "gone"])]);
         assert_eq!(names(&tree, "a"), ["b"]);
         assert!(names(&tree, "gone").is_empty());
+    }
+
+    #[test]
+    fn a_module_that_needs_all_others_gets_a_few() {
+        let all: Vec<String> = (0..1000).map(|number| format!("m{number}")).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let tree = tree(&all.iter().map(|&name| (name, &all[..])).collect::<Vec<_>>());
+        assert_eq!(names(&tree, "m0").len(), MOST_NEEDED);
     }
 
     #[test]

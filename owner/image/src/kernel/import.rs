@@ -24,6 +24,12 @@ const LARGEST_KERNEL: u64 = 256 << 20;
 const LARGEST_MODULE: u64 = 64 << 20;
 const LARGEST_TEXT: u64 = 16 << 20;
 const MOST_MODULES: usize = 20_000;
+const LONGEST_MODULE_PATH: u64 = 255;
+/// Most bytes of all modules, packed and unpacked together; Debian's have about 1 GiB.
+const LARGEST_TREE: u64 = 16 << 30;
+/// Most bytes that all modules say about themselves; Debian's have about 2 MiB.
+const LARGEST_DESCRIPTIONS: u64 = 64 << 20;
+const MOST_FILES: u64 = 100_000;
 
 /// What the initrd loads where the kernel has it as a module, in this order.
 const WANTED: [(&str, ModuleRole); 8] = [
@@ -67,6 +73,10 @@ struct Found {
     places: BTreeMap<String, (u64, u64)>,
     spool: File,
     spooled: u64,
+    /// What was taken of [`MOST_FILES`], [`LARGEST_TREE`] and [`LARGEST_DESCRIPTIONS`].
+    files: u64,
+    taken: u64,
+    described: u64,
     writer: Writer,
     kernel: Option<(String, Vec<u8>)>,
     config: Option<Vec<u8>>,
@@ -119,6 +129,9 @@ pub(super) fn import(
         places: BTreeMap::new(),
         spool,
         spooled: 0,
+        files: 0,
+        taken: 0,
+        described: 0,
         writer,
         kernel: None,
         config: None,
@@ -206,6 +219,8 @@ impl Found {
         directory: &Path,
     ) -> Result<(), KernelError> {
         let bytes = content(data, entry, LARGEST_MODULE)?;
+        spend(&mut self.files, 1, MOST_FILES, "the number of files")?;
+        spend(&mut self.taken, bytes.len() as u64, LARGEST_TREE, "the module tree")?;
         self.add_file(below, &bytes, entry.metadata.modified)?;
         match below {
             "modules.builtin" => self.builtin.clone_from(&bytes),
@@ -213,12 +228,16 @@ impl Found {
             _ => {}
         }
         let Some(name) = depmod::module_name(below) else { return Ok(()) };
+        spend(&mut 0, below.len() as u64, LONGEST_MODULE_PATH, "a module's path")?;
         let plain = decompress(&bytes)
             .map_err(|source| KernelError::Module { module: entry.shown(), source })?;
         let info = modinfo::parse(&plain).ok_or_else(|| KernelError::Module {
             module: entry.shown(),
             source: io::Error::new(io::ErrorKind::InvalidData, "it has no module information"),
         })?;
+        spend(&mut self.taken, plain.len() as u64, LARGEST_TREE, "the module tree")?;
+        let what = "what the modules say about themselves";
+        spend(&mut self.described, info.bytes(), LARGEST_DESCRIPTIONS, what)?;
         if self.tree.len() >= MOST_MODULES {
             let limit = MOST_MODULES as u64;
             return Err(KernelError::TooLarge { entry: "modules".into(), size: limit + 1, limit });
@@ -302,6 +321,15 @@ impl Found {
     }
 }
 
+/// Adds `more` to what a package has used up; refuses what is over `limit`.
+fn spend(used: &mut u64, more: u64, limit: u64, what: &str) -> Result<(), KernelError> {
+    *used = used.saturating_add(more);
+    if *used > limit {
+        return Err(KernelError::TooLarge { entry: what.to_owned(), size: *used, limit });
+    }
+    Ok(())
+}
+
 /// Reads a file of the package into memory.
 fn content<R: Read>(
     data: &mut Archive<R>,
@@ -348,4 +376,18 @@ fn facts(config: &str) -> BTreeMap<String, String> {
         .filter(|(key, _)| CONFIG_FACTS.contains(key))
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_package_takes_adds_up_to_a_limit() {
+        let mut used = 0;
+        spend(&mut used, 60, 100, "x").unwrap();
+        spend(&mut used, 40, 100, "x").unwrap();
+        let error = spend(&mut used, u64::MAX, 100, "x").unwrap_err();
+        assert!(matches!(error, KernelError::TooLarge { limit: 100, .. }), "{error}");
+    }
 }

@@ -11,9 +11,21 @@ pub(crate) struct ModuleInfo {
     pub(crate) soft: Vec<String>,
 }
 
-/// Reads the section of a 64-bit little-endian ELF file; `None` if there is none.
+/// Most bytes of the section; those of Debian's modules have tens of KiB at most.
+const LARGEST: usize = 1 << 20;
+
+impl ModuleInfo {
+    /// Returns how much memory this takes, about.
+    pub(crate) fn bytes(&self) -> u64 {
+        let texts = [&self.depends, &self.aliases, &self.soft].into_iter().flatten();
+        texts.map(|text| (text.len() + size_of::<String>()) as u64).sum()
+    }
+}
+
+/// Reads the section of a 64-bit little-endian ELF file; `None` if there is none, or if it is larger
+/// than any module's.
 pub(crate) fn parse(module: &[u8]) -> Option<ModuleInfo> {
-    let section = section(module, b".modinfo")?;
+    let section = section(module, b".modinfo").filter(|section| section.len() <= LARGEST)?;
     let mut info = ModuleInfo::default();
     for record in section.split(|&byte| byte == 0) {
         let Ok(text) = std::str::from_utf8(record) else { continue };

@@ -24,6 +24,8 @@ use window::Window;
 const LONGEST_PATH: u64 = 4096;
 /// Most bytes of one extended header, which holds attributes of up to 64 KiB each.
 const LONGEST_EXTENDED: u64 = 1 << 20;
+/// Most bytes of all headers before one entry: what describes the next entry is kept until it comes.
+const LONGEST_HEADERS: u64 = 4 << 20;
 const BUFFER: usize = 256 << 10;
 
 /// Why an archive was refused.
@@ -163,7 +165,7 @@ pub struct Archive<R> {
     /// Bytes of the current entry's content still in the stream, and the padding behind them.
     stored: u64,
     padding: u64,
-    /// The current entry's stored pieces that are not read yet, the next one last.
+    /// The current entry's stored pieces that are not read yet, the next one last; none is empty.
     pieces: Vec<(u64, u64)>,
     /// Bytes of the current entry's content given out so far, and in all.
     given: u64,
@@ -216,6 +218,11 @@ impl<R: Read> Archive<R> {
         let mut long_link = None;
         loop {
             let start = self.position;
+            let headers = self.raw.len() as u64;
+            if headers > LONGEST_HEADERS {
+                let (what, limit) = ("run of headers", LONGEST_HEADERS);
+                return Err(TarError::TooLong { what, position: start, size: headers, limit });
+            }
             let Some(header) = self.header()? else {
                 return Ok(None);
             };
@@ -269,10 +276,6 @@ impl<R: Read> Archive<R> {
             let hole = offset - self.given;
             self.given = offset;
             return Ok(Some(Piece::Hole(hole)));
-        }
-        if length == 0 {
-            self.pieces.pop();
-            return self.next_piece();
         }
         let available = self.fill()?;
         if available == 0 {
@@ -392,7 +395,7 @@ impl<R: Read> Archive<R> {
                 Some((map, real)) => self.set_sparse(map, real)?,
                 None => {
                     self.size = self.stored;
-                    self.pieces = vec![(0, self.stored)];
+                    self.pieces.extend((self.stored > 0).then_some((0, self.stored)));
                 }
             }
         }
@@ -482,6 +485,7 @@ impl<R: Read> Archive<R> {
         if sum != self.stored {
             return Err(TarError::SparseMap { entry: self.shown.clone() });
         }
+        map.retain(|&(_, length)| length > 0);
         map.reverse();
         self.pieces = map;
         self.size = real;

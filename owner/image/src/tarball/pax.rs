@@ -35,6 +35,11 @@ pub(crate) struct BadRecord(pub(crate) String);
 /// Most pieces of a sparse file's map.
 pub(crate) const MOST_PIECES: usize = 1 << 20;
 
+/// Most attributes of an entry and most bytes of them: global headers add up over an archive.
+/// An inode has room for a few KiB.
+const MOST_ATTRIBUTES: usize = 512;
+const LARGEST_ATTRIBUTES: usize = 1 << 20;
+
 impl Extended {
     /// Reads `LENGTH KEYWORD=VALUE\n` records, the later ones winning.
     pub(crate) fn read(&mut self, mut bytes: &[u8]) -> Result<(), BadRecord> {
@@ -87,6 +92,11 @@ impl Extended {
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.attributes.retain(|attribute| attribute.name != name);
+                    let bytes: usize = self.attributes.iter().map(Attribute::bytes).sum();
+                    let all = bytes + name.len() + value.len();
+                    if self.attributes.len() >= MOST_ATTRIBUTES || all > LARGEST_ATTRIBUTES {
+                        return None;
+                    }
                     self.attributes.push(Attribute { name: name.to_vec(), value: value.to_vec() });
                 } else if key.starts_with(b"LIBARCHIVE.xattr.") || key.starts_with(b"SCHILY.acl.") {
                     self.ignored_attributes += 1;
@@ -132,6 +142,12 @@ fn time(text: &[u8]) -> Option<Timestamp> {
     })
 }
 
+impl Attribute {
+    fn bytes(&self) -> usize {
+        self.name.len() + self.value.len()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +176,27 @@ mod tests {
         extended.read(b"23 SCHILY.xattr.user.a=\n\0\n").unwrap_err();
         extended.read(b"27 SCHILY.xattr.user.a=\n\0\n\n").unwrap();
         assert_eq!(extended.attributes[0].value, b"\n\0\n");
+    }
+
+    #[test]
+    fn attributes_do_not_add_up_without_end() {
+        let record = |number: usize, size: usize| {
+            let body = format!(" SCHILY.xattr.user.{number:06}={}\n", "v".repeat(size));
+            let mut length = body.len() + 1;
+            while length != body.len() + length.to_string().len() {
+                length = body.len() + length.to_string().len();
+            }
+            format!("{length}{body}").into_bytes()
+        };
+        for (count, size) in [(MOST_ATTRIBUTES, 1), (4, LARGEST_ATTRIBUTES / 5)] {
+            let mut extended = Extended::default();
+            for number in 0..count {
+                extended.read(&record(number, size)).unwrap();
+            }
+            // The same name again is no more than before.
+            extended.read(&record(0, size)).unwrap();
+            extended.read(&record(count, LARGEST_ATTRIBUTES / 4)).unwrap_err();
+        }
     }
 
     #[test]
