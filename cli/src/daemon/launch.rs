@@ -150,7 +150,8 @@ fn become_daemon(arguments: &LaunchArgs) -> Result<std::convert::Infallible, Cli
         "--build-id".into(),
         build.into(),
     ];
-    let mut environment = vec![OsString::from(PATH), OsString::from(LANG), OsString::from(ALLOCATOR)];
+    let mut environment =
+        vec![OsString::from(PATH), OsString::from(LANG), OsString::from(ALLOCATOR)];
     if let Some(level) = std::env::var_os(environment::LOG_LEVEL) {
         let mut entry = OsString::from(environment::LOG_LEVEL);
         entry.push("=");
