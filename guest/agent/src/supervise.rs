@@ -122,7 +122,8 @@ fn end_machine(server: &mut Server, set: &SignalSet) -> ! {
     let deadline = Instant::now() + TERM_GRACE;
     // The server inherited the blocked signals and answers to the last.
     let own = [Some(Pid::INIT), server.child.as_ref().map(Pid::from_child)];
-    while Instant::now() < deadline && power::user_processes().any(|pid| !own.contains(&Some(pid))) {
+    while Instant::now() < deadline && power::user_processes().any(|pid| !own.contains(&Some(pid)))
+    {
         let _ = set.wait(Duration::from_millis(20));
         reap(server);
     }

@@ -18,7 +18,11 @@ pub fn release_program_pages() {
         // nothing here unmaps code. It is private, backed by a file and never writable, so every
         // page equals the file's and comes back unchanged at the next access.
         unsafe {
-            libc::madvise(std::ptr::with_exposed_provenance_mut(start), end - start, libc::MADV_DONTNEED);
+            libc::madvise(
+                std::ptr::with_exposed_provenance_mut(start),
+                end - start,
+                libc::MADV_DONTNEED,
+            );
         }
     }
 }

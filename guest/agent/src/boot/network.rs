@@ -22,9 +22,8 @@ pub(super) fn configure(network: Option<&StaticNetwork>) -> Result<(), BootError
     let Some(network) = network else { return Ok(()) };
     let deadline = Instant::now() + PATIENCE;
     let index = loop {
-        let found = socket
-            .first_ethernet()
-            .map_err(system_error("list", "the network interfaces"))?;
+        let found =
+            socket.first_ethernet().map_err(system_error("list", "the network interfaces"))?;
         match found {
             Some(index) => break index,
             None if Instant::now() < deadline => std::thread::sleep(PAUSE),

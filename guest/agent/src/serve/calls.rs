@@ -37,18 +37,23 @@ impl Server {
     /// Reads what the kernel was told.
     #[must_use]
     pub fn new() -> Self {
+        Self::with(super::cgroup::Cgroups::open())
+    }
+
+    fn with(cgroups: super::cgroup::Cgroups) -> Self {
         let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
         let config = BootConfig::parse(&line).ok();
         let network = match config.as_ref().map(|config| config.network.is_some()) {
             Some(true) => NetworkState::Pending,
             _ => NetworkState::None,
         };
-        Self {
-            config,
-            network: Cell::new(network),
-            cgroups: super::cgroup::Cgroups::open(),
-            execs: Cell::new(0),
-        }
+        Self { config, network: Cell::new(network), cgroups, execs: Cell::new(0) }
+    }
+
+    /// As [`Server::new`], for a machine whose cgroups are not the agent's to use.
+    #[must_use]
+    pub fn without_cgroups() -> Self {
+        Self::with(super::cgroup::Cgroups::none())
     }
 
     /// Waits for the late loader's report on standard input.

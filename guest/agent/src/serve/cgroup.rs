@@ -54,6 +54,16 @@ impl Cgroups {
         }
     }
 
+    /// A tree in which there are none to be had.
+    pub fn none() -> Self {
+        Self {
+            base: None,
+            next: Cell::new(1),
+            spare: RefCell::new(None),
+            leftover: RefCell::new(Vec::new()),
+        }
+    }
+
     fn make(&self) -> io::Result<Option<Cgroup>> {
         let Some(base) = &self.base else { return Ok(None) };
         let number = self.next.get();

@@ -4,17 +4,25 @@
 //! level-triggered polling would spin on it. So the port sits in an epoll instance of its own,
 //! edge-triggered, and tokio watches that instance: an edge (bytes, room, the host coming or going)
 //! makes it readable once.
+//!
+//! A host that leaves and comes back at once makes two events that the kernel handles after the
+//! new host's first bytes may have been read: the hang-up is then stale. So a hang-up counts only
+//! if it still stands a moment later.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rustix::event::epoll;
 use rustix::fs::{Mode, OFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How long a hang-up must stand.
+const HANG_UP_DELAY: Duration = Duration::from_millis(20);
 
 /// Finds the device of the port called `name` (virtio-ports in sysfs).
 pub(super) fn find(class: &Path, name: &str) -> Option<PathBuf> {
@@ -37,6 +45,8 @@ pub(super) struct Port {
     writable: bool,
     /// The last read said that the host has gone, and that was passed on.
     away: bool,
+    /// Since the last read of zero bytes, until it is known what that meant.
+    hang_up: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Port {
@@ -50,7 +60,7 @@ impl Port {
         let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
         epoll::add(&instance, &file, epoll::EventData::new_u64(0), events)?;
         let edges = banger_guest_sys::watch(instance, tokio::io::Interest::READABLE)?;
-        Ok(Self { file, edges, readable: true, writable: true, away: false })
+        Ok(Self { file, edges, readable: true, writable: true, away: false, hang_up: None })
     }
 
     /// Notes an edge if there was one; otherwise the task is woken by the next.
@@ -75,6 +85,17 @@ impl Port {
     }
 }
 
+impl Port {
+    /// Whether the port reports at this moment that no host is connected.
+    fn hung_up(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags};
+        let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&now)).is_ok()
+            && fds[0].revents().contains(PollFlags::HUP)
+    }
+}
+
 impl AsyncRead for Port {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -84,25 +105,39 @@ impl AsyncRead for Port {
         loop {
             if self.readable {
                 match rustix::io::read(&self.file, buffer.initialize_unfilled()) {
-                    Ok(0) if self.away => self.readable = false,
                     Ok(0) => {
-                        self.away = true;
                         self.readable = false;
-                        return Poll::Ready(Ok(()));
+                        if !self.away && self.hang_up.is_none() {
+                            let delay = tokio::time::sleep(HANG_UP_DELAY);
+                            self.hang_up = Some(Box::pin(delay));
+                        }
                     }
                     Ok(count) => {
                         self.away = false;
+                        self.hang_up = None;
                         buffer.advance(count);
                         return Poll::Ready(Ok(()));
                     }
                     Err(rustix::io::Errno::AGAIN) => {
                         // The host is there and has nothing to say.
                         self.away = false;
+                        self.hang_up = None;
                         self.readable = false;
                     }
                     Err(rustix::io::Errno::INTR) => {}
                     Err(error) => return Poll::Ready(Err(error.into())),
                 }
+                continue;
+            }
+            if let Some(delay) = &mut self.hang_up
+                && delay.as_mut().poll(context).is_ready()
+            {
+                self.hang_up = None;
+                if self.hung_up() {
+                    self.away = true;
+                    return Poll::Ready(Ok(()));
+                }
+                self.readable = true;
                 continue;
             }
             std::task::ready!(self.poll_edge(context))?;

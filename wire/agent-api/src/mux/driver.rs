@@ -28,6 +28,11 @@ const BOOT_ANNOUNCE_DELAY: Duration = Duration::from_millis(100);
 const FIRST_ATTACH_DELAY: Duration = Duration::from_millis(20);
 const MAX_ATTACH_DELAY: Duration = Duration::from_secs(5);
 
+/// How long a host waits for the answer to a greeting before it sends another; doubled up to
+/// [`MAX_GREETING_PATIENCE`]. A guest that boots slowly has the greetings waiting for it.
+const FIRST_GREETING_PATIENCE: Duration = Duration::from_secs(3);
+const MAX_GREETING_PATIENCE: Duration = Duration::from_secs(60);
+
 /// A session that lived this long was sound: the delay starts over.
 const SOUND_SESSION: Duration = Duration::from_secs(10);
 
@@ -126,6 +131,7 @@ impl Multiplexer {
             nonce: None,
             timer: None,
             attach_delay: FIRST_ATTACH_DELAY,
+            greeting_patience: FIRST_GREETING_PATIENCE,
             attached_at: None,
             announced: false,
             started: false,
@@ -199,6 +205,7 @@ pub struct Driver<T> {
     nonce: Option<Box<dyn FnMut() -> u64 + Send>>,
     timer: Option<Pin<Box<Sleep>>>,
     attach_delay: Duration,
+    greeting_patience: Duration,
     attached_at: Option<Instant>,
     /// Guest: BOOT was sent since the last session.
     announced: bool,
@@ -218,6 +225,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         if attached {
             self.timer = None;
             self.announced = false;
+            self.greeting_patience = FIRST_GREETING_PATIENCE;
             self.attached_at.get_or_insert_with(Instant::now);
             return;
         }
@@ -231,7 +239,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         self.timer = None;
         let mut shared = lock(&self.shared);
         match &mut self.nonce {
-            Some(nonce) => shared.session.attach(nonce()),
+            Some(nonce) => {
+                // One greeting that the pipe has not taken yet is enough.
+                if self.out.is_empty() {
+                    shared.session.attach(nonce());
+                }
+                self.timer = Some(Box::pin(tokio::time::sleep(self.greeting_patience)));
+                self.greeting_patience = (self.greeting_patience * 2).min(MAX_GREETING_PATIENCE);
+            }
             None if !self.announced => {
                 self.announced = true;
                 shared.session.announce_boot();
@@ -256,10 +271,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     fn deliver(&mut self, count: usize) {
         let failed = {
             let mut shared = lock(&self.shared);
-            let before = (shared.session.is_attached(), shared.last_error);
+            let before = (shared.session.is_attached(), shared.session.epoch());
             let result = shared.session.receive(&self.input[..count]);
             if let Err(error) = result {
                 shared.last_error = Some(error);
+            }
+            if before.1 != shared.session.epoch() && self.role == Role::Guest {
+                // Written for an earlier host; the new one discards it until our answer anyway.
+                self.out.clear();
             }
             if before.0 != shared.session.is_attached() || result.is_err() {
                 shared.observers.drain(..).for_each(Waker::wake);
@@ -275,20 +294,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     }
 
     fn host_away(&mut self) {
-        let was_attached = {
+        {
             let mut shared = lock(&self.shared);
-            let was_attached = shared.session.is_attached();
             shared.session.detach();
             shared.observers.drain(..).for_each(Waker::wake);
-            was_attached
-        };
+        }
         // Bytes of the dead session are of no use to the next one; a cut frame is what the
         // next session's padding is for.
         self.out.clear();
-        if was_attached || self.timer.is_none() {
-            self.announced = false;
-            self.timer = None;
-        }
+        // A host that came back before it was seen to leave believes in its session: tell it.
+        self.announced = false;
+        self.schedule();
     }
 
     /// Reads once; `Ready(true)` if there may be more, `Ready(false)` if the pipe is over.
@@ -339,9 +355,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
         let this = &mut *self;
         if !this.started {
             this.started = true;
-            match &mut this.nonce {
-                Some(nonce) => lock(&this.shared).session.attach(nonce()),
-                None => this.schedule(),
+            match this.role {
+                // At once.
+                Role::Host => this.timer = Some(Box::pin(tokio::time::sleep(Duration::ZERO))),
+                Role::Guest => this.schedule(),
             }
         }
         for _ in 0..ROUNDS_PER_POLL {

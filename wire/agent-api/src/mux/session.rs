@@ -202,6 +202,12 @@ impl Session {
         self.attached.is_some()
     }
 
+    /// Returns a number that changes with every session that begins.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
     /// Takes bytes from the pipe. After an error the session was detached. The host begins another;
     /// for the guest the greeting of the next one may already have followed in the same bytes.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
@@ -503,7 +509,7 @@ impl Session {
         waker: &Waker,
     ) -> std::io::Result<Option<usize>> {
         let stream = self.streams.get_mut(&key).ok_or(std::io::ErrorKind::NotConnected)?;
-        if stream.dead || stream.send_refused || stream.end_requested {
+        if stream.dead || stream.released || stream.send_refused || stream.end_requested {
             return Err(std::io::ErrorKind::BrokenPipe.into());
         }
         let count = bytes.len().min(SEND_BUFFER.saturating_sub(stream.sending.len()));
