@@ -14,20 +14,19 @@ use banger_engine::seams::{Acceleration, DiskFormat, LaunchPlan, Nic, VmmError};
 use serde_json::{Value, json};
 
 use super::files::RuntimeFiles;
+use super::version::QemuVersion;
 
 /// The descriptor on which QEMU finds the monitor's listening socket: its standard input.
 const MONITOR_DESCRIPTOR: u8 = 0;
 /// The descriptor on which QEMU finds the tap, if there is one: its standard output.
 const TAP_DESCRIPTOR: u8 = 1;
 
-/// The translator, with its cache of translated code held to 256 MiB: QEMU would let it grow to an
-/// eighth of the host's memory (at most 1 GiB) on top of the guest's own.
-const TCG: &str = "tcg,thread=multi,tb-size=256";
-
 /// What the arguments depend on beside the plan.
 #[derive(Debug)]
 pub(crate) struct HostFacts {
     pub(crate) acceleration: Acceleration,
+    /// QEMU's version, where it is known.
+    pub(crate) version: Option<QemuVersion>,
     /// Frequency of the time stamp counter in kHz, where known.
     pub(crate) tsc_khz: Option<u64>,
     /// For each disk of the plan, whether it is a block device rather than a file.
@@ -58,7 +57,7 @@ pub(crate) fn arguments(
     arguments.pair("-global", "virtio-mmio.force-legacy=false");
     match host.acceleration {
         Acceleration::Kvm => arguments.pair("-accel", "kvm").pair("-cpu", "host"),
-        Acceleration::Tcg => arguments.pair("-accel", TCG).pair("-cpu", "max"),
+        Acceleration::Tcg => arguments.pair("-accel", translator(host)).pair("-cpu", "max"),
     };
     arguments.pair("-smp", plan.vcpus.to_string());
     arguments.pair("-m", format!("{}M", plan.memory.mib()));
@@ -102,6 +101,20 @@ pub(crate) fn arguments(
         }
     }
     Ok(arguments.0)
+}
+
+/// The translator, with its cache of translated code held to 256 MiB: QEMU would let it grow to an
+/// eighth of the host's memory (at most 1 GiB) on top of the guest's own.
+///
+/// One thread takes the guest's CPUs in turn unless the version is known to run them in parallel
+/// safely ([`QemuVersion::translates_in_parallel`]); a guest that is sometimes corrupted is worth
+/// less than one that is slower.
+fn translator(host: &HostFacts) -> &'static str {
+    if host.version.is_some_and(QemuVersion::translates_in_parallel) {
+        "tcg,thread=multi,tb-size=256"
+    } else {
+        "tcg,thread=single,tb-size=256"
+    }
 }
 
 /// The kernel's arguments: those this machine needs, then banger's own.
@@ -226,8 +239,12 @@ mod tests {
 
     fn text(plan: &LaunchPlan, acceleration: Acceleration) -> String {
         let files = RuntimeFiles::below(&plan.runtime_dir);
-        let host =
-            HostFacts { acceleration, tsc_khz: Some(2_596_145), block_devices: vec![false, true] };
+        let host = HostFacts {
+            acceleration,
+            version: None,
+            tsc_khz: Some(2_596_145),
+            block_devices: vec![false, true],
+        };
         let arguments = arguments(plan, &files, &host).unwrap();
         arguments.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join("\n")
     }
@@ -250,6 +267,25 @@ mod tests {
         }
         let read_only = text.lines().find(|line| line.contains("modules.ext4")).unwrap();
         assert_eq!(read_only.matches("\"read-only\":true").count(), 2);
+    }
+
+    #[test]
+    fn only_a_known_good_version_translates_in_parallel() {
+        let translator = |version: Option<(u32, u32)>| {
+            let version = version.map(|(major, minor)| QemuVersion { major, minor, micro: 0 });
+            super::translator(&HostFacts {
+                acceleration: Acceleration::Tcg,
+                version,
+                tsc_khz: None,
+                block_devices: vec![],
+            })
+        };
+        for single in [None, Some((7, 2)), Some((8, 0))] {
+            assert!(translator(single).contains("thread=single"), "{single:?}");
+        }
+        for multi in [Some((8, 1)), Some((10, 0))] {
+            assert!(translator(multi).contains("thread=multi"), "{multi:?}");
+        }
     }
 
     #[test]
@@ -276,8 +312,12 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
         let mut plan = plan();
         plan.disks[0].image.path = PathBuf::from(OsString::from_vec(vec![b'/', 0xff]));
-        let host =
-            HostFacts { acceleration: Acceleration::Tcg, tsc_khz: None, block_devices: vec![] };
+        let host = HostFacts {
+            acceleration: Acceleration::Tcg,
+            version: None,
+            tsc_khz: None,
+            block_devices: vec![],
+        };
         let error = arguments(&plan, &RuntimeFiles::below(&plan.runtime_dir), &host).unwrap_err();
         assert!(error.to_string().contains("describing"));
     }

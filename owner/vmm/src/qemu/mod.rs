@@ -23,6 +23,7 @@ mod orphans;
 mod process;
 mod qmp;
 mod task;
+mod version;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -47,7 +48,7 @@ use crate::held::{self, HeldProcess};
 use crate::probe::{self, AccelerationChoice};
 
 pub use self::console::{LOG_CAP as CONSOLE_LOG_CAP, older_half as console_log_older_half};
-pub use self::qmp::QemuVersion;
+pub use self::version::QemuVersion;
 
 /// Where QEMU may be; `$PATH` is never searched, because it is the user's word and not the host's.
 const DIRECTORIES: [&str; 2] = ["/usr/bin", "/usr/local/bin"];
@@ -117,6 +118,11 @@ impl Vmm for QemuVmm {
         files.check_directory(&plan.runtime_dir)?;
         let host = HostFacts {
             acceleration,
+            // Known to matter only to the translator.
+            version: match acceleration {
+                Acceleration::Tcg => version::of_program(&program).await,
+                Acceleration::Kvm => None,
+            },
             tsc_khz: host_clock::tsc_khz().map_err(io_error("reading /proc/cpuinfo"))?,
             block_devices: block_devices(&plan)?,
         };

@@ -18,8 +18,9 @@ use tokio::time::timeout;
 use super::console;
 use super::files::RuntimeFiles;
 use super::last_words::LastWords;
-use super::qmp::{Command, Monitor, QemuVersion, QmpError, Shutdown};
+use super::qmp::{Command, Monitor, QmpError, Shutdown};
 use super::task::Task;
+use super::version::QemuVersion;
 use crate::held::HeldProcess;
 
 /// How long QEMU may take from its start, or from our connecting, to its monitor's first answer.

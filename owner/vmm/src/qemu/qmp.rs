@@ -15,6 +15,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::version::QemuVersion;
+
 /// The longest line taken. QEMU's answers to our commands are below 1 KiB.
 const LINE_LIMIT: usize = 64 * 1024;
 /// How many lines a second are read; a few a day are usual.
@@ -94,23 +96,6 @@ struct Greeting {
 #[derive(Debug, Deserialize)]
 struct Version {
     qemu: QemuVersion,
-}
-
-/// QEMU's version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-pub struct QemuVersion {
-    /// The first number: 7 of 7.2.22.
-    pub major: u32,
-    /// The second number.
-    pub minor: u32,
-    /// The third number.
-    pub micro: u32,
-}
-
-impl std::fmt::Display for QemuVersion {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}.{}.{}", self.major, self.minor, self.micro)
-    }
 }
 
 #[derive(Debug, Deserialize)]
