@@ -86,6 +86,38 @@ pub fn default_kernel() -> Result<KernelName, CliError> {
         .map_err(|error| CliError::new("the default kernel's name is wrong").because(&error))
 }
 
+/// Returns the image where it is here; one that is not here and cannot be pulled is an error.
+pub async fn find_image(client: &Client, name: &ImageName) -> Result<Option<Image>, CliError> {
+    match client.get(&routes::image(name)).await {
+        Ok(image) => Ok(Some(image)),
+        Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => {
+            if can_pull_image(name) {
+                return Ok(None);
+            }
+            Err(CliError::new(format!("there is no image {name}"))
+                .hint("banger image list")
+                .hint(format!("banger image import FILE.tar --name {name}")))
+        }
+        Err(error) => Err(client.explain(error)),
+    }
+}
+
+/// Returns the kernel where it is here; one that is not here and cannot be pulled is an error.
+pub async fn find_kernel(client: &Client, name: &KernelName) -> Result<Option<Kernel>, CliError> {
+    match client.get(&routes::kernel(name)).await {
+        Ok(kernel) => Ok(Some(kernel)),
+        Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => {
+            if can_pull_kernel(name) {
+                return Ok(None);
+            }
+            Err(CliError::new(format!("there is no kernel {name}"))
+                .hint("banger kernel list")
+                .hint("banger kernel list --available"))
+        }
+        Err(error) => Err(client.explain(error)),
+    }
+}
+
 /// Returns the image, pulled first where it is not here.
 pub async fn ensure_image(
     ui: &Ui,
@@ -93,27 +125,18 @@ pub async fn ensure_image(
     interrupts: &mut Interrupts,
     name: &ImageName,
 ) -> Result<Image, CliError> {
-    let path = routes::image(name);
-    match client.get(&path).await {
-        Ok(image) => return Ok(image),
-        Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => {}
-        Err(error) => return Err(client.explain(error)),
-    }
-    let pull = ImagePull::new(name.clone());
-    if !can_pull_image(name) {
-        return Err(CliError::new(format!("there is no image {name}"))
-            .hint("banger image list")
-            .hint(format!("banger image import FILE.tar --name {name}")));
+    if let Some(image) = find_image(client, name).await? {
+        return Ok(image);
     }
     ui.status(format_args!(
         "image {name} is not here yet; building it from this host's Debian mirror"
     ));
-    match pull_image(ui, client, interrupts, &pull).await {
+    match pull_image(ui, client, interrupts, &ImagePull::new(name.clone())).await {
         // Another command was quicker.
         Err(error) if error.is_code(ErrorCode::AlreadyExists) => {}
         other => other?,
     }
-    client.get(&path).await.map_err(|error| client.explain(error))
+    client.get(&routes::image(name)).await.map_err(|error| client.explain(error))
 }
 
 /// Pulls the kernel where it is not here.
@@ -123,15 +146,8 @@ pub async fn ensure_kernel(
     interrupts: &mut Interrupts,
     name: &KernelName,
 ) -> Result<(), CliError> {
-    match client.get::<Kernel>(&routes::kernel(name)).await {
-        Ok(_) => return Ok(()),
-        Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => {}
-        Err(error) => return Err(client.explain(error)),
-    }
-    if !can_pull_kernel(name) {
-        return Err(CliError::new(format!("there is no kernel {name}"))
-            .hint("banger kernel list")
-            .hint(format!("banger kernel pull {}", host::DEFAULT_KERNEL)));
+    if find_kernel(client, name).await?.is_some() {
+        return Ok(());
     }
     ui.status(format_args!("kernel {name} is not here yet; fetching it through apt"));
     match pull_kernel(ui, client, interrupts, name, false).await {

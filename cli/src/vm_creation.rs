@@ -1,6 +1,7 @@
 //! Making a machine: what `vm run` and `vm create` share.
 
 use banger_daemon_api::daemon::LEASE_HEADER;
+use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::operation::{Operation, OperationKind, OperationStarted};
 use banger_daemon_api::routes;
 use banger_daemon_api::vm::{CreateVm, Vm, VmSpec, VmmChoice, Workspace};
@@ -9,7 +10,7 @@ use banger_types::{
 };
 use clap::Args;
 
-use crate::client::{Client, UpgradedStream};
+use crate::client::{Client, ClientError, UpgradedStream};
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::operation::{self, Followed};
@@ -19,6 +20,7 @@ use crate::{artifacts, completion, host};
 
 /// The options that shape a new machine.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Machine options")]
 pub struct CreationArgs {
     /// The machine's name; a readable one is made where it is missing
     #[arg(long)]
@@ -101,6 +103,7 @@ pub async fn create(
     lease: Option<&Lease>,
     workspace: Option<Workspace>,
 ) -> Result<Vm, CliError> {
+    check_names(client, args).await?;
     let image = artifacts::ensure_image(ui, client, interrupts, &args.image).await?;
     let kernel = match args.kernel.clone().or(image.default_kernel) {
         Some(kernel) => kernel,
@@ -135,6 +138,29 @@ pub async fn create(
         .get(&routes::vm(&VmReference::from(&id), ""))
         .await
         .map_err(|error| client.explain(error))
+}
+
+/// Refuses names that cannot work before minutes are spent on a pull; the daemon decides for good.
+async fn check_names(client: &Client, args: &CreationArgs) -> Result<(), CliError> {
+    if let Some(name) = &args.name {
+        let path = routes::vm(&VmReference::from(name.clone()), "");
+        match client.get::<Vm>(&path).await {
+            Ok(vm) if vm.name == *name => {
+                return Err(CliError::new(format!("a VM named {name} exists already"))
+                    .hint(format!("choose another name, or banger vm delete {name}")));
+            }
+            // Another VM's id may begin like that, or several do: the name is free.
+            Ok(_) => {}
+            Err(ClientError::Api(error))
+                if matches!(error.code, ErrorCode::NotFound | ErrorCode::Ambiguous) => {}
+            Err(error) => return Err(client.explain(error)),
+        }
+    }
+    artifacts::find_image(client, &args.image).await?;
+    if let Some(kernel) = &args.kernel {
+        artifacts::find_kernel(client, kernel).await?;
+    }
+    Ok(())
 }
 
 fn created(operation: &Operation) -> Result<(VmId, VmName), CliError> {

@@ -52,6 +52,7 @@ pub struct Cli {
 }
 
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Global options")]
 struct GlobalArgs {
     /// Print results and errors only
     #[arg(short, long, global = true)]

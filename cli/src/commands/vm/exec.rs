@@ -16,6 +16,7 @@ use crate::{daemon, terminal};
 
 /// How a command runs; shared by `vm run` and `vm exec`.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Command options")]
 pub struct CommandArgs {
     /// Give the command a terminal [default: where standard input and output are terminals]
     #[arg(short, long, overrides_with = "no_tty")]
