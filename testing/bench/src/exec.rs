@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use banger_agent_api::{Argument, ExecCall, SpawnBenchCall};
+use banger_agent_api::{Argument, ExecCall, Frame, FrameReader, FrameWriter, SpawnBenchCall};
 use banger_guest_client::{AgentClient, BoxedStream};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use bytes::Bytes;
 
 use crate::boot::reference;
 use crate::number::{Limit, Number, median_ms};
@@ -46,12 +46,25 @@ async fn run(client: &AgentClient, command: &[&str]) -> Result<String> {
     Ok(text)
 }
 
-async fn echo(stream: &mut BoxedStream) -> Result<()> {
-    let mut buffer = [7; ECHO];
-    stream.write_all(&buffer).await.context("write to the echo")?;
-    stream.flush().await.context("write to the echo")?;
-    stream.read_exact(&mut buffer).await.context("read from the echo")?;
-    Ok(())
+/// An echo that stays open, as one frame out and one frame back.
+struct Echo {
+    reader: FrameReader<tokio::io::ReadHalf<BoxedStream>>,
+    writer: FrameWriter<tokio::io::WriteHalf<BoxedStream>>,
+}
+
+impl Echo {
+    fn over(stream: BoxedStream) -> Self {
+        let (reader, writer) = tokio::io::split(stream);
+        Self { reader: FrameReader::new(reader), writer: FrameWriter::new(writer) }
+    }
+
+    async fn round_trip(&mut self) -> Result<()> {
+        let sent = Frame::Data(Bytes::from_static(&[7; ECHO]));
+        self.writer.send(&sent).await.context("write to the echo")?;
+        let back = self.reader.next().await.context("read from the echo")?;
+        ensure!(back.as_ref() == Some(&sent), "the echo answered {back:?}");
+        Ok(())
+    }
 }
 
 /// Prepares sshd in the guest and a key for it; returns the ssh command.
@@ -129,13 +142,13 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Number>> {
         let ssh = prepare_ssh(&client, &folder, port).await?;
         ssh_true(&ssh)?;
         for round in 0..rounds {
-            let mut stream = client.echo().await?;
+            let mut open = Echo::over(client.echo().await?);
             for _ in 0..COMMANDS {
                 let began = Instant::now();
                 run(&client, &["/bin/true"]).await?;
                 execs.push(began.elapsed());
                 let began = Instant::now();
-                echo(&mut stream).await?;
+                open.round_trip().await?;
                 echoes.push(began.elapsed());
                 let began = Instant::now();
                 drop(client.echo().await?);

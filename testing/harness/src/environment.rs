@@ -335,7 +335,27 @@ impl Environment {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        let _ = std::fs::remove_dir_all(&self.base);
+        self.remove_files();
+    }
+
+    /// Removes the folder without ever walking into what is mounted below it:
+    /// a killed program may have left the host's own /dev or /proc there.
+    fn remove_files(&self) {
+        let mount_points = || {
+            let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+            let points = table.lines().filter_map(|line| line.split(' ').nth(4).map(PathBuf::from));
+            points.filter(|point| point.starts_with(&self.base)).collect::<Vec<_>>()
+        };
+        // The last mounted lies deepest.
+        for point in mount_points().iter().rev() {
+            let _ = Command::new("/bin/umount").args(["--lazy", "--"]).arg(point).status();
+        }
+        if mount_points().is_empty() {
+            let _ = Command::new("/bin/rm")
+                .args(["-rf", "--one-file-system", "--"])
+                .arg(&self.base)
+                .status();
+        }
     }
 
     /// Runs a command on the host and fails unless it succeeds.
