@@ -1,14 +1,12 @@
 //! Hidden verbs: what banger starts itself, and what packaging needs.
 
-use std::convert::Infallible;
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Subcommand};
-use rustix::process::Signal;
 
 use crate::daemon::{self, LaunchArgs};
+use crate::debian;
 use crate::error::CliError;
 
 /// The hidden verbs.
@@ -16,8 +14,10 @@ use crate::error::CliError;
 pub enum InternalCommand {
     /// Become bangerd
     LaunchDaemon(LaunchArgs),
-    /// Become PROGRAM, and be ended when the process that started us ends
-    DieWithParent {
+    /// Run PROGRAM until it ends or standard input closes, then remove DIRECTORY
+    Supervise {
+        #[arg(long)]
+        directory: PathBuf,
         #[arg(required = true, last = true)]
         command: Vec<OsString>,
     },
@@ -29,7 +29,7 @@ pub enum InternalCommand {
 pub fn run(command: &InternalCommand) -> Result<(), CliError> {
     match command {
         InternalCommand::LaunchDaemon(arguments) => match daemon::launch(arguments)? {},
-        InternalCommand::DieWithParent { command } => match die_with_parent(command)? {},
+        InternalCommand::Supervise { directory, command } => supervise(directory, command),
         InternalCommand::Man { directory } => {
             clap_mangen::generate_to(super::Cli::command(), directory).map_err(|error| {
                 CliError::new(format!("cannot write man pages to {}", directory.display()))
@@ -39,18 +39,13 @@ pub fn run(command: &InternalCommand) -> Result<(), CliError> {
     }
 }
 
-fn die_with_parent(command: &[OsString]) -> Result<Infallible, CliError> {
-    let failed = |error: &(dyn std::error::Error + 'static)| {
-        CliError::new("cannot become another program").because(error)
-    };
-    let parent = rustix::process::getppid();
-    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
-        .map_err(|error| failed(&error))?;
-    // It may have ended before the line above.
-    if rustix::process::getppid() != parent {
-        return Err(CliError::new("the process that wanted this program has ended"));
-    }
+fn supervise(directory: &Path, command: &[OsString]) -> Result<(), CliError> {
     let (program, arguments) =
         command.split_first().ok_or_else(|| CliError::usage("no program given"))?;
-    Err(failed(&std::process::Command::new(program).args(arguments).exec()))
+    let failed = format!("{} failed", Path::new(program).display());
+    match debian::supervise(directory, program, arguments) {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(CliError::new(format!("{failed} ({status})"))),
+        Err(error) => Err(CliError::new(failed).because(&error)),
+    }
 }

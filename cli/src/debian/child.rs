@@ -1,18 +1,13 @@
 //! A tool that streams: its output is read here, its complaints by a thread, its end awaited.
 
 use std::collections::VecDeque;
-use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 
 use super::StageReport;
 use super::apt::tail;
@@ -20,62 +15,8 @@ use super::error::DebianError;
 
 const MOST_LINES: usize = 40;
 const LONGEST_LINE: u64 = 4096;
-/// How long a tool may take to remove its own files after it was asked to end.
-const GRACE: Duration = Duration::from_secs(20);
-
-/// A temporary directory for a tool that may leave files of other (subordinate) owners in it.
-#[derive(Debug)]
-pub struct Workplace {
-    path: PathBuf,
-    helper: PathBuf,
-}
-
-impl Workplace {
-    /// Makes the directory below `$TMPDIR`, else `/var/tmp` (which is a disk, not memory).
-    pub fn create(helper: &Path) -> Result<Self, DebianError> {
-        let parent = std::env::var_os("TMPDIR")
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-            .unwrap_or_else(|| PathBuf::from("/var/tmp"));
-        let failed = |source| DebianError::File {
-            action: "create a temporary directory in",
-            path: parent.clone(),
-            source,
-        };
-        let made = tempfile::Builder::new()
-            .prefix("banger-debian-")
-            // The subordinate ids must be able to pass through.
-            .permissions(fs::Permissions::from_mode(0o711))
-            .tempdir_in(&parent)
-            .map_err(failed)?;
-        Ok(Self { path: made.keep(), helper: helper.to_owned() })
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Workplace {
-    fn drop(&mut self) {
-        if fs::remove_dir_all(&self.path).is_ok() || !self.path.exists() {
-            return;
-        }
-        // Files of subordinate ids can only be removed inside of their namespace; mmdebstrap has
-        // a helper for that, where it did not do it itself.
-        let leftovers = fs::read_dir(&self.path).into_iter().flatten().filter_map(Result::ok);
-        for entry in leftovers {
-            let _ = Command::new(&self.helper)
-                .args(["--unshare-helper", "rm", "-rf", "--one-file-system"])
-                .arg(entry.path())
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
-        }
-        let _ = fs::remove_dir_all(&self.path);
-    }
-}
+/// How long the supervisor may take to end the tool and remove its files.
+const GRACE: Duration = Duration::from_secs(40);
 
 /// A running tool whose standard output is the product.
 #[derive(Debug)]
@@ -88,17 +29,30 @@ pub struct Streaming {
 }
 
 impl Streaming {
-    /// Starts `command` in a process group of its own; `report` gets what it says it is doing.
+    /// Starts `command` under a supervisor that removes `directory` at its end; `report` gets what
+    /// the tool says it is doing.
     pub fn start(
         tool: &'static str,
-        mut command: Command,
+        command: &Command,
+        directory: &Path,
         mut report: StageReport,
     ) -> Result<Self, DebianError> {
         let failed = |source| DebianError::Run { tool, source };
-        let mut child = command
-            .stdin(Stdio::null())
+        let mut supervisor = Command::new("/proc/self/exe");
+        supervisor.args(["internal", "supervise", "--directory"]).arg(directory).arg("--");
+        supervisor.arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => supervisor.env(name, value),
+                None => supervisor.env_remove(name),
+            };
+        }
+        let mut child = supervisor
+            .current_dir("/")
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // Ctrl-C is for banger, which then says what is to end.
             .process_group(0)
             .spawn()
             .map_err(failed)?;
@@ -124,7 +78,10 @@ impl Streaming {
     /// Waits for the end and returns an error with the tool's last words unless it is a good one.
     pub fn finish(mut self) -> Result<(), DebianError> {
         let tool = self.tool;
+        // Not `wait`, which would close the supervisor's lifeline first.
+        let lifeline = self.child.stdin.take();
         let status = self.child.wait().map_err(|source| DebianError::Run { tool, source })?;
+        drop(lifeline);
         self.status = Some(status);
         let lines = self.join();
         if status.success() {
@@ -138,18 +95,13 @@ impl Streaming {
         self.complaints.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
 
-    /// Asks the tool to end, which makes it remove its files; kills it if it does not.
+    /// Tells the supervisor to end the tool, and waits until it has.
     fn stop(&mut self) {
-        let group = Pid::from_raw(self.child.id().cast_signed());
-        // It is our child and not yet waited for, so the id is still its own.
-        if self.child.try_wait().ok().flatten().is_none() {
-            // As Ctrl-C at a terminal would: all of them at once, and the first one tidies up.
-            let _ = killpg(group, Signal::SIGTERM);
-        }
+        drop(self.child.stdin.take());
         let deadline = Instant::now() + GRACE;
         while self.child.try_wait().ok().flatten().is_none() {
             if Instant::now() >= deadline {
-                let _ = killpg(group, Signal::SIGKILL);
+                let _ = self.child.kill();
                 let _ = self.child.wait();
                 break;
             }

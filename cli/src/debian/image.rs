@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use super::StageReport;
 use super::apt::{command, find_tool, transport_options};
-use super::child::{Streaming, Workplace};
+use super::child::Streaming;
 use super::error::DebianError;
 use super::sources::{DEBIAN_KEYRING, SignedBy, Source, debian_sources};
+use super::workplace::Workplace;
 
 /// Debian's own mirror network, for hosts that have no entries for the suite.
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
@@ -215,14 +216,13 @@ pub fn image_stream(
             }
         },
     };
-    let workplace = Workplace::create(&tool)?;
+    let workplace = Workplace::create()?;
     let prepared = Prepared::new(sources, workplace.path())?;
     let mut command = command(&tool);
     command
         .args(arguments(request, &prepared, &transport_options(), root))
-        .env("TMPDIR", workplace.path())
-        .current_dir("/");
-    let process = Streaming::start("mmdebstrap", command, report)?;
+        .env("TMPDIR", workplace.path());
+    let process = Streaming::start("mmdebstrap", &command, workplace.path(), report)?;
     Ok(TarStream { process, workplace })
 }
 

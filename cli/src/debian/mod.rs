@@ -15,10 +15,13 @@ mod error;
 mod image;
 mod kernel;
 mod sources;
+mod supervisor;
+mod workplace;
 
 pub use error::DebianError;
 pub use image::{ImageRequest, TarStream, image_stream};
 pub use kernel::{DownloadedDeb, KNOWN_KERNELS, KernelPackage, KernelRequest, kernel_package};
+pub use supervisor::supervise;
 
 /// Receives what the tools say they are doing, a few words at a time.
 pub type StageReport = Box<dyn FnMut(&str) + Send>;
