@@ -1,4 +1,5 @@
 //! Every channel against the contract, and what happens when the far end misbehaves.
+#![expect(clippy::unwrap_used, reason = "a test: helpers fail it where it stands")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

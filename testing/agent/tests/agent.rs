@@ -1,6 +1,11 @@
 //! The client against the real agent's server, run as an ordinary process over a socket pair.
 //!
 //! The agent runs commands as root does (it sets groups), so these tests need root.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test: helpers fail it where it stands, and a skip must be seen"
+)]
 
 use std::sync::Arc;
 use std::time::Duration;
