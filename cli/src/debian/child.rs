@@ -164,5 +164,5 @@ fn last_words(lines: &VecDeque<String>) -> String {
     } else {
         errors
     };
-    tail(&shown.join("\n"))
+    tail(&shown.join("; "))
 }
