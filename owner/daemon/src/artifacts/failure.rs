@@ -105,13 +105,13 @@ pub fn no_kernel(name: &KernelName) -> ApiError {
 /// The name is taken.
 pub fn image_exists(name: &ImageName) -> ApiError {
     ApiError::new(ErrorCode::AlreadyExists, format!("there is an image {name} already"))
-        .hint("choose another name, or replace it with --replace")
+        .hint("choose another name, or replace it with --force")
 }
 
 /// The name is taken.
 pub fn kernel_exists(name: &KernelName) -> ApiError {
     ApiError::new(ErrorCode::AlreadyExists, format!("there is a kernel {name} already"))
-        .hint("choose another name, or replace it with --replace")
+        .hint("choose another name, or replace it with --force")
 }
 
 /// A thread of ours panicked.

@@ -57,7 +57,11 @@ pub(crate) fn arguments(
     arguments.pair("-global", "virtio-mmio.force-legacy=false");
     match host.acceleration {
         Acceleration::Kvm => arguments.pair("-accel", "kvm").pair("-cpu", "host"),
-        Acceleration::Tcg => arguments.pair("-accel", translator(host)).pair("-cpu", "max"),
+        // Without five-level paging (la57): no guest here has 128 TiB to map, and the translator walks
+        // one level less at each miss.
+        Acceleration::Tcg => {
+            arguments.pair("-accel", translator(host)).pair("-cpu", "max,la57=off")
+        }
     };
     arguments.pair("-smp", plan.vcpus.to_string());
     arguments.pair("-m", format!("{}M", plan.memory.mib()));
