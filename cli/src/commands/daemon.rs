@@ -61,5 +61,6 @@ async fn status(ui: &Ui, json: bool) -> Result<(), CliError> {
         ("cache directory", ping.cache_dir.clone()),
         ("running VMs", ping.running_vms.to_string()),
         ("operations", ping.active_operations.to_string()),
+        ("commands and leases", ping.open_sessions.to_string()),
     ]))
 }

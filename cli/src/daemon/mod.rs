@@ -111,7 +111,7 @@ fn use_daemon(
             "bangerd {} speaks API version {}, this banger speaks {API_VERSION}",
             ping.version, ping.api_version
         ))
-        .hint("it is busy; wait until its operations have ended, and run the command again"));
+        .hint("it is busy; run the command again when its operations and commands have ended"));
     }
     if binary.is_some_and(|binary| !binary.is_build(&ping.build_id)) {
         ui.warning(format_args!(
@@ -130,15 +130,16 @@ enum Found {
     Nobody,
 }
 
+/// Whether somebody would lose work if the daemon ended: an operation, a command, a lease.
+fn is_busy(ping: &Ping) -> bool {
+    ping.active_operations > 0 || ping.open_sessions > 0
+}
+
 async fn look(client: &Client, binary: Option<&DaemonBinary>) -> Result<Found, CliError> {
     match client.ping().await {
         Ok(ping) => {
             let same = binary.is_none_or(|binary| binary.is_build(&ping.build_id));
-            Ok(if same || ping.active_operations > 0 {
-                Found::Use(ping)
-            } else {
-                Found::Replace(ping)
-            })
+            Ok(if same || is_busy(&ping) { Found::Use(ping) } else { Found::Replace(ping) })
         }
         Err(ClientError::NotRunning { .. }) => Ok(Found::Nobody),
         Err(error) => Err(client.explain(error)),

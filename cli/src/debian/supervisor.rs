@@ -12,9 +12,11 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::mount::MountPropagationFlags;
 
 use super::workplace;
 
@@ -32,9 +34,23 @@ pub fn supervise(
     program: &OsString,
     arguments: &[OsString],
 ) -> io::Result<ExitStatus> {
+    // The tool mounts /proc, /sys and parts of the host's /dev in its directory. In a namespace of
+    // our own they end with us, even when all of us are killed.
+    let own_mounts = rustix::process::geteuid().is_root() && leave_host_mounts().is_ok();
     let ended = run(program, arguments);
+    if own_mounts {
+        workplace::detach_mounts(directory);
+    }
     workplace::remove(directory);
     ended
+}
+
+/// Enters a mount namespace of our own, in which nothing reaches the host's.
+pub(super) fn leave_host_mounts() -> io::Result<()> {
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
+    // A shared mount would pass ours on (mount_namespaces(7)).
+    let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    Ok(rustix::mount::mount_change("/", flags)?)
 }
 
 fn run(program: &OsString, arguments: &[OsString]) -> io::Result<ExitStatus> {
