@@ -1,5 +1,6 @@
 //! Powering the machine off on the host's request.
 
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ use crate::{console, power};
 const EXEC_GRACE: Duration = Duration::from_millis(500);
 const EXEC_PAUSE: Duration = Duration::from_millis(10);
 
+/// How long PID 1 gets to act before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
 /// Lets the answer leave for the host before anything ends.
 const ANSWER_TIME: Duration = Duration::from_millis(20);
 
@@ -21,13 +25,15 @@ const ANSWER_TIME: Duration = Duration::from_millis(20);
 pub(super) async fn run(server: &Rc<Server>, call: PowerOffCall) {
     tokio::time::sleep(ANSWER_TIME).await;
     end_execs(server).await;
-    let asked = ask_init();
-    if let Err(error) = &asked {
-        console::error(&format!("cannot ask the image's init to power off: {error}"));
-    }
-    if asked.is_ok() {
-        tokio::time::sleep(Duration::from_secs(u64::from(call.grace_seconds))).await;
-        console::error("the image's init did not power off in time; powering off by force");
+    let grace = Duration::from_secs(u64::from(call.grace_seconds));
+    match tokio::time::timeout(grace, ask_init()).await {
+        Ok(Err(error)) => {
+            console::error(&format!("cannot ask the image's init to power off: {error}"));
+        }
+        Ok(Ok(never)) => match never {},
+        Err(_) => {
+            console::error("the image's init did not power off in time; powering off by force");
+        }
     }
     power::signal_everyone(Signal::TERM);
     tokio::time::sleep(EXEC_GRACE).await;
@@ -48,15 +54,26 @@ async fn end_execs(server: &Server) {
     server.cgroups.kill_all();
 }
 
-/// Asks PID 1: by signal where it understands that, by the image's own command otherwise.
-fn ask_init() -> std::io::Result<()> {
+/// Asks PID 1: by signal where it understands that, by the image's own command otherwise. Having
+/// asked, it waits for the end of the machine.
+async fn ask_init() -> std::io::Result<Infallible> {
     match init_kind() {
-        InitKind::Systemd | InitKind::Agent => {
-            banger_guest_sys::send_signal(1, power::power_off_signal())
+        InitKind::Systemd | InitKind::Agent => loop {
+            // The kernel drops a signal that PID 1 is not prepared for, which systemd is not in its
+            // first moments. Asked again, it merges the request with the one under way.
+            if power::init_listens() {
+                banger_guest_sys::send_signal(1, power::power_off_signal())?;
+                tokio::time::sleep(ASK_AGAIN).await;
+            } else {
+                tokio::time::sleep(EXEC_PAUSE).await;
+            }
+        },
+        InitKind::Other => {
+            let asked = std::process::Command::new("poweroff")
+                .env("PATH", "/sbin:/usr/sbin:/bin:/usr/bin")
+                .spawn();
+            drop(asked?);
+            std::future::pending().await
         }
-        InitKind::Other => std::process::Command::new("poweroff")
-            .env("PATH", "/sbin:/usr/sbin:/bin:/usr/bin")
-            .spawn()
-            .map(drop),
     }
 }
