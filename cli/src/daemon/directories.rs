@@ -3,12 +3,14 @@
 //! Where root makes them for another uid, a directory is handed over only when root has just made
 //! it, never when it was found; a found one must already be as it should be.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, RenameFlags, Uid};
 
 use crate::environment::{self, DirectMode};
 use crate::error::CliError;
@@ -50,21 +52,14 @@ fn prepare_one(mode: &DirectMode, path: &Path) -> Result<(), CliError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let parent = rustix::fs::open(parent, flags, Mode::empty())
         .map_err(|error| failed("open the parent of", &error.into()))?;
-    let made = match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(PRIVATE)) {
-        Ok(()) => true,
-        Err(rustix::io::Errno::EXIST) => false,
-        Err(error) => return Err(failed("create", &error.into())),
-    };
+    if mode.dropped {
+        make_for_another(mode, parent.as_fd(), name)
+    } else {
+        rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(PRIVATE)).or_else(unless_it_exists)
+    }
+    .map_err(|error| failed("create", &error.into()))?;
     let directory = rustix::fs::openat(&parent, name, flags | OFlags::NOFOLLOW, Mode::empty())
         .map_err(|error| failed("use", &error.into()))?;
-    if made && mode.dropped {
-        rustix::fs::fchown(
-            &directory,
-            Some(Uid::from_raw(mode.uid)),
-            Some(Gid::from_raw(mode.gid)),
-        )
-        .map_err(|error| failed("hand over", &error.into()))?;
-    }
     let directory = File::from(directory);
     let metadata = directory.metadata().map_err(|error| failed("look at", &error))?;
     if metadata.uid() != mode.uid {
@@ -81,6 +76,44 @@ fn prepare_one(mode: &DirectMode, path: &Path) -> Result<(), CliError> {
             .map_err(|error| failed("make private", &error))?;
     }
     Ok(())
+}
+
+/// Makes a directory of the daemon's uid, or leaves what is there. It gets its name only when it
+/// has its owner, so that a command that comes at the same moment never finds it half made.
+fn make_for_another(
+    mode: &DirectMode,
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+) -> rustix::io::Result<()> {
+    if rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+        return Ok(());
+    }
+    let mut aside = OsString::from(".");
+    aside.push(name);
+    aside.push(format!(".{}", rustix::process::getpid()));
+    rustix::fs::mkdirat(parent, &aside, Mode::from_raw_mode(PRIVATE)).or_else(unless_it_exists)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, &aside, flags, Mode::empty())
+        .and_then(|directory| {
+            let metadata = rustix::fs::fstat(&directory)?;
+            // One of that name that root has not made is nothing to hand over.
+            if metadata.st_uid != 0 {
+                return Err(rustix::io::Errno::EXIST);
+            }
+            let (uid, gid) = (Uid::from_raw(mode.uid), Gid::from_raw(mode.gid));
+            rustix::fs::fchown(&directory, Some(uid), Some(gid))
+        })
+        .and_then(|()| {
+            rustix::fs::renameat_with(parent, &aside, parent, name, RenameFlags::NOREPLACE)
+        })
+        .or_else(|error| {
+            let _ = rustix::fs::unlinkat(parent, &aside, AtFlags::REMOVEDIR);
+            unless_it_exists(error)
+        })
+}
+
+fn unless_it_exists(error: rustix::io::Errno) -> rustix::io::Result<()> {
+    if error == rustix::io::Errno::EXIST { Ok(()) } else { Err(error) }
 }
 
 /// Checks that bangerd's uid can reach a directory, and that nobody but root and bangerd itself can
