@@ -73,9 +73,9 @@ pub(crate) fn run(duty: Duty) -> ExitCode {
     }
 }
 
-/// Collects every ended child. Beside an init there is only the server.
+/// Collects every ended child, whatever its process group. Beside an init there is only the server.
 fn reap(server: &mut Server) {
-    while let Ok(Some((pid, _))) = rustix::process::waitpid(None, WaitOptions::NOHANG) {
+    while let Ok(Some((pid, _))) = rustix::process::wait(WaitOptions::NOHANG) {
         if server.child.as_ref().is_some_and(|child| Pid::from_child(child) == pid) {
             server.child = None;
         }
@@ -130,4 +130,25 @@ fn end_machine(server: &mut Server, set: &SignalSet) -> ! {
     power::signal_everyone(Signal::KILL);
     reap(server);
     power::power_off()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::CommandExt;
+
+    /// Waits for any child of this process: a test process of its own, as nextest gives each.
+    #[test]
+    fn children_in_other_process_groups_are_reaped() {
+        let spawn = || std::process::Command::new("true").process_group(0).spawn().unwrap();
+        let orphan = spawn().id();
+        let mut server = Server { child: Some(spawn()), started: Some(Instant::now()) };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let exists = |pid: u32| std::path::Path::new(&format!("/proc/{pid}")).exists();
+        while (server.child.is_some() || exists(orphan)) && Instant::now() < deadline {
+            reap(&mut server);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(server.child.is_none() && !exists(orphan));
+    }
 }
