@@ -17,6 +17,7 @@ pub(crate) fn power_off_signal() -> i32 {
 
 /// Returns whether PID 1 takes the signal of [`power_off_signal`]: it has a handler for it, or
 /// blocks it to read it from a descriptor as systemd does (proc_pid_status(5), SigCgt and SigBlk).
+/// Says nothing about a process in sigtimedwait(2), which shows neither while it waits.
 pub(crate) fn init_listens() -> bool {
     let status = std::fs::read_to_string("/proc/1/status").unwrap_or_default();
     takes_signal(&status, power_off_signal())

@@ -18,18 +18,19 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use banger_agent_api::{
-    AgentError, ErrorCode, ExecCall, ExecStarted, ExitStatus, Frame, FrameReader, STDIN_WINDOW,
-    SignalNumber, SpawnBenchCall, SpawnBenchReply, WireError,
+    AgentError, ErrorCode, ExecCall, ExecStarted, ExitStatus, Frame, FrameReader, MAX_RESPONSE,
+    Outcome, Response, STDIN_WINDOW, SignalNumber, SpawnBenchCall, SpawnBenchReply, WireError,
+    encode_message,
 };
 use banger_guest_sys::{Child, ChildPlan};
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
-use super::calls::{Server, begin, refuse};
+use super::calls::{Server, refuse};
 use super::cgroup::Cgroup;
 use super::output::{Credit, Pump, Sources};
 use super::terminal::Terminal;
@@ -181,12 +182,13 @@ where
 
 /// Carries bytes both ways until the command ends. An error means that the client is gone; either
 /// way the command's pipes or terminal are closed on return.
-async fn attend<S>(running: &Running, attached: Attached, mut stream: S) -> Result<(), WireError>
+async fn attend<S>(running: &Running, attached: Attached, stream: S) -> Result<(), WireError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let started = ExecStarted { pid: running.pid.as_raw_nonzero().get().unsigned_abs() };
-    begin(&mut stream, started).await?;
+    let mut answer = BytesMut::new();
+    encode_message(&Response::new(Outcome::Ok(started)), MAX_RESPONSE, &mut answer)?;
     let (reader, writer) = tokio::io::split(stream);
     let credit = Credit::default();
     let terminal;
@@ -211,7 +213,7 @@ where
         queue: RefCell::default(),
         more: Notify::new(),
     };
-    let mut pump = Pump::new(writer, sources, &credit);
+    let mut pump = Pump::new(writer, sources, &credit, answer);
     let exited = async {
         let _ = running.exit.readable().await;
         // Our copy kept the terminal from hanging up while the command had none open.

@@ -16,6 +16,10 @@ use super::terminal::Terminal;
 /// still holds the pipe is left alone.
 const DRAIN_SILENCE: Duration = Duration::from_millis(50);
 
+/// How long the first answer waits for output or the end to travel with: a short command then
+/// costs the channel one message, not two.
+const ANSWER_HOLD: Duration = Duration::from_millis(2);
+
 /// Where a command writes.
 pub(super) enum Sources<'a> {
     Pipes { stdout: Option<pipe::Receiver>, stderr: Option<pipe::Receiver> },
@@ -46,6 +50,8 @@ enum Piece {
     Output(FrameKind, usize),
     Ended(FrameKind),
     Credit(u32),
+    /// The first answer has waited long enough.
+    Answer,
 }
 
 /// Turns output into frames. Holds one frame.
@@ -55,16 +61,21 @@ pub(super) struct Pump<'a, W> {
     credit: &'a Credit,
     out: BytesMut,
     error: BytesMut,
+    /// The first answer, until something is sent.
+    answer: BytesMut,
+    answer_due: tokio::time::Instant,
 }
 
 impl<'a, W: AsyncWrite + Unpin> Pump<'a, W> {
-    pub fn new(writer: W, sources: Sources<'a>, credit: &'a Credit) -> Self {
+    /// Sends `answer` before anything else.
+    pub fn new(writer: W, sources: Sources<'a>, credit: &'a Credit, answer: BytesMut) -> Self {
         let buffer = || BytesMut::zeroed(FRAME_HEADER + MAX_FRAME_PAYLOAD);
         let error = match sources {
             Sources::Pipes { .. } => buffer(),
             Sources::Terminal { .. } => BytesMut::new(),
         };
-        Self { writer, sources, credit, out: buffer(), error }
+        let answer_due = tokio::time::Instant::now() + ANSWER_HOLD;
+        Self { writer, sources, credit, out: buffer(), error, answer, answer_due }
     }
 
     fn open(&self) -> bool {
@@ -80,6 +91,11 @@ impl<'a, W: AsyncWrite + Unpin> Pump<'a, W> {
             self.credit.due.notified().await;
             Ok(Piece::Credit(self.credit.count.take()))
         };
+        let answer = async {
+            tokio::time::sleep_until(self.answer_due).await;
+            Ok(Piece::Answer)
+        };
+        let holds = !self.answer.is_empty();
         let piece =
             |kind, count| if count == 0 { Piece::Ended(kind) } else { Piece::Output(kind, count) };
         let (out, error) = (&mut self.out[FRAME_HEADER..], self.error.get_mut(FRAME_HEADER..));
@@ -90,16 +106,22 @@ impl<'a, W: AsyncWrite + Unpin> Pump<'a, W> {
                     Ok(piece(FrameKind::Stderr, result?))
                 }
                 result = credit => result,
+                result = answer, if holds => result,
             },
             Sources::Terminal { terminal, open } => tokio::select! {
                 result = terminal.read(out), if *open => Ok(piece(FrameKind::Stdout, result?)),
                 result = credit => result,
+                result = answer, if holds => result,
             },
         }
     }
 
     async fn send(&mut self, piece: Piece) -> Result<(), WireError> {
+        if !matches!(piece, Piece::Ended(_)) {
+            self.send_answer().await?;
+        }
         match piece {
+            Piece::Answer => Ok(()),
             Piece::Output(kind, count) => {
                 let buffer =
                     if kind == FrameKind::Stderr { &mut self.error } else { &mut self.out };
@@ -120,6 +142,11 @@ impl<'a, W: AsyncWrite + Unpin> Pump<'a, W> {
                 Ok(())
             }
         }
+    }
+
+    async fn send_answer(&mut self) -> Result<(), WireError> {
+        let answer = std::mem::take(&mut self.answer);
+        self.writer.write_all(&answer).await.map_err(write_error)
     }
 
     async fn frame(&mut self, frame: &Frame) -> Result<(), WireError> {
@@ -151,6 +178,7 @@ impl<'a, W: AsyncWrite + Unpin> Pump<'a, W> {
 
     /// Reports the end; nothing is sent after it.
     pub async fn finish(mut self, status: ExitStatus) -> Result<(), WireError> {
+        self.send_answer().await?;
         self.frame(&Frame::Exit(status)).await?;
         self.writer.shutdown().await.map_err(write_error)
     }

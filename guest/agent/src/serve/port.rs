@@ -5,9 +5,10 @@
 //! edge-triggered, and tokio watches that instance: an edge (bytes, room, the host coming or going)
 //! makes it readable once.
 //!
-//! A host that leaves and comes back at once makes two events that the kernel handles after the
-//! new host's first bytes may have been read: the hang-up is then stale. So a hang-up counts only
-//! if it still stands a moment later.
+//! The kernel handles bytes and the coming and going of hosts on different paths, so what it says
+//! about a host may be older than the bytes just read: a new host's first bytes may come before
+//! its arrival, or before the departure of the old one. So a hang-up counts only if it stands for
+//! a while, a long one where the arrival has not been seen yet.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,8 +22,11 @@ use rustix::fs::{Mode, OFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How long a hang-up must stand.
-const HANG_UP_DELAY: Duration = Duration::from_millis(20);
+/// How long a hang-up must stand, under a load that may hold up a virtual processor.
+const HANG_UP_DELAY: Duration = Duration::from_millis(100);
+
+/// The same, before the kernel has reported the host's arrival.
+const UNSEEN_HANG_UP_DELAY: Duration = Duration::from_secs(3);
 
 /// Finds the device of the port called `name` (virtio-ports in sysfs).
 pub(super) fn find(class: &Path, name: &str) -> Option<PathBuf> {
@@ -45,6 +49,8 @@ pub(super) struct Port {
     writable: bool,
     /// The last read said that the host has gone, and that was passed on.
     away: bool,
+    /// The kernel has said that a host is connected, since it last hung up.
+    seen: bool,
     /// Since the last read of zero bytes, until it is known what that meant.
     hang_up: Option<Pin<Box<tokio::time::Sleep>>>,
 }
@@ -60,7 +66,15 @@ impl Port {
         let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
         epoll::add(&instance, &file, epoll::EventData::new_u64(0), events)?;
         let edges = banger_guest_sys::watch(instance, tokio::io::Interest::READABLE)?;
-        Ok(Self { file, edges, readable: true, writable: true, away: false, hang_up: None })
+        Ok(Self {
+            file,
+            edges,
+            readable: true,
+            writable: true,
+            away: false,
+            seen: false,
+            hang_up: None,
+        })
     }
 
     /// Notes an edge if there was one; otherwise the task is woken by the next.
@@ -108,8 +122,9 @@ impl AsyncRead for Port {
                     Ok(0) => {
                         self.readable = false;
                         if !self.away && self.hang_up.is_none() {
-                            let delay = tokio::time::sleep(HANG_UP_DELAY);
-                            self.hang_up = Some(Box::pin(delay));
+                            let delay =
+                                if self.seen { HANG_UP_DELAY } else { UNSEEN_HANG_UP_DELAY };
+                            self.hang_up = Some(Box::pin(tokio::time::sleep(delay)));
                         }
                     }
                     Ok(count) => {
@@ -121,6 +136,7 @@ impl AsyncRead for Port {
                     Err(rustix::io::Errno::AGAIN) => {
                         // The host is there and has nothing to say.
                         self.away = false;
+                        self.seen = true;
                         self.hang_up = None;
                         self.readable = false;
                     }
@@ -135,6 +151,7 @@ impl AsyncRead for Port {
                 self.hang_up = None;
                 if self.hung_up() {
                     self.away = true;
+                    self.seen = false;
                     return Poll::Ready(Ok(()));
                 }
                 self.readable = true;

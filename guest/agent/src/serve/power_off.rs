@@ -58,7 +58,12 @@ async fn end_execs(server: &Server) {
 /// asked, it waits for the end of the machine.
 async fn ask_init() -> std::io::Result<Infallible> {
     match init_kind() {
-        InitKind::Systemd | InitKind::Agent => loop {
+        // It blocks the signal before it starts this server, and waits for it.
+        InitKind::Agent => loop {
+            banger_guest_sys::send_signal(1, power::power_off_signal())?;
+            tokio::time::sleep(ASK_AGAIN).await;
+        },
+        InitKind::Systemd => loop {
             // The kernel drops a signal that PID 1 is not prepared for, which systemd is not in its
             // first moments. Asked again, it merges the request with the one under way.
             if power::init_listens() {

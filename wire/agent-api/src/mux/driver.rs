@@ -21,7 +21,9 @@ const BATCH: usize = 64 * 1024;
 const ROUNDS_PER_POLL: usize = 16;
 
 /// How long a guest without a session waits for the host's greeting before it announces itself.
-const BOOT_ANNOUNCE_DELAY: Duration = Duration::from_millis(100);
+/// Doubled up to [`MAX_ANNOUNCE_DELAY`] while no greeting comes.
+const FIRST_ANNOUNCE_DELAY: Duration = Duration::from_millis(100);
+const MAX_ANNOUNCE_DELAY: Duration = Duration::from_secs(5);
 
 /// How long a host waits before it begins a new session after a broken one; doubled up to
 /// [`MAX_ATTACH_DELAY`], so that a hostile guest cannot keep the host busy with sessions.
@@ -31,7 +33,7 @@ const MAX_ATTACH_DELAY: Duration = Duration::from_secs(5);
 /// How long a host waits for the answer to a greeting before it sends another; doubled up to
 /// [`MAX_GREETING_PATIENCE`]. A guest that boots slowly has the greetings waiting for it.
 const FIRST_GREETING_PATIENCE: Duration = Duration::from_secs(3);
-const MAX_GREETING_PATIENCE: Duration = Duration::from_secs(60);
+const MAX_GREETING_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A session that lived this long was sound: the delay starts over.
 const SOUND_SESSION: Duration = Duration::from_secs(10);
@@ -133,7 +135,7 @@ impl Multiplexer {
             attach_delay: FIRST_ATTACH_DELAY,
             greeting_patience: FIRST_GREETING_PATIENCE,
             attached_at: None,
-            announced: false,
+            announce_delay: FIRST_ANNOUNCE_DELAY,
             started: false,
         };
         (Self { shared }, driver)
@@ -207,8 +209,7 @@ pub struct Driver<T> {
     attach_delay: Duration,
     greeting_patience: Duration,
     attached_at: Option<Instant>,
-    /// Guest: BOOT was sent since the last session.
-    announced: bool,
+    announce_delay: Duration,
     started: bool,
 }
 
@@ -224,7 +225,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         let attached = lock(&self.shared).session.is_attached();
         if attached {
             self.timer = None;
-            self.announced = false;
+            self.announce_delay = FIRST_ANNOUNCE_DELAY;
             self.greeting_patience = FIRST_GREETING_PATIENCE;
             self.attached_at.get_or_insert_with(Instant::now);
             return;
@@ -247,11 +248,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 self.timer = Some(Box::pin(tokio::time::sleep(self.greeting_patience)));
                 self.greeting_patience = (self.greeting_patience * 2).min(MAX_GREETING_PATIENCE);
             }
-            None if !self.announced => {
-                self.announced = true;
-                shared.session.announce_boot();
+            None => {
+                // A host that is away takes nothing, and one announcement that waits is enough.
+                if self.out.is_empty() {
+                    shared.session.announce_boot();
+                }
+                drop(shared);
+                self.schedule();
             }
-            None => {}
         }
     }
 
@@ -262,7 +266,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 self.attach_delay = (delay * 2).min(MAX_ATTACH_DELAY);
                 delay
             }
-            Role::Guest => BOOT_ANNOUNCE_DELAY,
+            Role::Guest => {
+                let delay = self.announce_delay;
+                self.announce_delay = (delay * 2).min(MAX_ANNOUNCE_DELAY);
+                delay
+            }
         };
         self.timer = Some(Box::pin(tokio::time::sleep(delay)));
     }
@@ -303,7 +311,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         // next session's padding is for.
         self.out.clear();
         // A host that came back before it was seen to leave believes in its session: tell it.
-        self.announced = false;
+        self.announce_delay = FIRST_ANNOUNCE_DELAY;
         self.schedule();
     }
 
