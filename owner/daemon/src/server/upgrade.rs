@@ -91,16 +91,18 @@ impl Connection {
     pub async fn splice(self, guest: banger_guest_client::BoxedStream) -> std::io::Result<()> {
         let Self { mut stream, early } = self;
         let (mut from_guest, mut to_guest) = tokio::io::split(guest);
-        to_guest.write_all(&early).await?;
-        drop(early);
         let hangup = Hangup::of(&stream)?;
         let (mut from_client, mut to_client) = stream.split();
         let upward = async {
-            copy(&mut from_client, &mut to_guest).await?;
-            if hangup.happened() {
-                return Ok(());
+            // A guest that takes nothing more, because its command has ended, may have said its
+            // last words just now: they are still to be read, so only the client's end counts here.
+            let carried = async {
+                to_guest.write_all(&early).await?;
+                copy(&mut from_client, &mut to_guest).await
+            };
+            if carried.await.is_ok() && !hangup.happened() {
+                let _ = to_guest.shutdown().await;
             }
-            to_guest.shutdown().await?;
             hangup.wait().await;
             std::io::Result::Ok(())
         };
@@ -214,6 +216,60 @@ mod tests {
         // The end, or a reset because of what was never read.
         let _ = client.read_to_end(&mut text).await;
         assert!(text.is_empty());
+    }
+
+    /// A guest whose last words wait to be read while it takes nothing more.
+    #[derive(Debug)]
+    struct EndedGuest(Option<&'static [u8]>);
+
+    impl tokio::io::AsyncRead for EndedGuest {
+        fn poll_read(
+            mut self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            buffer: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            buffer.put_slice(self.0.take().unwrap_or_default());
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for EndedGuest {
+        fn poll_write(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            _: &[u8],
+        ) -> std::task::Poll<std::io::Result<usize>> {
+            std::task::Poll::Ready(Err(std::io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn last_words_arrive_from_a_guest_that_takes_nothing_more() {
+        // Which direction is looked at first is chance, so once would prove little.
+        for _ in 0..50 {
+            let (mut client, stream) = UnixStream::pair().unwrap();
+            client.write_all(b"more input").await.unwrap();
+            let connection = Connection { stream, early: Bytes::new() };
+            let splice = tokio::spawn(connection.splice(Box::new(EndedGuest(Some(b"exit")))));
+            let mut text = [0; 4];
+            client.read_exact(&mut text).await.unwrap();
+            assert_eq!(&text, b"exit");
+            splice.await.unwrap().unwrap();
+        }
     }
 
     #[tokio::test]

@@ -4,6 +4,8 @@
 //! `GNU.sparse` forms), GNU tar (long names, base-256 numbers, sparse files) and old V7 headers.
 //! Every number, name and header that an archive can make large has a limit, so memory stays
 //! bounded; whatever is not understood is an error that names the entry, never a guess.
+//!
+//! Long because the walk from one entry to the next is one state machine, with its limits beside it.
 
 mod header;
 mod pax;
