@@ -7,7 +7,7 @@ use super::Timestamp;
 
 /// Bytes of a block; the only block size this writer makes.
 pub(crate) const BLOCK_SIZE: usize = 4096;
-/// [`BLOCK_SIZE`] for file offsets.
+/// `BLOCK_SIZE` for file offsets.
 pub const BLOCK_BYTES: u64 = 4096;
 /// Blocks of a group: the bits of one bitmap block.
 pub(crate) const BLOCKS_PER_GROUP: u32 = 32_768;
