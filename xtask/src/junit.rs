@@ -19,6 +19,8 @@ pub(crate) struct Case {
     /// `crate::binary test::name`
     pub(crate) name: String,
     pub(crate) outcome: Outcome,
+    /// Failed at first and passed when it was tried again.
+    pub(crate) flaky: bool,
 }
 
 fn unescaped(text: &str) -> String {
@@ -91,7 +93,11 @@ pub(crate) fn cases(report: &str) -> Vec<Case> {
                 (false, Some(reason)) => Outcome::Skipped(reason),
                 (false, None) => Outcome::Passed,
             };
-            Case { name, outcome }
+            Case {
+                name,
+                outcome,
+                flaky: part.contains("<flakyFailure") || part.contains("<flakyError"),
+            }
         })
         .collect()
 }

@@ -319,6 +319,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         for case in cases.iter().filter(|case| case.outcome == Outcome::Failed) {
             faults.push(format!("failed: {}", case.name));
         }
+        for case in cases.iter().filter(|case| case.flaky) {
+            lines.push(format!("FLAKY {}: passed at a later try", case.name));
+        }
         let floor = floors.of(tier, is_root);
         lines.push(format!(
             "{:<7} {count}, floor {floor}, {} s",
