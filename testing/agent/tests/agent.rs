@@ -171,7 +171,8 @@ async fn a_signal_is_not_stuck_behind_input_that_nobody_reads() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     control.signal(SignalNumber::new(15).unwrap()).await.unwrap();
     assert_eq!(finish(&mut events).await.1, ExitStatus::Signal(15));
-    writer.await.unwrap().unwrap();
+    // All went into buffers, or the rest was refused by the end: never left waiting.
+    let _ = writer.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
