@@ -149,12 +149,21 @@ fn check_parents(mode: &DirectMode, directory: &Path) -> Result<(), CliError> {
             ))
             .hint("choose a directory below those of root, such as /var/lib"));
         }
-        if bits & 0o002 != 0 && bits & 0o1000 == 0 {
+        let sticky = bits & 0o1000 != 0;
+        let group_is_trusted = metadata.gid() == 0 || metadata.gid() == mode.gid;
+        let writer = if bits & 0o002 != 0 {
+            Some(("everybody".to_owned(), "o-w"))
+        } else if bits & 0o020 != 0 && !group_is_trusted {
+            Some((format!("group {}", metadata.gid()), "g-w"))
+        } else {
+            None
+        };
+        if let Some((who, change)) = writer.filter(|_| !sticky) {
             return Err(CliError::new(format!(
-                "everybody may write to {}, so everybody could replace what is below it",
+                "{who} may write to {}, and so could replace what is below it",
                 ancestor.display()
             ))
-            .hint(format!("chmod o-w {}", ancestor.display())));
+            .hint(format!("chmod {change} {}", ancestor.display())));
         }
     }
     Ok(())
@@ -255,5 +264,11 @@ mod tests {
         assert!(error.hints.iter().any(|hint| hint.starts_with("chmod o+x")), "{error:?}");
         fs::set_permissions(base.path(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(prepare(&mode).unwrap_err().message.contains("everybody may write"));
+        fs::set_permissions(base.path(), fs::Permissions::from_mode(0o775)).unwrap();
+        std::os::unix::fs::chown(base.path(), None, Some(4242)).unwrap();
+        let error = prepare(&mode).unwrap_err();
+        assert!(error.message.contains("group 4242 may write"), "{error}");
+        fs::set_permissions(base.path(), fs::Permissions::from_mode(0o1775)).unwrap();
+        prepare(&mode).unwrap();
     }
 }

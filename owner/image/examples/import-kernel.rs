@@ -1,7 +1,7 @@
 //! Imports a Debian kernel package into a store and builds an initrd with a stand-in agent.
 #![expect(clippy::print_stdout, reason = "an example for people")]
 
-use banger_image::{CancelFlag, KernelStore, NewKernel, NoProgress, build_initrd};
+use banger_image::{AgentBinary, CancelFlag, KernelStore, NewKernel, NoProgress, build_initrd};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let usage = "usage: import-kernel STORE NAME PACKAGE AGENT";
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         &CancelFlag::default(),
     )?;
     println!("{:.3} s\n{:#?}", started.elapsed().as_secs_f64(), kernel.manifest);
-    let initrd = build_initrd(&std::fs::read(agent)?, &kernel, &store.join("cache"))?;
+    let initrd = build_initrd(&AgentBinary::new(&std::fs::read(agent)?), &kernel, &store.join("cache"))?;
     println!("{}", initrd.display());
     Ok(())
 }

@@ -42,16 +42,35 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Initrd
     move |source| InitrdError { action, path, source }
 }
 
+/// The guest agent's executable, with its digest, which is taken once.
+#[derive(Debug)]
+pub struct AgentBinary<'a> {
+    bytes: &'a [u8],
+    digest: [u8; 32],
+}
+
+impl<'a> AgentBinary<'a> {
+    /// Takes the digest of the executable.
+    #[must_use]
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, digest: Sha256::digest(bytes).into() }
+    }
+}
+
 /// Returns the initrd for `agent` and `kernel`, building it in `cache` unless it is there.
 ///
 /// Several callers at once are fine: each writes a file of its own and renames it.
 ///
 /// # Errors
 /// Modules that cannot be read, or a cache that cannot be written.
-pub fn build_initrd(agent: &[u8], kernel: &Kernel, cache: &Path) -> Result<PathBuf, InitrdError> {
+pub fn build_initrd(
+    agent: &AgentBinary<'_>,
+    kernel: &Kernel,
+    cache: &Path,
+) -> Result<PathBuf, InitrdError> {
     let mut key = Sha256::new();
     key.update(LAYOUT);
-    key.update(Sha256::digest(agent));
+    key.update(agent.digest);
     key.update(kernel.manifest.id.as_bytes());
     let key = hexadecimal(&key.finalize());
     let path = cache.join(format!("initrd-{}.cpio", &key[..32]));
@@ -59,7 +78,7 @@ pub fn build_initrd(agent: &[u8], kernel: &Kernel, cache: &Path) -> Result<PathB
         return Ok(path);
     }
     fs::create_dir_all(cache).map_err(failed("create", cache))?;
-    let bytes = encode(agent, kernel)?;
+    let bytes = encode(agent.bytes, kernel)?;
     let temporary = cache.join(format!(".initrd-{}", uuid::Uuid::new_v4()));
     let written = File::create_new(&temporary).and_then(|mut file| {
         file.write_all(&bytes)?;

@@ -20,7 +20,7 @@ pub use builder::{
     BuildError, BuildOptions, BuildPaths, BuiltImage, Limits, OsRelease, build_image, check,
 };
 pub use images::{Image, ImageManifest, ImageStore, ImageStoreError, NewImage};
-pub use initrd::{InitrdError, build_initrd};
+pub use initrd::{AgentBinary, InitrdError, build_initrd};
 pub use kernel::{
     BzImageError, DebError, Kernel, KernelError, KernelManifest, KernelModule, KernelStore,
     ModuleRole, ModulesImage, NewKernel,

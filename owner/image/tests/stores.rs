@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use banger_image::{
-    CancelFlag, ImageStoreError, KernelError, KernelStore, NewImage, NewKernel, NoProgress,
+    AgentBinary, CancelFlag, ImageStoreError, KernelError, KernelStore, NewImage, NewKernel, NoProgress,
     ShelfError, WorkDisk, build_initrd, check, make_work_disk,
 };
 use support::{Store, archive, chain, content, debugfs, directory, file, link};
@@ -197,12 +197,12 @@ fn real_kernel_packages_become_kernels_and_initrds() {
         assert!(tree.lines().any(|line| line.contains("/overlay.ko")), "{tree}");
 
         let cache = directory.path().join("cache");
-        let first = build_initrd(b"agent", &kernel, &cache).unwrap();
+        let first = build_initrd(&AgentBinary::new(b"agent"), &kernel, &cache).unwrap();
         let bytes = fs::read(&first).unwrap();
         assert!(bytes.starts_with(b"070701"));
         fs::remove_file(&first).unwrap();
-        assert_eq!(build_initrd(b"agent", &kernel, &cache).unwrap(), first);
+        assert_eq!(build_initrd(&AgentBinary::new(b"agent"), &kernel, &cache).unwrap(), first);
         assert_eq!(fs::read(&first).unwrap(), bytes, "the same input makes the same bytes");
-        assert_ne!(build_initrd(b"other", &kernel, &cache).unwrap(), first);
+        assert_ne!(build_initrd(&AgentBinary::new(b"other"), &kernel, &cache).unwrap(), first);
     }
 }

@@ -8,13 +8,15 @@ mod upload;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use async_trait::async_trait;
 use banger_daemon_api::artifact;
 use banger_daemon_api::error::ApiError;
 use banger_engine::seams::{ArtifactError, Artifacts, BaseImage, BootKernel};
 use banger_image::{
-    CancelFlag, Image, ImageStore, Kernel, KernelStore, WorkDisk, build_initrd, make_work_disk,
+    AgentBinary, CancelFlag, Image, ImageStore, Kernel, KernelStore, WorkDisk, build_initrd,
+    make_work_disk,
 };
 use banger_types::{DiskSize, ImageName, KernelName};
 use uuid::Uuid;
@@ -24,6 +26,9 @@ use crate::directories::Directories;
 use crate::start_error::StartError;
 
 pub use import::Importer;
+
+/// The agent with its digest, which a start need not take again.
+static AGENT_BINARY: LazyLock<AgentBinary<'static>> = LazyLock::new(|| AgentBinary::new(AGENT));
 
 /// The stores of images and kernels, and the cache of initrds.
 #[derive(Clone, Debug)]
@@ -202,7 +207,7 @@ impl Artifacts for ArtifactStores {
         artifact_work(move || {
             let kernel =
                 store.get(&name).map_err(|error| failure::kernel_artifact(&name, error))?;
-            build_initrd(AGENT, &kernel, &cache).map_err(|error| {
+            build_initrd(&AGENT_BINARY, &kernel, &cache).map_err(|error| {
                 failure::making("making the initrd of kernel", &name, &cache, error)
             })
         })

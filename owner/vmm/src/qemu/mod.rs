@@ -44,6 +44,7 @@ use self::command_line::HostFacts;
 use self::files::RuntimeFiles;
 use self::last_words::LastWords;
 use self::process::QemuProcess;
+use self::version::KnownVersion;
 use crate::held::{self, HeldProcess};
 use crate::probe::{self, AccelerationChoice};
 
@@ -58,13 +59,14 @@ const PROGRAM: &str = "qemu-system-x86_64";
 #[derive(Debug)]
 pub struct QemuVmm {
     choice: AccelerationChoice,
+    version: KnownVersion,
 }
 
 impl QemuVmm {
     /// Makes a driver that chooses between KVM and TCG as `choice` says.
     #[must_use]
     pub fn new(choice: AccelerationChoice) -> Self {
-        Self { choice }
+        Self { choice, version: KnownVersion::default() }
     }
 
     fn acceleration(&self) -> Result<Acceleration, VmmError> {
@@ -120,7 +122,7 @@ impl Vmm for QemuVmm {
             acceleration,
             // Known to matter only to the translator.
             version: match acceleration {
-                Acceleration::Tcg => version::of_program(&program).await,
+                Acceleration::Tcg => self.version.of(&program).await,
                 Acceleration::Kvm => None,
             },
             tsc_khz: host_clock::tsc_khz().map_err(io_error("reading /proc/cpuinfo"))?,

@@ -68,7 +68,7 @@ fn logs_are_the_console() {
 
     // What the console says is kept within bounds.
     let flood =
-        "dd if=/dev/zero bs=1k count=12000 2>/dev/null | tr '\\0' x | fold -w 100 > /dev/console";
+        "dd if=/dev/zero bs=1k count=5000 2>/dev/null | tr '\\0' x | fold -w 100 > /dev/console";
     let _ = environment.exec("box", ["sh", "-c", flood]).run();
     let folder = environment.state().join("vms");
     let mut size = 0;
@@ -79,7 +79,9 @@ fn logs_are_the_console() {
             }
         }
     }
-    assert!(size <= 16 << 20, "the console log takes {size} bytes");
+    let cap = 4 << 20;
+    // A chunk is written whole, also the one that reaches the cap.
+    assert!((cap / 2..cap + (64 << 10)).contains(&size), "the console log takes {size} bytes");
     environment.finish();
 }
 
