@@ -69,12 +69,6 @@ impl Ui {
         }
     }
 
-    /// Returns the same, but without status lines.
-    pub const fn silent(mut self) -> Self {
-        self.quiet = true;
-        self
-    }
-
     /// Returns whether only results and errors are wanted.
     pub const fn is_quiet(&self) -> bool {
         self.quiet

@@ -260,7 +260,7 @@ mod tests {
 
     fn reader_of(path: &std::path::Path) -> Reader {
         let tar = TarFile::open(path).unwrap();
-        let progress = Arc::new(Progress::hidden(&Ui::new(true, false)));
+        let progress = Arc::new(Progress::hidden());
         Reader::start(progress, move |_| Ok(Source::file(tar)))
     }
 
@@ -277,7 +277,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_source_breaks_the_upload_off() {
-        let progress = Arc::new(Progress::hidden(&Ui::new(true, false)));
+        let progress = Arc::new(Progress::hidden());
         let reader = Reader::start(progress, |_| Err(CliError::new("no mirror")));
         assert!(reader.body.collect().await.is_err());
         assert!(

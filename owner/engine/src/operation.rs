@@ -69,6 +69,16 @@ impl OperationHandle {
         }
     }
 
+    /// Waits until the operation has left this stage, or has ended. Cancel safe.
+    pub async fn left(&self, stage: &str) {
+        let mut progress = self.progress.clone();
+        let past = |progress: &Progress| {
+            progress.operation.stage != stage || progress.operation.state.is_done()
+        };
+        // Without a reporter it has ended.
+        let _ = progress.wait_for(past).await;
+    }
+
     /// Waits until the operation has ended and returns its final snapshot. Cancel safe.
     pub async fn ended(&self) -> Operation {
         self.changed_after(u64::MAX).await

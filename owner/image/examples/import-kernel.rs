@@ -24,7 +24,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         &CancelFlag::default(),
     )?;
     println!("{:.3} s\n{:#?}", started.elapsed().as_secs_f64(), kernel.manifest);
-    let initrd = build_initrd(&AgentBinary::new(&std::fs::read(agent)?), &kernel, &store.join("cache"))?;
+    let initrd =
+        build_initrd(&AgentBinary::new(&std::fs::read(agent)?), &kernel, &store.join("cache"))?;
     println!("{}", initrd.display());
     Ok(())
 }

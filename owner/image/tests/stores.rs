@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use banger_image::{
-    AgentBinary, CancelFlag, ImageStoreError, KernelError, KernelStore, NewImage, NewKernel, NoProgress,
-    ShelfError, WorkDisk, build_initrd, check, make_work_disk,
+    AgentBinary, CancelFlag, ImageStoreError, KernelError, KernelStore, NewImage, NewKernel,
+    NoProgress, ShelfError, WorkDisk, build_initrd, check, make_work_disk,
 };
 use support::{Store, archive, chain, content, debugfs, directory, file, link};
 use uuid::Uuid;

@@ -46,6 +46,7 @@ fn host_side(socket: &Path, name: &str, reference: &Value) -> Result<Duration> {
         let started = api::send(socket, "DELETE", &format!("/v1/vms/{name}"), None)?.json()?;
         api::follow(socket, &started, |operation| operation["state"] == "succeeded")
     })?;
+    say(format_args!("{name}: up {up:?}, down {down:?}"));
     Ok(up + down)
 }
 

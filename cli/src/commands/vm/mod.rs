@@ -197,7 +197,7 @@ async fn act_on(
         Act::Delete => client.delete(&routes::vm(&reference, "")).await,
     }
     .map_err(|error| client.explain(error))?;
-    let progress = if alone { Progress::new(ui, what.clone()) } else { Progress::hidden(ui) };
+    let progress = if alone { Progress::new(ui, what.clone()) } else { Progress::hidden() };
     let end =
         operation::follow(client, started, &|latest| progress.operation(latest), &mut interrupts)
             .await?;

@@ -20,8 +20,8 @@ use crate::server::{Answer, Failure, PathPart, Query};
 /// The longest a request may wait for a change; the client asks again.
 const WAIT_MOST: Duration = Duration::from_secs(60);
 
-/// The least time between two lines of an event stream: bytes may be counted much faster than
-/// anybody reads.
+/// The least time between two lines of one stage: bytes may be counted much faster than anybody
+/// reads. A new stage, and the end, are told at once.
 const EVENT_SPACING: Duration = Duration::from_millis(50);
 
 /// Lists the operations under way and those that ended lately.
@@ -80,19 +80,20 @@ pub async fn get(
 pub async fn events(State(api): Shared, PathPart(id): PathPart<OperationId>) -> Answer<Response> {
     let handle = find(&api, &id)?;
     let end = api.end.clone();
-    let lines = futures::stream::unfold(Some(0), move |generation| {
+    let lines = futures::stream::unfold(Some((0, String::new())), move |before| {
         let (handle, end) = (handle.clone(), end.clone());
         async move {
-            let generation = generation?;
+            let (generation, stage) = before?;
             if generation > 0 {
-                tokio::time::sleep(EVENT_SPACING).await;
+                let _ = tokio::time::timeout(EVENT_SPACING, handle.left(&stage)).await;
             }
             let operation = tokio::select! {
                 operation = handle.changed_after(generation) => operation,
                 // Cut without an end: the reader knows that the operation has not ended.
                 () = end.cancelled() => return None,
             };
-            let next = (!operation.state.is_done()).then_some(operation.generation);
+            let next = (!operation.state.is_done())
+                .then(|| (operation.generation, operation.stage.clone()));
             let mut line = serde_json::to_vec(&operation).ok()?;
             line.push(b'\n');
             Some((Ok::<_, std::convert::Infallible>(Bytes::from(line)), next))
