@@ -88,6 +88,12 @@ impl OperationHandle {
     pub fn cancel(&self) {
         self.cancel.cancel();
     }
+
+    /// Returns whether the operation was asked to end.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
 }
 
 /// One operation, for the work that it stands for.

@@ -119,6 +119,10 @@ pub async fn upload(
 ) -> Answer<Json<Nothing>> {
     let handle = find(&api, &id)?;
     let Some(mut uploader) = api.services.importer().uploads().take_uploader(&id) else {
+        // Called off, or failed, before the upload came: that is what the client should hear.
+        if handle.is_cancelled() || handle.snapshot().state.is_done() {
+            no_error(handle.ended().await)?;
+        }
         let message = format!("operation {id} takes no upload, or has one already");
         return Err(Failure::new(ErrorCode::InUse, message));
     };
@@ -126,13 +130,19 @@ pub async fn upload(
         taken = uploader.pump(body) => taken.map_err(Failure)?,
         operation = handle.ended() => {
             // The importer has all it wants, or has given up.
-            if let Some(error) = operation.error {
-                return Err(error.into());
-            }
+            no_error(operation)?;
         }
         () = api.end.cancelled() => return Err(ending()),
     }
     Ok(Json(Nothing {}))
+}
+
+/// Passes an operation's error on as that of the request, which has an id of its own.
+fn no_error(operation: Operation) -> Answer<()> {
+    match operation.error {
+        None => Ok(()),
+        Some(error) => Err(ApiError { op_id: None, ..error }.into()),
+    }
 }
 
 /// Asks an operation to end; what it made is undone. An operation that has ended stays as it is.
