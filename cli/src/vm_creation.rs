@@ -43,7 +43,7 @@ pub struct CreationArgs {
     /// Size of the root disk; an image that is larger keeps its size
     #[arg(long, value_name = "SIZE", default_value_t = host::default_disk())]
     pub root_size: DiskSize,
-    /// Let the machine reach the network outside
+    /// Let the machine reach the network outside, and this host's own 127.0.0.1 as 10.0.2.2
     #[arg(long)]
     pub nat: bool,
     /// What runs the machine: auto, firecracker or qemu

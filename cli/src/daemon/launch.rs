@@ -171,8 +171,11 @@ fn become_daemon(arguments: &LaunchArgs) -> Result<std::convert::Infallible, Cli
 
 /// Copies an executable that the new uid may not read into memory, sealed against change.
 fn sealed_copy(mut executable: File) -> io::Result<OwnedFd> {
-    let copy =
-        rustix::fs::memfd_create("bangerd", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // A host may make memory files unexecutable by default (vm.memfd_noexec, Linux 6.3); an older
+    // kernel does not know the flag.
+    let copy = rustix::fs::memfd_create("bangerd", flags | MemfdFlags::EXEC)
+        .or_else(|_| rustix::fs::memfd_create("bangerd", flags))?;
     let mut copy = File::from(copy);
     io::copy(&mut executable, &mut copy)?;
     copy.set_permissions(std::fs::Permissions::from_mode(0o755))?;

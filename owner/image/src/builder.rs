@@ -212,7 +212,7 @@ pub fn build_image(
         },
     )
     .map_err(failed)?;
-    progress.stage("write files");
+    progress.stage("writing files");
     let source = Source::new(input).map_err(|source| TarError::Read { position: 0, source })?;
     let mut population = Population {
         writer,
@@ -243,10 +243,10 @@ pub fn build_image(
     };
     let digests = population.archive.into_inner().finish();
 
-    progress.stage("write tables");
+    progress.stage("writing the file system's tables");
     let finished = population.writer.finish().map_err(failed)?;
     cancel.check()?;
-    progress.stage("check");
+    progress.stage("checking the file system");
     check(paths.image, cancel)?;
     let file_failed =
         |source| BuildError::File { action: "sync", path: paths.image.to_owned(), source };

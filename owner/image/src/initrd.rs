@@ -15,11 +15,15 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
 use crate::kernel::Kernel;
 use crate::tarball::hexadecimal;
+
+/// How long an initrd that nothing uses is kept.
+const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A change of the archive's layout; part of the cache key.
 const LAYOUT: &[u8] = b"banger initrd 1";
@@ -74,7 +78,9 @@ pub fn build_initrd(
     key.update(kernel.manifest.id.as_bytes());
     let key = hexadecimal(&key.finalize());
     let path = cache.join(format!("initrd-{}.cpio", &key[..32]));
-    if path.exists() {
+    if let Ok(file) = File::open(&path) {
+        // Marks it as in use; where that fails it may be built again some day.
+        let _ = file.set_modified(SystemTime::now());
         return Ok(path);
     }
     fs::create_dir_all(cache).map_err(failed("create", cache))?;
@@ -89,7 +95,21 @@ pub fn build_initrd(
         let _ = fs::remove_file(&temporary);
         return Err(failed("write", &path)(error));
     }
+    prune(cache);
     Ok(path)
+}
+
+/// Removes what no start has asked for in a long time: the initrds of agents and kernels that have
+/// been replaced. Only room is lost where that fails.
+fn prune(cache: &Path) {
+    let now = SystemTime::now();
+    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
+        let unused = entry.metadata().and_then(|metadata| metadata.modified());
+        let unused = unused.ok().and_then(|used| now.duration_since(used).ok());
+        if unused.is_some_and(|unused| unused > KEEP) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn encode(agent: &[u8], kernel: &Kernel) -> Result<Vec<u8>, InitrdError> {
@@ -149,5 +169,26 @@ impl Archive {
         self.entry("TRAILER!!!", 0, 0, &[]);
         self.pad(512);
         self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nothing_has_used_for_long_goes() {
+        let cache = tempfile::tempdir().unwrap();
+        let make = |name: &str, age: Duration| {
+            let path = cache.path().join(name);
+            File::create(&path).unwrap().set_modified(SystemTime::now() - age).unwrap();
+            path
+        };
+        let old = make("initrd-old.cpio", KEEP * 2);
+        let fresh = make("initrd-fresh.cpio", KEEP / 2);
+        let future = make("initrd-future.cpio", Duration::ZERO);
+        File::open(&future).unwrap().set_modified(SystemTime::now() + KEEP * 2).unwrap();
+        prune(cache.path());
+        assert!(!old.exists() && fresh.exists() && future.exists());
     }
 }

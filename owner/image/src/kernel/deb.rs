@@ -33,6 +33,8 @@ pub(crate) struct Control {
 }
 
 const LARGEST_CONTROL: u64 = 1 << 20;
+/// Most entries of a control archive that are looked at; packages have about ten.
+const MOST_CONTROL_ENTRIES: usize = 1000;
 
 /// The archives of a package, in their order.
 pub(crate) struct Package<R> {
@@ -102,7 +104,8 @@ impl<R: Read> Package<R> {
         let damaged = |source| DebError::Archive { member: name.clone(), source };
         let source = Source::new(self.read_member(size)).map_err(DebError::Read)?;
         let mut archive = Archive::new(source);
-        while let Some(entry) = archive.next_entry().map_err(damaged)? {
+        for _ in 0..MOST_CONTROL_ENTRIES {
+            let Some(entry) = archive.next_entry().map_err(damaged)? else { break };
             if entry.path != b"control" || entry.size > LARGEST_CONTROL {
                 continue;
             }

@@ -91,7 +91,7 @@ pub(super) fn import(
     report: &Report<'_>,
     cancel: &CancelFlag,
 ) -> Result<KernelManifest, KernelError> {
-    report.progress.stage("read package");
+    report.progress.stage("reading the package");
     let mut reader = Hashing::new(package);
     let mut package = Package::open(&mut reader)?;
     let control = package.control()?;
@@ -145,7 +145,7 @@ pub(super) fn import(
     let (_, sha256) = reader.finish();
 
     let (version, image) = found.kernel.take().ok_or(KernelError::Missing("boot/vmlinuz"))?;
-    report.progress.stage("extract kernel");
+    report.progress.stage("extracting the kernel");
     let vmlinux = bzimage::extract(&image)?;
     cancel.check()?;
     write(&directory.join(BZIMAGE), &image)?;
@@ -153,7 +153,7 @@ pub(super) fn import(
     let config = found.config.take().unwrap_or_default();
     write(&directory.join(CONFIG), &config)?;
 
-    report.progress.stage("write modules");
+    report.progress.stage("writing its modules");
     let modules = found.write_initrd_modules(&directory.join(MODULES))?;
     let modules_image = ModulesImage { uuid, size: 0, modules: found.tree.len() };
     let size = found.write_indexes(&tree_path, cancel)?;
