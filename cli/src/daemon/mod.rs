@@ -42,6 +42,8 @@ const LOCK_NAME: &str = "start.lock";
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 /// How long another command may take to start a daemon.
 const LOCK_DEADLINE: Duration = Duration::from_secs(150);
+/// How long a daemon that answers no more may take to disappear.
+const DYING_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a daemon may take to end.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(60);
 /// Most bytes of the line by which a daemon reports.
@@ -136,7 +138,14 @@ fn is_busy(ping: &Ping) -> bool {
 }
 
 async fn look(client: &Client, binary: Option<&DaemonBinary>) -> Result<Found, CliError> {
-    match client.ping().await {
+    let mut answer = client.ping().await;
+    let deadline = Instant::now() + DYING_DEADLINE;
+    // A daemon that is being killed may still take the connection; soon nobody does.
+    while matches!(answer, Err(ClientError::Lost { .. })) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        answer = client.ping().await;
+    }
+    match answer {
         Ok(ping) => {
             let same = binary.is_none_or(|binary| binary.is_build(&ping.build_id));
             Ok(if same || is_busy(&ping) { Found::Use(ping) } else { Found::Replace(ping) })

@@ -19,11 +19,12 @@ use tokio::time::sleep;
 /// The most bytes a VM's console log takes, both files together.
 pub const LOG_CAP: u64 = 4 << 20;
 /// The most bytes taken from the console at once.
-const CHUNK: usize = 16 * 1024;
-/// The least time from one read to the next: a guest that writes byte by byte costs the daemon no
-/// more than 100 reads a second, and a flood no more than 1.6 MB. (A serial port of 115200 baud
-/// gives 11 KiB.) What is beyond slows the guest down and is then lost, in QEMU.
-const PACE: Duration = Duration::from_millis(10);
+const CHUNK: usize = 2 * 1024;
+/// The least time from one read to the next: a guest costs the daemon no more than 1000 reads and
+/// 2 MiB a second. What is beyond slows the guest down and is then lost, in QEMU. It must not be
+/// much longer: QEMU writes what the guest does, byte by byte, and of single bytes the socket holds
+/// some 300.
+const PACE: Duration = Duration::from_millis(1);
 
 /// Returns where the older half of the log is.
 #[must_use]
