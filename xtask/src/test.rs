@@ -167,6 +167,21 @@ fn fetch_shared_images() -> Result<()> {
     fetched.unwrap_or_else(|_| bail!("the shared image or kernel cannot be made; see above"))
 }
 
+/// Builds the daemon that fails where a test says, in a folder of its own so that no other test
+/// meets it.
+fn build_with_fault_hooks(root: &Path) -> Result<std::path::PathBuf> {
+    let folder = root.join("target/fault-hooks");
+    say("building a bangerd with fault hooks");
+    must_succeed(
+        cargo()
+            .args(["build", "--quiet", "--locked", "--package", "banger-daemon"])
+            .args(["--features", "banger-engine/fault-hooks", "--target-dir"])
+            .arg(&folder)
+            .current_dir(root),
+    )?;
+    Ok(folder.join("debug/bangerd"))
+}
+
 /// What one run needs to know.
 struct Run<'a> {
     root: &'a Path,
@@ -201,6 +216,9 @@ impl Run<'_> {
         command.args(["--profile", tier.name(), "--filterset", &filter]);
         if self.options.long {
             command.args(["--run-ignored", "all"]);
+            if tier == Tier::Guest {
+                command.env("BANGER_TEST_FAULT_BANGERD", build_with_fault_hooks(self.root)?);
+            }
         }
         command.current_dir(self.root);
         let status = command.status().context("run cargo nextest")?;

@@ -4,6 +4,7 @@
 //! has what needs a distribution.
 
 mod crash;
+mod crash_matrix;
 mod debian;
 mod disks;
 mod exec;

@@ -1,0 +1,168 @@
+//! A failure in, and the daemon's death at, every step of every action (`make test-long`).
+//!
+//! `BANGER_TEST_FAULT_BANGERD` names a `bangerd` built with the feature
+//! `banger-engine/fault-hooks`; `cargo xtask test --long` builds one. What counts after each
+//! strike: the next daemon has every VM whole or not at all, nothing of the others is left, and
+//! what was on a VM's disk still is.
+
+use std::path::PathBuf;
+
+use banger_engine::Step;
+use banger_harness::{Contents, Environment, skip};
+
+const START: [Step; 13] = [
+    Step::CheckHost,
+    Step::CreateVmDirectory,
+    Step::LinkBaseImage,
+    Step::CreateRootDisk,
+    Step::CreateWorkDisk,
+    Step::BuildInitrd,
+    Step::CreateRuntimeDirectory,
+    Step::LaunchVmm,
+    Step::WriteHandles,
+    Step::ResumeVmm,
+    Step::WaitForAgent,
+    Step::SetIdentity,
+    Step::RecordRunning,
+];
+const STOP: [Step; 3] = [Step::StopGuest, Step::EndVmm, Step::CleanRuntime];
+const DELETE: [Step; 5] =
+    [Step::EndVmm, Step::CleanRuntime, Step::RemoveDisks, Step::RemoveVmDirectory, Step::RemoveRow];
+
+fn armed_daemon() -> Option<PathBuf> {
+    let path = std::env::var_os("BANGER_TEST_FAULT_BANGERD").map(PathBuf::from);
+    if path.is_none() {
+        skip("fault hooks", "BANGER_TEST_FAULT_BANGERD names no bangerd built with them");
+    }
+    path
+}
+
+fn faults(steps: &[Step]) -> impl Iterator<Item = String> {
+    steps.iter().flat_map(|step| {
+        ["", ".done"].into_iter().flat_map(move |moment| {
+            ["error", "kill"].map(|kind| format!("{}{moment}={kind}", step.name()))
+        })
+    })
+}
+
+/// Runs a command against a daemon that fails where `fault` says, and ends that daemon.
+fn strike(environment: &Environment, bangerd: &PathBuf, fault: &str, arguments: &[&str]) {
+    environment.stop_daemon();
+    let struck = environment
+        .banger(arguments)
+        .env("BANGER_BANGERD", bangerd)
+        .env("BANGER_FAULT", fault)
+        .run();
+    // A step that cannot fail any more may be struck to no effect, a death never is.
+    if fault.ends_with("kill") {
+        assert_ne!(struck.exit_code(), Some(0), "{fault}: {}", struck.err());
+    }
+    if struck.exit_code() != Some(0) {
+        struck.is_a_clear_error();
+    }
+    if environment.daemon().is_some() {
+        environment.stop_daemon();
+    }
+}
+
+fn entries(folder: PathBuf) -> usize {
+    std::fs::read_dir(folder).map_or(0, Iterator::count)
+}
+
+/// Checks that what the next daemon knows is what there is; returns how many VMs it knows.
+#[track_caller]
+fn consistent(environment: &Environment, fault: &str) -> usize {
+    let known = environment.banger(["vm", "list", "--json"]).ok().json();
+    let known = known.as_array().unwrap();
+    let running = known.iter().filter(|vm| vm["state"] == "running").count();
+    let processes = environment.processes();
+    let vmms = processes.iter().filter(|process| process.program().starts_with("qemu")).count();
+    assert_eq!(vmms, running, "{fault}: {processes:?} for {known:?}");
+    assert_eq!(entries(environment.state().join("vms")), known.len(), "{fault}: {known:?}");
+    assert_eq!(entries(environment.runtime().join("vms")), running, "{fault}: {known:?}");
+    known.len()
+}
+
+fn delete(environment: &Environment, fault: &str) {
+    if consistent(environment, fault) > 0 {
+        environment.banger(["vm", "delete", "box"]).ok();
+    }
+    assert_eq!(consistent(environment, fault), 0, "{fault}");
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_start_that_fails_or_is_cut_off_leaves_all_or_nothing() {
+    let Some(bangerd) = armed_daemon() else { return };
+    let environment = Environment::new(Contents::Busybox);
+    for fault in faults(&START) {
+        let create = ["vm", "run", "--image", "busybox", "--name", "box", "-d"];
+        strike(&environment, &bangerd, &fault, &create);
+        if consistent(&environment, &fault) > 0 {
+            // It is whole, then.
+            environment.exec("box", ["true"]).ok();
+        }
+        delete(&environment, &fault);
+    }
+    environment.finish();
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_restarted_vm_keeps_its_data_whatever_fails() {
+    let Some(bangerd) = armed_daemon() else { return };
+    let environment = Environment::new(Contents::Busybox);
+    environment.start_busybox("box");
+    environment.exec("box", ["sh", "-c", "cat > /root/f; sync"]).input("kept").ok();
+    environment.banger(["vm", "stop", "box"]).ok();
+    for fault in faults(&START) {
+        strike(&environment, &bangerd, &fault, &["vm", "start", "box"]);
+        assert_eq!(consistent(&environment, &fault), 1, "{fault}");
+        if environment.show("box")["state"] == "running" {
+            environment.banger(["vm", "stop", "box"]).ok();
+        }
+    }
+    environment.banger(["vm", "start", "box"]).ok();
+    assert_eq!(environment.exec("box", ["cat", "/root/f"]).ok().out(), "kept");
+    environment.finish();
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_stop_that_fails_or_is_cut_off_loses_nothing() {
+    let Some(bangerd) = armed_daemon() else { return };
+    let environment = Environment::new(Contents::Busybox);
+    environment.start_busybox("box");
+    for fault in faults(&STOP) {
+        let write = environment.exec("box", ["sh", "-c", "cat > /root/f; sync"]);
+        write.input(fault.as_str()).ok();
+        strike(&environment, &bangerd, &fault, &["vm", "stop", "box"]);
+        assert_eq!(consistent(&environment, &fault), 1, "{fault}");
+        if environment.show("box")["state"] != "running" {
+            environment.banger(["vm", "start", "box"]).ok();
+        }
+        assert_eq!(environment.exec("box", ["cat", "/root/f"]).ok().out(), fault);
+    }
+    environment.finish();
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_deletion_that_fails_or_is_cut_off_can_be_finished() {
+    let Some(bangerd) = armed_daemon() else { return };
+    let environment = Environment::new(Contents::Busybox);
+    for fault in faults(&DELETE) {
+        environment.start_busybox("box");
+        strike(&environment, &bangerd, &fault, &["vm", "delete", "box"]);
+        delete(&environment, &fault);
+    }
+    environment.finish();
+}
+
+#[test]
+fn every_step_is_in_the_matrix() {
+    for step in Step::ALL {
+        let known = START.contains(step) || STOP.contains(step) || DELETE.contains(step);
+        assert!(known, "{}", step.name());
+    }
+}
