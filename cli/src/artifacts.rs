@@ -14,8 +14,8 @@ use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::routes;
 use banger_types::{ImageName, KernelName};
 
+pub use source::NamedFile;
 use source::Source;
-pub use source::TarFile;
 use transfer::Transfer;
 
 use crate::client::{Client, ClientError};
@@ -186,7 +186,7 @@ pub async fn import_image(
     name: &ImageName,
     default_kernel: Option<KernelName>,
     replace: bool,
-    tar: TarFile,
+    tar: NamedFile,
 ) -> Result<(), CliError> {
     let begin = ImportImage {
         name: name.clone(),
@@ -215,6 +215,25 @@ pub async fn pull_kernel(
         Transfer { ui, client, subject: format!("kernel {name}"), path: routes::KERNELS };
     transfer
         .run(interrupts, &begin, move |stages| Source::debian_kernel(&package, stages))
+        .await
+        .map_err(|error| explain_taken(error, "kernel", name.as_str()))
+}
+
+/// Takes a kernel from a Debian package that the user has.
+pub async fn import_kernel(
+    ui: &Ui,
+    client: &Client,
+    interrupts: &mut Interrupts,
+    name: &KernelName,
+    replace: bool,
+    package: NamedFile,
+) -> Result<(), CliError> {
+    let source = format!("import:{}", package.name());
+    let begin = ImportKernel { name: name.clone(), source, replace };
+    let transfer =
+        Transfer { ui, client, subject: format!("kernel {name}"), path: routes::KERNELS };
+    transfer
+        .run_once(interrupts, &begin, move |_| Ok(Source::file(package)))
         .await
         .map_err(|error| explain_taken(error, "kernel", name.as_str()))
 }

@@ -120,6 +120,7 @@ fn every_verb_has_a_help() {
         &["kernel", "list"],
         &["kernel", "show"],
         &["kernel", "pull"],
+        &["kernel", "import"],
         &["kernel", "delete"],
         &["doctor"],
         &["version"],

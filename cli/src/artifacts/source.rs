@@ -29,9 +29,9 @@ pub enum Source {
 }
 
 impl Source {
-    /// Streams a tar.
-    pub fn file(tar: TarFile) -> Self {
-        Self::File(tar.file)
+    /// Streams what the user named.
+    pub fn file(named: NamedFile) -> Self {
+        Self::File(named.file)
     }
 
     /// Starts to make a Debian root file system.
@@ -79,14 +79,14 @@ impl Read for Source {
     }
 }
 
-/// A tar that the user named, open.
+/// A tar or a package that the user named, open.
 #[derive(Debug)]
-pub struct TarFile {
+pub struct NamedFile {
     name: String,
     file: File,
 }
 
-impl TarFile {
+impl NamedFile {
     /// Opens it; `-` is standard input.
     pub fn open(path: &Path) -> Result<Self, CliError> {
         let failed = |error: &io::Error| {
@@ -101,10 +101,7 @@ impl TarFile {
         let file = File::open(path).map_err(|error| failed(&error))?;
         let metadata = file.metadata().map_err(|error| failed(&error))?;
         if metadata.is_dir() {
-            return Err(failed(&io::Error::from(io::ErrorKind::IsADirectory)).hint(format!(
-                "tar -C {} --numeric-owner -c . | banger image import - --name NAME",
-                path.display()
-            )));
+            return Err(failed(&io::Error::from(io::ErrorKind::IsADirectory)));
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self { name, file })

@@ -256,10 +256,10 @@ fn read_all(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifacts::TarFile;
+    use crate::artifacts::NamedFile;
 
     fn reader_of(path: &std::path::Path) -> Reader {
-        let tar = TarFile::open(path).unwrap();
+        let tar = NamedFile::open(path).unwrap();
         let progress = Arc::new(Progress::hidden());
         Reader::start(progress, move |_| Ok(Source::file(tar)))
     }

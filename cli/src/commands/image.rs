@@ -210,7 +210,14 @@ async fn import(ui: &Ui, args: ImportArgs) -> Result<(), CliError> {
         Some(name) => name,
         None => artifacts::image_name_of(&args.path)?,
     };
-    let source = artifacts::TarFile::open(&args.path)?;
+    let source = artifacts::NamedFile::open(&args.path).map_err(|error| {
+        if args.path.is_dir() {
+            let path = args.path.display();
+            let tar = format!("tar -C {path} --numeric-owner -c .");
+            return error.hint(format!("{tar} | banger image import - --name NAME"));
+        }
+        error
+    })?;
     let client = daemon::connect(ui).await?;
     artifacts::import_image(ui, &client, &mut interrupts, &name, args.kernel, args.force, source)
         .await?;

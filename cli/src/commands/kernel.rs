@@ -1,5 +1,7 @@
 //! `banger kernel`: what machines boot.
 
+use std::path::PathBuf;
+
 use banger_daemon_api::artifact::Kernel;
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::routes;
@@ -25,6 +27,8 @@ pub enum KernelCommand {
     Show(ShowArgs),
     /// Take a kernel from a Debian package, by way of the host's apt
     Pull(PullArgs),
+    /// Take a kernel from a Debian package in a file
+    Import(ImportArgs),
     /// Delete kernels that no machine uses
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
@@ -61,6 +65,21 @@ pub struct PullArgs {
     force: bool,
 }
 
+/// Arguments of `banger kernel import`.
+#[derive(Args, Debug)]
+pub struct ImportArgs {
+    /// The package: linux-image-*_amd64.deb, as Debian and `make bindeb-pkg` build it; - is standard
+    /// input
+    #[arg(value_name = "PACKAGE")]
+    path: PathBuf,
+    /// The kernel's name
+    #[arg(long)]
+    name: KernelName,
+    /// Replace a kernel of this name
+    #[arg(long)]
+    force: bool,
+}
+
 /// Arguments of `banger kernel delete`.
 #[derive(Args, Debug)]
 pub struct DeleteArgs {
@@ -82,6 +101,7 @@ impl KernelCommand {
                     .await?;
                 ui.line(&args.name)
             }
+            Self::Import(args) => import(ui, args).await,
             Self::Delete(args) => delete(ui, &args).await,
         }
     }
@@ -168,6 +188,14 @@ fn render_kernel(kernel: &Kernel) -> String {
         ("imported", kernel.imported_at.to_string()),
         ("used by", or_dash(&kernel.used_by, ", ")),
     ])
+}
+
+async fn import(ui: &Ui, args: ImportArgs) -> Result<(), CliError> {
+    let mut interrupts = Interrupts::install()?;
+    let package = artifacts::NamedFile::open(&args.path)?;
+    let client = daemon::connect(ui).await?;
+    artifacts::import_kernel(ui, &client, &mut interrupts, &args.name, args.force, package).await?;
+    ui.line(&args.name)
 }
 
 async fn delete(ui: &Ui, args: &DeleteArgs) -> Result<(), CliError> {

@@ -119,11 +119,8 @@ fn work_disks_of_odd_sizes_are_sound_and_bad_ones_are_removed() {
     assert!(!path.exists());
 }
 
-#[test]
-fn packages_that_are_none_are_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = KernelStore::open(directory.path().join("kernels")).unwrap();
-    let new = NewKernel { name: "k".parse().unwrap(), source: "test".into(), replace: false };
+/// A Debian package with this control file and these files.
+fn package(control: &str, data: &[Vec<u8>]) -> Vec<u8> {
     let member = |name: &str, content: &[u8]| {
         let mut bytes =
             format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, 100644, content.len())
@@ -132,13 +129,76 @@ fn packages_that_are_none_are_refused() {
         bytes.resize(bytes.len().next_multiple_of(2), b'\n');
         bytes
     };
-    let package = |control: &str, data: &[Vec<u8>]| {
-        let mut bytes = b"!<arch>\n".to_vec();
-        bytes.extend(member("debian-binary", b"2.0\n"));
-        bytes.extend(member("control.tar", &archive(&[file("./control", control.as_bytes())])));
-        bytes.extend(member("data.tar", &archive(data)));
-        bytes
+    let mut bytes = b"!<arch>\n".to_vec();
+    bytes.extend(member("debian-binary", b"2.0\n"));
+    bytes.extend(member("control.tar", &archive(&[file("./control", control.as_bytes())])));
+    bytes.extend(member("data.tar", &archive(data)));
+    bytes
+}
+
+/// The least that is a bzImage: a header, and an ELF file's first bytes as an LZ4 block of literals.
+fn bzimage() -> Vec<u8> {
+    let mut image = vec![0_u8; 1024];
+    image[0x1f1] = 1;
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
+    let block = b"\x40\x7fELF";
+    let mut payload = b"\x02\x21\x4c\x18".to_vec();
+    payload.extend(5_u32.to_le_bytes());
+    payload.extend(block);
+    payload.extend(4_u32.to_le_bytes());
+    image[0x24c..0x250].copy_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
+    image.extend(payload);
+    image
+}
+
+#[test]
+fn a_kernel_with_everything_built_in_needs_no_modules() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = KernelStore::open(directory.path().join("kernels")).unwrap();
+    let import = |name: &str, files: &[Vec<u8>]| {
+        let new = NewKernel { name: name.parse().unwrap(), source: "test".into(), replace: false };
+        let control = "Package: linux-image-x\nVersion: 1\nArchitecture: amd64\n";
+        let package = package(control, files);
+        store.import_deb(&new, &package[..], None, &NoProgress, &CancelFlag::default())
     };
+    let config = |text: &str| file("./boot/config-1", text.as_bytes());
+    let kernel = file("./boot/vmlinuz-1", &bzimage());
+
+    // As `make bindeb-pkg` leaves it: no module tree at all.
+    let complete = config("CONFIG_VIRTIO_BLK=y\nCONFIG_EXT4_FS=y\n");
+    let bare = import("bare", &[kernel.clone(), complete]).unwrap();
+    assert_eq!(bare.manifest.modules, []);
+    assert_eq!(bare.modules_image(), None);
+    assert!(!directory.path().join("kernels/bare/modules.ext4").exists());
+    assert_eq!(store.get(&bare.manifest.name).unwrap().manifest, bare.manifest);
+    let initrd =
+        build_initrd(&AgentBinary::new(b"agent"), &bare, &directory.path().join("cache")).unwrap();
+    assert!(fs::read(initrd).unwrap().starts_with(b"070701"));
+
+    // With the list of what is built in, which lets modprobe succeed in a guest.
+    let list = "kernel/drivers/block/virtio_blk.ko\nkernel/fs/ext4/ext4.ko\n";
+    let list = file("./lib/modules/1/modules.builtin", list.as_bytes());
+    let listed = import("listed", &[kernel.clone(), list]).unwrap();
+    let (tree, uuid) = listed.modules_image().unwrap();
+    assert_eq!(listed.manifest.modules_image.as_ref().unwrap().modules, 0);
+    assert_eq!(listed.manifest.modules_image.as_ref().unwrap().uuid, uuid);
+    assert_eq!(content(&tree, "/modules.dep"), b"");
+    assert!(!content(&tree, "/modules.builtin.bin").is_empty());
+
+    // A module that cannot be loaded is not there.
+    for text in ["", "CONFIG_VIRTIO_BLK=y\n", "CONFIG_VIRTIO_BLK=y\nCONFIG_EXT4_FS=m\n"] {
+        let error = import("poor", &[kernel.clone(), config(text)]).unwrap_err();
+        assert!(matches!(error, KernelError::NoDriver(_)), "{text:?}: {error}");
+    }
+    assert!(store.get(&"poor".parse().unwrap()).is_err());
+}
+
+#[test]
+fn packages_that_are_none_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = KernelStore::open(directory.path().join("kernels")).unwrap();
+    let new = NewKernel { name: "k".parse().unwrap(), source: "test".into(), replace: false };
     let kernel = "Package: linux-image-x\nVersion: 1\nArchitecture: amd64\n";
     let whole = package(kernel, &[file("./boot/vmlinuz-1", b"x")]);
     let mut cases: Vec<(Vec<u8>, &str)> = vec![
@@ -192,7 +252,7 @@ fn real_kernel_packages_become_kernels_and_initrds() {
             }
         }
         assert!(manifest.modules.iter().any(|module| module.name == "virtio_blk"));
-        let tree = content(&kernel.modules_image(), "/modules.dep");
+        let tree = content(&kernel.modules_image().unwrap().0, "/modules.dep");
         let tree = String::from_utf8(tree).unwrap();
         assert!(tree.lines().any(|line| line.contains("/overlay.ko")), "{tree}");
 

@@ -152,9 +152,10 @@ fn image_shown(image: &Image) -> artifact::Image {
 
 fn kernel_shown(kernel: &Kernel) -> artifact::Kernel {
     let manifest = &kernel.manifest;
-    let files = [kernel.bzimage(), kernel.vmlinux(), kernel.modules_image()];
+    let files = [kernel.bzimage(), kernel.vmlinux()].into_iter();
+    let files = files.chain(kernel.modules_image().map(|(file, _)| file));
     let modules = manifest.modules.iter().map(|module| kernel.module(module));
-    let allocated = files.into_iter().chain(modules).map(|file| allocated(&file)).sum();
+    let allocated = files.chain(modules).map(|file| allocated(&file)).sum();
     artifact::Kernel {
         name: manifest.name.clone(),
         version: manifest.version.clone(),
@@ -196,7 +197,7 @@ impl Artifacts for ArtifactStores {
             Ok(BootKernel {
                 bzimage: kernel.bzimage(),
                 vmlinux: kernel.vmlinux(),
-                modules_disk: Some((kernel.modules_image(), kernel.manifest.modules_image.uuid)),
+                modules_disk: kernel.modules_image(),
             })
         })
         .await

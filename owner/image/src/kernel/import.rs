@@ -42,8 +42,9 @@ const WANTED: [(&str, ModuleRole); 8] = [
     ("vmw_vsock_virtio_transport", ModuleRole::Vsock),
     ("virtio_net", ModuleRole::Network),
 ];
-/// Without these no guest can work.
-const NEEDED: [&str; 2] = ["virtio_blk", "ext4"];
+/// Without these no guest can work; the option says whether one is built in where the package has
+/// no list of that.
+const NEEDED: [(&str, &str); 2] = [("virtio_blk", "CONFIG_VIRTIO_BLK"), ("ext4", "CONFIG_EXT4_FS")];
 
 /// Configuration that says what a kernel can run on.
 const CONFIG_FACTS: [&str; 12] = [
@@ -154,9 +155,17 @@ pub(super) fn import(
     write(&directory.join(CONFIG), &config)?;
 
     report.progress.stage("writing its modules");
-    let modules = found.write_initrd_modules(&directory.join(MODULES))?;
-    let modules_image = ModulesImage { uuid, size: 0, modules: found.tree.len() };
-    let size = found.write_indexes(&tree_path, cancel)?;
+    let config = String::from_utf8_lossy(&config);
+    let modules = found.write_initrd_modules(&directory.join(MODULES), &config)?;
+    let modules_image = if found.files == 0 {
+        drop(found);
+        fs::remove_file(&tree_path).map_err(failed("remove", &tree_path))?;
+        None
+    } else {
+        let modules = found.tree.len();
+        let size = found.write_indexes(&tree_path, cancel)?;
+        Some(ModulesImage { uuid, size, modules })
+    };
     sync_directory(directory)?;
     Ok(KernelManifest {
         schema: 1,
@@ -171,8 +180,8 @@ pub(super) fn import(
         bzimage_size: image.len() as u64,
         vmlinux_size: vmlinux.len() as u64,
         modules,
-        modules_image: ModulesImage { size, ..modules_image },
-        config: facts(&String::from_utf8_lossy(&config)),
+        modules_image,
+        config: facts(&config),
     })
 }
 
@@ -267,12 +276,18 @@ impl Found {
     }
 
     /// Picks the modules for the initrd and writes them uncompressed.
-    fn write_initrd_modules(&mut self, directory: &Path) -> Result<Vec<KernelModule>, KernelError> {
+    fn write_initrd_modules(
+        &mut self,
+        directory: &Path,
+        config: &str,
+    ) -> Result<Vec<KernelModule>, KernelError> {
         fs::create_dir(directory).map_err(failed("create", directory))?;
         let builtin = String::from_utf8_lossy(&self.builtin);
         let builtin: BTreeSet<String> = builtin.lines().filter_map(depmod::module_name).collect();
-        for needed in NEEDED {
-            if !builtin.contains(needed) && !self.tree.contains_key(needed) {
+        for (needed, option) in NEEDED {
+            let is_built_in = builtin.contains(needed)
+                || config.lines().any(|line| line.strip_prefix(option) == Some("=y"));
+            if !is_built_in && !self.tree.contains_key(needed) {
                 return Err(KernelError::NoDriver(needed));
             }
         }

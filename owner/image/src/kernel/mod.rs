@@ -3,6 +3,8 @@
 //! A kernel comes from a Debian package. `bzImage` is what QEMU boots, `vmlinux` (the same kernel,
 //! uncompressed) what Firecracker boots, `modules/` what the initrd loads before there is a root
 //! file system, and `modules.ext4` the whole module tree, for guests whose image has none for it.
+//! A kernel with everything built in has no modules, and one whose package has no module tree at
+//! all, not even the list of what is built in, has no `modules.ext4`.
 
 mod bzimage;
 mod deb;
@@ -145,7 +147,8 @@ pub struct ModulesImage {
     pub uuid: Uuid,
     /// Bytes of the file (sparse).
     pub size: u64,
-    /// Modules in it.
+    /// Modules in it; none where everything is built in and it holds only the indexes, which let
+    /// `modprobe` say so.
     pub modules: usize,
 }
 
@@ -176,8 +179,9 @@ pub struct KernelManifest {
     pub vmlinux_size: u64,
     /// For the initrd, in an order in which they can be loaded.
     pub modules: Vec<KernelModule>,
-    /// The module tree.
-    pub modules_image: ModulesImage,
+    /// The module tree, where the package has one.
+    #[serde(default)]
+    pub modules_image: Option<ModulesImage>,
     /// The options of the kernel's configuration that decide what it can run on.
     pub config: BTreeMap<String, String>,
 }
@@ -214,10 +218,12 @@ impl Kernel {
         self.directory.join(VMLINUX)
     }
 
-    /// The file system to mount read-only at `/lib/modules/<version>`.
+    /// The file system to mount read-only at `/lib/modules/<version>` and its UUID, where the
+    /// kernel has one.
     #[must_use]
-    pub fn modules_image(&self) -> PathBuf {
-        self.directory.join(MODULES_IMAGE)
+    pub fn modules_image(&self) -> Option<(PathBuf, Uuid)> {
+        let image = self.manifest.modules_image.as_ref()?;
+        Some((self.directory.join(MODULES_IMAGE), image.uuid))
     }
 
     /// A module for the initrd.
