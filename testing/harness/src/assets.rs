@@ -23,7 +23,12 @@ pub const DEFAULT_KERNEL: &str = "debian-6.12-cloud";
 /// Sources that decide what a built image or kernel looks like.
 const SHAPED_BY: [&str; 2] = ["owner/image/src", "cli/src/debian"];
 
-fn cache() -> Result<PathBuf> {
+/// The folder of what is built once for all tests: `BANGER_BUILD_CACHE`, or
+/// `banger-build` in the user's cache.
+///
+/// # Errors
+/// Where neither that nor a home is set.
+pub fn build_cache() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("BANGER_BUILD_CACHE") {
         return Ok(folder.into());
     }
@@ -62,8 +67,17 @@ fn key() -> Result<String> {
     Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// Whether a folder of the cache has a name that [`key`] made, whole or being made.
+fn is_key(name: &str) -> bool {
+    let key = name.trim_end_matches(".staging");
+    key.len() == 16 && key.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// Copies a folder with owners, modes and holes; hard links where possible.
-pub(crate) fn link_folder(from: &Path, to: &Path) -> Result<()> {
+///
+/// # Errors
+/// Where neither can be made.
+pub fn link_folder(from: &Path, to: &Path) -> Result<()> {
     if let Some(parent) = to.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
     }
@@ -139,7 +153,7 @@ fn kept(cache: &Path) -> Option<PathBuf> {
 /// Finds the shared images and kernels; makes them where they are missing,
 /// which takes minutes the first time.
 pub(crate) fn find() -> Result<Assets> {
-    let cache = cache()?;
+    let cache = build_cache()?;
     std::fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
     let lock_path = cache.join("lock");
     let lock = std::fs::File::create(&lock_path)
@@ -162,9 +176,9 @@ pub(crate) fn find() -> Result<Assets> {
     }
     environment.stop_daemon();
 
-    // What older sources made is of no more use.
+    // What older sources made is of no more use; folders with other names are not ours.
     for entry in std::fs::read_dir(&cache).context("list the cache")?.flatten() {
-        if entry.path().is_dir() {
+        if entry.path().is_dir() && is_key(&entry.file_name().to_string_lossy()) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
@@ -185,6 +199,14 @@ pub(crate) fn find() -> Result<Assets> {
     }
     std::fs::rename(&staged, cache.join(&key)).context("keep the images")?;
     Ok(Assets { state })
+}
+
+/// The kernel store with the shared kernel, which is pulled where it is missing.
+///
+/// # Errors
+/// Where the cache cannot be written; a failed pull panics like a test.
+pub fn kernel_store() -> Result<PathBuf> {
+    find().map(|assets| assets.state.join("kernels"))
 }
 
 /// Makes sure that the shared images and kernels are there.

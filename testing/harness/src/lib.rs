@@ -18,7 +18,9 @@ mod rootfs;
 mod terminal;
 mod user;
 
-pub use assets::{DEFAULT_IMAGE, DEFAULT_KERNEL, ensure as ensure_assets};
+pub use assets::{
+    DEFAULT_IMAGE, DEFAULT_KERNEL, build_cache, ensure as ensure_assets, kernel_store, link_folder,
+};
 pub use environment::{BUSYBOX_IMAGE, Contents, Environment};
 pub use invocation::{Finished, Invocation, Running};
 pub use leak::Leaks;

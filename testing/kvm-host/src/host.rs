@@ -1,0 +1,123 @@
+//! The commands on the machine as a whole: build, boot, stop, clean.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+
+use crate::cache::{Cache, CacheLock};
+use crate::keeper::{Kept, write_order};
+use crate::machine::Machine;
+use crate::note;
+use crate::saved_state::{SavedState, last_lines};
+
+/// The keeper's name for itself on this program's command line.
+pub const KEEP: &str = "keep";
+/// How long the keeper may take to say that the machine is ready.
+const READY_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Builds what is missing: the image, the initrd.
+pub fn build(cache: &Cache) -> Result<Machine> {
+    let lock = cache.lock()?;
+    Machine::prepare(cache, &lock)
+}
+
+/// Makes sure that the machine of today's inputs runs, and returns it.
+pub async fn boot(cache: &Cache) -> Result<Kept> {
+    let started = Instant::now();
+    let lock = cache.lock()?;
+    let machine = Machine::prepare(cache, &lock)?;
+    let kept = Kept::of(cache);
+    match kept.key().await {
+        Some(key) if key == machine.key => return Ok(kept),
+        Some(_) => {
+            note("the running KVM host is made of older parts; stopping it");
+            kept.stop().await?;
+        }
+        None => {}
+    }
+    // A keeper that was killed left its folder; one that is ending is waited for.
+    drop(cache.lock_run()?);
+    let folder = cache.run_folder();
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).context("remove what a killed machine left")?;
+    }
+    let mut fresh = false;
+    if SavedState::find(cache, &machine).is_none() {
+        SavedState::make(cache, &lock, &machine).await?;
+        fresh = true;
+    }
+    if let Err(error) = start_keeper(cache, &machine).await {
+        if fresh {
+            return Err(error);
+        }
+        // What was saved long ago may be damaged; what is saved now is not.
+        note(format_args!("starting from the saved state failed, so it is made anew: {error:#}"));
+        SavedState::make(cache, &lock, &machine).await?;
+        start_keeper(cache, &machine).await?;
+    }
+    note(format_args!("ready after {:.1} s", started.elapsed().as_secs_f64()));
+    Ok(kept)
+}
+
+async fn start_keeper(cache: &Cache, machine: &Machine) -> Result<()> {
+    let folder = cache.run_folder();
+    std::fs::create_dir(&folder).context("make the machine's folder")?;
+    std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+        .context("close the machine's folder")?;
+    let log_path = cache.root().join("keeper.log");
+    let started = async {
+        write_order(&folder, machine)?;
+        let log = std::fs::File::create(&log_path).context("make the keeper's log")?;
+        let program = std::env::current_exe().context("find this program")?;
+        let mut child = Command::new(program)
+            .arg(KEEP)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            // Ctrl-C at the terminal is not meant for the machine.
+            .process_group(0)
+            .spawn()
+            .context("start the machine's keeper")?;
+        let output = child.stdout.take().context("the keeper has an output")?;
+        let mut lines = BufReader::new(output).lines();
+        let line = tokio::time::timeout(READY_PATIENCE, lines.next_line()).await;
+        match line {
+            Ok(Ok(Some(line))) if line == "ready" => Ok(()),
+            _ => {
+                // It ends by itself when nobody hears it; there is nothing it could lose.
+                let _ = child.kill().await;
+                bail!("the KVM host did not start: {}", last_lines(&log_path, 10))
+            }
+        }
+    };
+    let started = started.await;
+    if started.is_err() {
+        drop(cache.lock_run()?);
+        let _ = std::fs::remove_dir_all(&folder);
+    }
+    started
+}
+
+/// Ends the running machine; false if none ran.
+pub async fn stop(cache: &Cache) -> Result<bool> {
+    let lock = cache.lock()?;
+    stop_locked(cache, &lock).await
+}
+
+async fn stop_locked(cache: &Cache, _lock: &CacheLock) -> Result<bool> {
+    let stopped = Kept::of(cache).stop().await?;
+    // The keeper lets go of this when its machine is gone and its folder removed.
+    drop(cache.lock_run()?);
+    Ok(stopped)
+}
+
+/// Ends the running machine and removes everything that was built for it.
+pub async fn clean(cache: &Cache) -> Result<()> {
+    let lock = cache.lock()?;
+    stop_locked(cache, &lock).await?;
+    cache.clear(&lock)
+}

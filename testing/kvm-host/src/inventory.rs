@@ -1,0 +1,1 @@
+//! What a test may leave behind: looked at before and after.

@@ -1,0 +1,116 @@
+//! The KVM host's command line, which `cargo xtask kvm-host` passes its words to.
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use banger_kvm_host::cache::Cache;
+use banger_kvm_host::session::{self, Get, Put};
+use banger_kvm_host::{host, keeper, suite, vmm_binaries};
+use clap::{Parser, Subcommand};
+
+/// The Debian machine with KVM, systemd and device-mapper on which the product's real path is tested.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask kvm-host")]
+struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Build the machine's image where it is missing (about a minute)
+    Build,
+    /// Start the machine, from its saved state where there is one; does nothing if it runs
+    Boot,
+    /// Run a command in the machine, starting that if needed; its exit code is passed on
+    Run {
+        /// Send a file or folder first; the folder in the machine is /data where none is named
+        #[arg(long, value_name = "LOCAL[:FOLDER]")]
+        put: Vec<Put>,
+        /// Fetch a file or folder afterwards, into the current folder where none is named
+        #[arg(long, value_name = "/REMOTE[:LOCAL]")]
+        get: Vec<Get>,
+        /// Run as this user instead of root
+        #[arg(long)]
+        user: Option<String>,
+        /// The command and its arguments
+        #[arg(required = true, last = true)]
+        command: Vec<std::ffi::OsString>,
+    },
+    /// Run this tier's tests in the machine, starting that if needed
+    Test(suite::Options),
+    /// Open a shell in the machine, starting that if needed
+    Shell,
+    /// End the machine
+    Stop,
+    /// End the machine and remove everything that was built for it
+    Clean,
+    /// Fetch firecracker and jailer for tests; prints their folder
+    #[command(hide = true)]
+    VmmBinaries,
+    /// Own a running machine (started by boot)
+    #[command(hide = true, name = host::KEEP)]
+    Keep,
+}
+
+async fn run(action: Action) -> Result<ExitCode> {
+    let cache = Cache::open()?;
+    match action {
+        Action::Build => {
+            let machine = host::build(&cache)?;
+            say(machine.image.root.display())?;
+        }
+        Action::Boot => {
+            host::boot(&cache).await?;
+        }
+        Action::Run { put, get, user, command } => {
+            let client = host::boot(&cache).await?.client();
+            session::put(&client, &put).await?;
+            let command = session::Command::new(command)?.user(user.as_deref())?;
+            let status = command.run(&client).await?;
+            for file in &get {
+                session::get(&client, file).await?;
+            }
+            return Ok(ExitCode::from(status.shell_code()));
+        }
+        Action::Test(options) => return suite::run(&cache, &options).await,
+        Action::Shell => {
+            let client = host::boot(&cache).await?.client();
+            let status = session::Command::new(["/bin/bash", "-l"])?.terminal(&client).await?;
+            return Ok(ExitCode::from(status.shell_code()));
+        }
+        Action::Stop => {
+            if !host::stop(&cache).await? {
+                say("no KVM host runs")?;
+            }
+        }
+        Action::Clean => host::clean(&cache).await?,
+        Action::VmmBinaries => say(vmm_binaries::ensure()?.display())?,
+        Action::Keep => keeper::keep().await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say(line: impl std::fmt::Display) -> Result<()> {
+    writeln!(std::io::stdout().lock(), "{line}").context("write to standard output")
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime.context("start the runtime").and_then(|runtime| {
+        let result = runtime.block_on(run(arguments.action));
+        // A thread may wait for input that never comes.
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr().lock(), "kvm-host: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! A machine that has booted, kept as its memory and its disk's overlay.
+//!
+//! QEMU's migration writes the memory and the devices to a file; the machine is stopped before and
+//! ended afterwards, so that memory and overlay belong to the same moment. Both are only read from
+//! then on: a start from them writes to an overlay of its own that has no name.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use banger_agent_api::{Argument, ExecCall};
+use banger_engine::seams::RootDisk;
+use banger_guest_client::{AgentClient, GuestChannel};
+use serde_json::json;
+use std::sync::Arc;
+use tokio::net::UnixListener;
+
+use crate::cache::{Cache, CacheLock};
+use crate::machine::{Machine, Place};
+use crate::note;
+use crate::qemu::{Qemu, Start};
+
+/// How long a cold boot may take: 40 s on a loaded machine with one translator thread, and ten
+/// times that is no reason to give up.
+const BOOT_PATIENCE: Duration = Duration::from_secs(420);
+/// How long the state may take to be written.
+const SAVE_PATIENCE: Duration = Duration::from_secs(300);
+/// The state's file.
+const MEMORY: &str = "memory";
+/// The overlay's name without its ending.
+const DISK: &str = "disk";
+/// Waits until systemd answers (host/customize has the other side) and has started everything, and
+/// tells what failed.
+const SETTLE: &str = "mkfifo -m 600 /run/kvm-host-ready 2>/dev/null; \
+    read -r _ < /run/kvm-host-ready; rm -f /run/kvm-host-ready; \
+    state=$(systemctl is-system-running --wait); \
+    [ \"$state\" = running ] && sync && exit 0; \
+    echo \"systemd says: $state\"; systemctl --failed --no-legend --plain; exit 1";
+
+/// A saved state in the cache.
+#[derive(Clone, Debug)]
+pub struct SavedState {
+    folder: PathBuf,
+}
+
+impl SavedState {
+    /// The file with memory and devices.
+    #[must_use]
+    pub fn memory(&self) -> PathBuf {
+        self.folder.join(MEMORY)
+    }
+
+    /// The overlay over the image.
+    #[must_use]
+    pub fn overlay(&self) -> PathBuf {
+        self.folder.join(format!("{DISK}.qcow2"))
+    }
+
+    /// Finds the machine's state in the cache.
+    #[must_use]
+    pub fn find(cache: &Cache, machine: &Machine) -> Option<Self> {
+        let state = Self { folder: cache.root().join(format!("state-{}", machine.key)) };
+        (state.memory().is_file() && state.overlay().is_file()).then_some(state)
+    }
+
+    /// Boots the machine, waits until it has settled, and saves it.
+    pub async fn make(cache: &Cache, lock: &CacheLock, machine: &Machine) -> Result<Self> {
+        note("booting cold, to save the machine's state");
+        let staged = cache.stage(lock)?;
+        let made = boot_and_save(machine, staged.path()).await;
+        if let Err(error) = made {
+            let console = last_lines(&staged.path().join("console.log"), 15);
+            return Err(error.context(format!("boot the KVM host; its console:\n{console}")));
+        }
+        for name in ["agent.sock", "qmp.sock", "state.sock"] {
+            let path = staged.path().join(name);
+            std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+        let folder = cache.publish(staged, "state", &machine.key)?;
+        Ok(Self { folder })
+    }
+}
+
+async fn boot_and_save(machine: &Machine, folder: &Path) -> Result<()> {
+    let started = Instant::now();
+    let size = banger_types::DiskSize::try_from(machine.image.size)
+        .map_err(|_| anyhow::anyhow!("the image has {} bytes", machine.image.size))?;
+    let disk = banger_vmm::disk::Qcow2Overlay
+        .create(&machine.image.root, folder, DISK, size)
+        .await
+        .context("make the disk's overlay")?;
+    let place = Place { folder: folder.to_owned(), overlay: disk.path };
+    let mut qemu = Qemu::start(&machine.parts, &place, Start::Cold, None).await?;
+    let channel = Arc::new(qemu.attach()?);
+    let settled = async {
+        channel.wait_ready().await.context("wait for the agent")?;
+        let client = AgentClient::new(Arc::clone(&channel) as Arc<dyn GuestChannel>);
+        let argv = ["/bin/sh", "-c", SETTLE].map(Argument::new);
+        let argv = argv.into_iter().collect::<Result<_, _>>()?;
+        let stream = client.exec(ExecCall { argv, ..ExecCall::default() }).await?;
+        let (output, _, status) = stream.collect(1 << 20).await.context("wait for systemd")?;
+        let words = String::from_utf8_lossy(&output);
+        ensure!(status.shell_code() == 0, "{}", words.trim());
+        Ok::<_, anyhow::Error>(())
+    };
+    tokio::select! {
+        settled = tokio::time::timeout(BOOT_PATIENCE, settled) => match settled {
+            Ok(settled) => settled?,
+            Err(_) => bail!("it did not settle within {} s", BOOT_PATIENCE.as_secs()),
+        },
+        status = qemu.ended() => bail!("QEMU ended with {}", status?),
+    }
+    note(format_args!("booted in {:.0} s", started.elapsed().as_secs_f64()));
+    let started = Instant::now();
+    tokio::time::timeout(SAVE_PATIENCE, save(&mut qemu, folder))
+        .await
+        .unwrap_or_else(|_| bail!("it took longer than {} s", SAVE_PATIENCE.as_secs()))
+        .context("save the machine's state")?;
+    drop(channel);
+    qemu.kill().await?;
+    note(format_args!("saved in {:.1} s", started.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+async fn save(qemu: &mut Qemu, folder: &Path) -> Result<()> {
+    let socket = folder.join("state.sock");
+    let listener = UnixListener::bind(&socket).context("listen for the state")?;
+    let mut file = tokio::fs::File::create(folder.join(MEMORY)).await.context("make a file")?;
+    let monitor = &mut qemu.monitor;
+    monitor.execute("stop", json!({})).await?;
+    monitor.announce_migration().await?;
+    // The machine stands still, so there is nobody to be kind to.
+    let parameters = json!({ "max-bandwidth": 1_u64 << 40 });
+    monitor.execute("migrate-set-parameters", parameters).await?;
+    let uri = format!("unix:{}", socket.to_str().context("the cache's path is text")?);
+    let receive = async {
+        let (mut stream, _) = listener.accept().await.context("accept the state")?;
+        tokio::io::copy(&mut stream, &mut file).await.context("write the state")?;
+        file.sync_all().await.context("write the state out")
+    };
+    let send = async {
+        monitor.execute("migrate", json!({ "uri": uri })).await?;
+        monitor.migrated().await
+    };
+    tokio::try_join!(receive, send).map(drop)
+}
+
+/// The end of a text file, for error messages.
+pub(crate) fn last_lines(path: &Path, count: usize) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
