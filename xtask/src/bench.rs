@@ -5,12 +5,13 @@
 
 use anyhow::Result;
 
+use crate::kernel;
 use crate::process::{cargo, must_succeed};
 
 /// What to measure; `testing/bench` knows the words.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// boot, exec, image, sizes or all
+    /// boot, exec, image, kernel, sizes or all
     #[arg(default_value = "all")]
     what: String,
     /// Write the results into docs/benchmarks.md
@@ -23,6 +24,12 @@ pub(crate) struct Options {
 
 /// Measures with what is built for release.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    // Asked for by name it is built; with all the others it is measured if it is there.
+    let own_kernel = if options.what == "kernel" {
+        Some(kernel::ensure(kernel::jobs())?)
+    } else {
+        kernel::cached()?
+    };
     let built = ["build", "--quiet", "--locked", "--release", "--package"];
     must_succeed(cargo().args(built).args(["banger-cli", "--package", "banger-daemon"]))?;
     let mut command = cargo();
@@ -36,6 +43,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "--",
         &options.what,
     ]);
+    if let Some(kernel) = own_kernel {
+        command.arg("--own-kernel").arg(kernel.package()?);
+    }
     if options.record {
         command.arg("--record");
     }

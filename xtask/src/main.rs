@@ -9,6 +9,7 @@ mod check;
 mod dep_direction;
 mod docs;
 mod junit;
+mod kernel;
 mod layout;
 mod process;
 mod test;
@@ -42,6 +43,8 @@ enum Task {
     Docs,
     /// Measure the numbers of docs/benchmarks.md, each side by side with its peer
     Bench(bench::Options),
+    /// Build banger's own guest kernel from Debian's source (10 to 25 minutes, once)
+    Kernel(kernel::Options),
     /// Run the tests, tier by tier, and count them against testing/floors.toml
     Test(test::Options),
 }
@@ -65,6 +68,7 @@ fn run() -> Result<()> {
         Task::DepDirection { manifest_path } => dep_direction::run(manifest_path.as_deref()),
         Task::Docs => docs::run(),
         Task::Bench(options) => bench::run(&options),
+        Task::Kernel(options) => kernel::run(&options),
         Task::Test(options) => test::run(&options),
     }
 }

@@ -7,11 +7,13 @@ mod bare;
 mod boot;
 mod exec;
 mod image;
+mod kernel;
 mod number;
 mod record;
 mod sizes;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -29,6 +31,8 @@ enum What {
     Exec,
     /// From a tar to a finished ext4
     Image,
+    /// banger's own kernel against Debian's
+    Kernel,
     /// Memory and files
     Sizes,
     /// All of them
@@ -46,6 +50,9 @@ struct Arguments {
     /// How often each side is measured
     #[arg(long, default_value_t = 5)]
     rounds: u32,
+    /// The package of banger's own kernel; without it, that is left out
+    #[arg(long)]
+    own_kernel: Option<PathBuf>,
 }
 
 /// Prints one line.
@@ -73,6 +80,12 @@ fn run() -> Result<()> {
     }
     if wants(What::Image) {
         numbers.extend(image::measure(arguments.rounds.min(3))?);
+    }
+    if wants(What::Kernel) {
+        match &arguments.own_kernel {
+            Some(package) => numbers.extend(kernel::measure(package, arguments.rounds)?),
+            None => say("left out: banger's own kernel; `cargo xtask kernel` builds it"),
+        }
     }
     if wants(What::Sizes) {
         numbers.extend(sizes::measure()?);

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use crate::environment::{BUSYBOX_IMAGE, Contents, Environment};
+use crate::other_kernel;
 
 /// The image that `vm run` takes by default.
 pub const DEFAULT_IMAGE: &str = "debian-bookworm";
@@ -150,9 +151,18 @@ fn kept(cache: &Path) -> Option<PathBuf> {
     states.into_iter().find(|state| state.is_dir() && !state.to_string_lossy().contains("staging"))
 }
 
-/// Finds the shared images and kernels; makes them where they are missing,
-/// which takes minutes the first time.
+/// Finds the shared images, and the default kernel or the one that the tests are
+/// to boot instead; makes them where they are missing, which takes minutes the
+/// first time.
 pub(crate) fn find() -> Result<Assets> {
+    let shared = shared()?;
+    match other_kernel::package() {
+        None => Ok(shared),
+        Some(package) => Ok(Assets { state: other_kernel::state(&shared.state, &package)? }),
+    }
+}
+
+fn shared() -> Result<Assets> {
     let cache = build_cache()?;
     std::fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
     let lock_path = cache.join("lock");

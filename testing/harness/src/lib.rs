@@ -12,6 +12,7 @@ mod assets;
 mod environment;
 mod invocation;
 mod leak;
+mod other_kernel;
 mod processes;
 mod qcow2;
 mod rootfs;
