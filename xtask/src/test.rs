@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::junit::{self, Case, Outcome};
 use crate::process::{cargo, find_program, must_succeed};
-use crate::{check, say};
+use crate::{check, kernel, say};
 
 /// The version that is installed where there is none.
 const NEXTEST: &str = "0.9.143";
@@ -44,16 +44,19 @@ enum Tier {
     Kernel,
     /// Real Linux guests
     Guest,
+    /// The same guests under banger's own kernel, which is built first; with --long or by name
+    OwnKernel,
 }
 
 impl Tier {
-    const ALL: [Self; 3] = [Self::Pure, Self::Kernel, Self::Guest];
+    const ALL: [Self; 4] = [Self::Pure, Self::Kernel, Self::Guest, Self::OwnKernel];
 
     fn name(self) -> &'static str {
         match self {
             Self::Pure => "pure",
             Self::Kernel => "kernel",
             Self::Guest => "guest",
+            Self::OwnKernel => "own-kernel",
         }
     }
 
@@ -62,7 +65,7 @@ impl Tier {
         match self {
             Self::Pure => "not package(banger-e2e)",
             Self::Kernel => "package(banger-e2e) and not test(/^guest::/)",
-            Self::Guest => "package(banger-e2e) and test(/^guest::/)",
+            Self::Guest | Self::OwnKernel => "package(banger-e2e) and test(/^guest::/)",
         }
     }
 }
@@ -214,7 +217,9 @@ impl Run<'_> {
             "pass",
         ]);
         command.args(["--profile", tier.name(), "--filterset", &filter]);
-        if self.options.long {
+        if tier == Tier::OwnKernel {
+            command.env("BANGER_TEST_KERNEL", kernel::ensure(kernel::jobs())?.package()?);
+        } else if self.options.long {
             command.args(["--run-ignored", "all"]);
             if tier == Tier::Guest {
                 command.env("BANGER_TEST_FAULT_BANGERD", build_with_fault_hooks(self.root)?);
@@ -302,7 +307,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut faults = Vec::new();
 
     let mut total = Count::default();
-    let tiers = if options.tier.is_empty() { Tier::ALL.to_vec() } else { options.tier.clone() };
+    let mut tiers = options.tier.clone();
+    if tiers.is_empty() {
+        tiers.extend(Tier::ALL.iter().filter(|tier| options.long || **tier != Tier::OwnKernel));
+    }
     say("building banger and bangerd");
     must_succeed(cargo().args([
         "build",
