@@ -1,7 +1,8 @@
 //! Calls to a guest's agent through the daemon, which passes the bytes on.
 
 use banger_agent_api::{
-    Call, MAX_REQUEST, MAX_RESPONSE, Outcome, Request, Response, read_message, write_message,
+    AgentError, Call, ErrorCode, MAX_REQUEST, MAX_RESPONSE, Outcome, Request, Response,
+    printable_excerpt, read_message, write_message,
 };
 use banger_daemon_api::routes;
 use banger_types::VmId;
@@ -10,6 +11,9 @@ use tokio::io::AsyncWriteExt;
 
 use crate::client::{Client, UpgradedStream};
 use crate::error::CliError;
+
+/// The most of a guest's message that is shown, in characters.
+const MESSAGE_LIMIT: usize = 500;
 
 /// Makes a call; returns its answer and the stream on which frames follow.
 pub async fn call<T: DeserializeOwned>(
@@ -31,6 +35,16 @@ pub async fn call<T: DeserializeOwned>(
         .map_err(|error| CliError::new("the guest's agent does not answer").because(&error))?;
     match response.outcome {
         Outcome::Ok(answer) => Ok((answer, stream)),
-        Outcome::Error(error) => Err(CliError::new("the guest's agent refuses").because(&error)),
+        Outcome::Error(error) => Err(refusal(&error)),
+    }
+}
+
+fn refusal(error: &AgentError) -> CliError {
+    let made = CliError::new(printable_excerpt(&error.to_string(), MESSAGE_LIMIT));
+    match error.code {
+        ErrorCode::NoSuchUser => {
+            made.hint("--user takes a name or a number of the machine's own /etc/passwd")
+        }
+        _ => made,
     }
 }

@@ -146,7 +146,7 @@ impl From<ApiError> for CliError {
             causes: error.causes.iter().map(|cause| printable(cause)).collect(),
             hints: error.hint.iter().map(|hint| printable(hint)).collect(),
             code: Some(error.code),
-            operation: error.op_id,
+            operation: error.op_id.filter(|_| !error.code.is_the_callers()),
         }
     }
 }

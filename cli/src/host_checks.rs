@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use banger_daemon_api::daemon::{Check, CheckStatus};
 
 use crate::daemon::DaemonBinary;
-use crate::{environment, table};
+use crate::{environment, subordinate_ids, table};
 
 /// Where administration tools are that a user's PATH may lack.
 const MORE_DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
@@ -26,7 +26,7 @@ pub fn run() -> Vec<Check> {
     checks.push(tool("apt-get", "kernel pull", "apt", CheckStatus::Warn));
     if !root {
         checks.push(tool("newuidmap", "image pull without root", "uidmap", CheckStatus::Warn));
-        checks.push(subordinate_ids());
+        checks.push(subordinate_id_ranges());
     }
     checks.extend(free_space());
     checks
@@ -113,36 +113,21 @@ fn find_program(program: &str) -> Option<PathBuf> {
         })
 }
 
-fn subordinate_ids() -> Check {
+fn subordinate_id_ranges() -> Check {
     let uid = nix::unistd::getuid();
     let name = nix::unistd::User::from_uid(uid)
         .ok()
         .flatten()
         .map_or_else(|| uid.to_string(), |user| user.name);
-    let has = |path: &str| {
-        fs::read_to_string(path).is_ok_and(|text| has_range(&text, &name, uid.as_raw()))
-    };
-    if has("/etc/subuid") && has("/etc/subgid") {
+    if subordinate_ids::missing_for(&name, uid.as_raw()).is_none() {
         return check("subordinate ids", CheckStatus::Pass, format!("{name} has a range"), None);
     }
     check(
         "subordinate ids",
         CheckStatus::Warn,
         format!("{name} has none; 'image pull' without root needs a range of 65536"),
-        Some(format!(
-            "as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}"
-        )),
+        Some(format!("as root: {}", subordinate_ids::command_for(&name))),
     )
-}
-
-/// Whether a line `name:first:count` of subuid(5) gives this user 65536 ids at least.
-fn has_range(text: &str, name: &str, uid: u32) -> bool {
-    text.lines().any(|line| {
-        let mut fields = line.split(':');
-        let owner = fields.next().unwrap_or_default();
-        let count = fields.nth(1).and_then(|count| count.trim().parse::<u64>().ok());
-        (owner == name || owner == uid.to_string()) && count.is_some_and(|count| count >= 65_536)
-    })
 }
 
 fn free_space() -> Vec<Check> {
@@ -179,15 +164,6 @@ mod tests {
         assert_eq!(parse_release("5.10.0"), Some((5, 10)));
         assert_eq!(parse_release("nonsense"), None);
         assert!((5, 10) >= LEAST_KERNEL && (4, 19) < LEAST_KERNEL);
-    }
-
-    #[test]
-    fn a_range_must_be_the_users_and_large_enough() {
-        let text = "alice:100000:65536\nbob:200000:1000\n1003:300000:65536\nbroken\n";
-        assert!(has_range(text, "alice", 1001));
-        assert!(!has_range(text, "bob", 1002));
-        assert!(has_range(text, "carol", 1003));
-        assert!(!has_range(text, "dave", 1004));
     }
 
     #[test]

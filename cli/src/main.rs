@@ -18,6 +18,7 @@ mod host_checks;
 mod interrupt;
 mod operation;
 mod progress;
+mod subordinate_ids;
 mod table;
 mod terminal;
 mod ui;

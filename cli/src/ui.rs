@@ -187,15 +187,18 @@ mod tests {
     #[test]
     fn errors_show_heading_causes_hints_and_the_log_id() {
         let mut api =
-            ApiError::new(ErrorCode::NotFound, "no VM is named \"bxo\"").hint("banger vm list");
-        api.causes.push("row missing".to_owned());
+            ApiError::new(ErrorCode::Timeout, "VM \"box\" does not end").hint("banger vm kill box");
+        api.causes.push("a deadline".to_owned());
         api.op_id = Some("op-0123456789abcdef".parse().unwrap());
-        insta::assert_snapshot!(render_error(&api.into(), false), @r#"
-        banger: error: no VM is named "bxo"
-          caused by: row missing
-        hint: banger vm list
+        insta::assert_snapshot!(render_error(&api.clone().into(), false), @r#"
+        banger: error: VM "box" does not end
+          caused by: a deadline
+        hint: banger vm kill box
         (op-0123456789abcdef in the daemon's log)
         "#);
+        // The log says no more of a user's mistake.
+        api.code = ErrorCode::NotFound;
+        assert!(!render_error(&api.into(), false).contains("log"));
     }
 
     #[test]

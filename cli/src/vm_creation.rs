@@ -218,7 +218,7 @@ mod tests {
         for (arguments, part) in [
             (["--vcpu", "0"], "the least is 1, the most 32"),
             (["--vcpu", "33"], "the least is 1, the most 32"),
-            (["--vcpu", "many"], "the least is 1, the most 32"),
+            (["--vcpu", "many"], "not a whole number from 1 to 32"),
             (["--memory", "64M"], "the least is 128M"),
             (["--memory", "lots"], "512M, 8G or 2GiB"),
             (["--disk-size", "1M"], "the least is 64M"),

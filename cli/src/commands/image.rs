@@ -70,7 +70,7 @@ pub struct PullArgs {
 /// Arguments of `banger image import`.
 #[derive(Args, Debug)]
 pub struct ImportArgs {
-    /// The tar: plain, gzip or zstd; - is standard input
+    /// The tar: plain, gzip, zstd or xz; - is standard input
     #[arg(value_name = "TAR")]
     path: PathBuf,
     /// The image's name [default: from the file's name]

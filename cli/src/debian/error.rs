@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
+use crate::subordinate_ids;
+
 /// A failure on the way to an image or a kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum DebianError {
@@ -107,9 +109,7 @@ impl DebianError {
             Self::Tool { package, .. } => format!("{root}apt-get install {package}"),
             Self::Keyring(_) => format!("{root}apt-get install debian-archive-keyring"),
             Self::SubordinateIds { user, .. } => {
-                format!(
-                    "{root}usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
-                )
+                format!("{root}{}", subordinate_ids::command_for(user))
             }
             Self::Namespaces(setting) => {
                 format!("{root}sysctl -w {setting}, or run this command as root")

@@ -15,6 +15,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
@@ -285,7 +286,7 @@ fn append_parents<W: Write>(
         if earlier.starts_with(directory) {
             continue;
         }
-        let mut header = header(tar::EntryType::Directory, 0o755, 0, 0);
+        let mut header = header(tar::EntryType::Directory, 0o755, 0, now());
         archive
             .append_data(&mut header, directory, io::empty())
             .map_err(|source| WorkspaceError::Pack { path: directory.to_owned(), source })?;
@@ -301,7 +302,7 @@ fn append<W: Write>(
     let packing = |source| WorkspaceError::Pack { path: path.to_owned(), source };
     match entry {
         Entry::Link(target) => {
-            let mut header = header(tar::EntryType::Symlink, 0o777, 0, 0);
+            let mut header = header(tar::EntryType::Symlink, 0o777, 0, now());
             // Byte for byte where it fits the header; append_link would tidy the target up.
             if header.set_link_name_literal(&target).is_ok() {
                 archive.append_data(&mut header, path, io::empty()).map_err(packing)?;
@@ -323,6 +324,12 @@ fn append<W: Write>(
             Ok(size)
         }
     }
+}
+
+/// The time of directories and links, which git does not keep and a checkout makes anew.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 fn header(kind: tar::EntryType, mode: u32, size: u64, modified: u64) -> tar::Header {

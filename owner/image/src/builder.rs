@@ -71,7 +71,7 @@ pub enum BuildError {
     #[error(transparent)]
     Archive(#[from] TarError),
     /// An entry has no place in the file system.
-    #[error("entry {entry}: {source}")]
+    #[error("entry {entry} has no place in the file system")]
     Entry {
         /// Its name, safe to show.
         entry: String,

@@ -147,7 +147,9 @@ fn bzimage() -> Vec<u8> {
     payload.extend(5_u32.to_le_bytes());
     payload.extend(block);
     payload.extend(4_u32.to_le_bytes());
-    image[0x24c..0x250].copy_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
+    image[0x24c..0x250].copy_from_slice(
+        &u32::try_from(payload.len()).expect("a payload of a few bytes").to_le_bytes(),
+    );
     image.extend(payload);
     image
 }

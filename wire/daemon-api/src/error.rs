@@ -77,6 +77,23 @@ impl ErrorCode {
         }
     }
 
+    /// Returns whether the message itself is all there is to know: the request was wrong, or what
+    /// it names is not there or not in that state. The daemon's log adds nothing.
+    #[must_use]
+    pub const fn is_the_callers(self) -> bool {
+        matches!(
+            self,
+            Self::BadParams
+                | Self::NotFound
+                | Self::Ambiguous
+                | Self::AlreadyExists
+                | Self::NotRunning
+                | Self::InUse
+                | Self::InsufficientResources
+                | Self::Cancelled
+        )
+    }
+
     /// Returns the HTTP status that carries this code.
     #[must_use]
     pub const fn http_status(self) -> u16 {

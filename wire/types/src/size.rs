@@ -18,6 +18,30 @@ pub enum SizeError {
         "write a whole number with an optional unit, as 512M, 8G or 2GiB (a bare number is MiB)"
     )]
     Syntax,
+    /// Not a multiple of what it must be a multiple of.
+    #[error("{given} is not a multiple of {unit}")]
+    Granularity {
+        /// What was given.
+        given: String,
+        /// What it must be a multiple of.
+        unit: &'static str,
+    },
+    /// Not a whole number.
+    #[error("{given:?} is not a whole number from {least} to {most}")]
+    Count {
+        /// What was given.
+        given: String,
+        /// The least allowed.
+        least: u8,
+        /// The most allowed.
+        most: u8,
+    },
+    /// More bytes than 64 bits can count.
+    #[error("{given} is too large")]
+    TooLarge {
+        /// What was given.
+        given: String,
+    },
     /// The unit is not known.
     #[error("unit {unit:?} is not known; use K, M, G or T, with B or iB if you like")]
     Unit {
@@ -72,7 +96,12 @@ impl FromStr for ByteSize {
         let text = text.trim();
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| SizeError::Syntax)?;
+        // A fraction, a sign or no number at all; what is left are numbers of any length.
+        if digits == 0 || unit.starts_with(['.', ',']) {
+            return Err(SizeError::Syntax);
+        }
+        let too_large = || SizeError::TooLarge { given: text.to_owned() };
+        let number: u64 = number.parse().map_err(|_| too_large())?;
         let factor = match unit.to_ascii_uppercase().as_str() {
             "" | "M" | "MB" | "MIB" => MIB,
             "K" | "KB" | "KIB" => KIB,
@@ -80,7 +109,7 @@ impl FromStr for ByteSize {
             "T" | "TB" | "TIB" => TIB,
             _ => return Err(SizeError::Unit { unit: unit.to_owned() }),
         };
-        number.checked_mul(factor).map(Self).ok_or(SizeError::Syntax)
+        number.checked_mul(factor).map(Self).ok_or_else(too_large)
     }
 }
 
@@ -137,7 +166,7 @@ impl TryFrom<ByteSize> for DiskSize {
             return Err(out_of_range(size, Self::LEAST, Self::MOST));
         }
         if !size.bytes().is_multiple_of(4096) {
-            return Err(SizeError::Syntax);
+            return Err(SizeError::Granularity { given: size.to_string(), unit: "4K" });
         }
         Ok(Self(size))
     }
@@ -222,7 +251,7 @@ impl FromStr for MemoryMib {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let size: ByteSize = text.parse()?;
         if !size.bytes().is_multiple_of(MIB) {
-            return Err(SizeError::Syntax);
+            return Err(SizeError::Granularity { given: size.to_string(), unit: "1M" });
         }
         u32::try_from(size.bytes() / MIB).unwrap_or(u32::MAX).try_into()
     }
@@ -272,7 +301,9 @@ impl FromStr for VcpuCount {
     type Err = SizeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let count: u64 = text.trim().parse().map_err(|_| out_of_range(text, 1, Self::MOST))?;
+        let not_a_count =
+            || SizeError::Count { given: text.to_owned(), least: 1, most: Self::MOST };
+        let count: u64 = text.trim().parse().map_err(|_| not_a_count())?;
         u8::try_from(count).map_err(|_| out_of_range(count, 1, Self::MOST))?.try_into()
     }
 }
@@ -318,6 +349,25 @@ mod tests {
         assert!("33".parse::<VcpuCount>().is_err());
         assert!("-1".parse::<VcpuCount>().is_err());
         assert!(serde_json::from_str::<VcpuCount>("0").is_err());
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_wrong() {
+        for (text, part) in [
+            ("1.5G", "whole number"),
+            ("G", "whole number"),
+            ("8X", "\"X\" is not known"),
+            ("1K", "1K is not a multiple of 1M"),
+            ("99999999999999999999", "too large"),
+            ("99999999T", "too large"),
+            ("1000T", "out of range"),
+        ] {
+            let error = text.parse::<MemoryMib>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        assert!("65537K".parse::<DiskSize>().unwrap_err().to_string().contains("4K"));
+        let error = "many".parse::<VcpuCount>().unwrap_err().to_string();
+        assert_eq!(error, "\"many\" is not a whole number from 1 to 32");
     }
 
     proptest::proptest! {
