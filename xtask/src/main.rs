@@ -10,6 +10,7 @@ mod dep_direction;
 mod docs;
 mod junit;
 mod kernel;
+mod kvm_host;
 mod layout;
 mod process;
 mod test;
@@ -45,6 +46,10 @@ enum Task {
     Bench(bench::Options),
     /// Build banger's own guest kernel from Debian's source (10 to 25 minutes, once)
     Kernel(kernel::Options),
+    /// Run the KVM host: build, boot, run, test, shell, stop, clean
+    KvmHost(kvm_host::Options),
+    /// Fetch the real firecracker and jailer for tests; prints their folder
+    VmmBinaries,
     /// Run the tests, tier by tier, and count them against testing/floors.toml
     Test(test::Options),
 }
@@ -62,20 +67,23 @@ pub(crate) fn root() -> Result<PathBuf> {
     manifest.parent().map(PathBuf::from).context("xtask lies in the root of the repository")
 }
 
-fn run() -> Result<()> {
+fn run() -> Result<ExitCode> {
     match Arguments::parse().task {
+        Task::KvmHost(options) => return kvm_host::run(&options),
+        Task::VmmBinaries => return kvm_host::vmm_binaries(),
         Task::Check => check::run(),
         Task::DepDirection { manifest_path } => dep_direction::run(manifest_path.as_deref()),
         Task::Docs => docs::run(),
         Task::Bench(options) => bench::run(&options),
         Task::Kernel(options) => kernel::run(&options),
         Task::Test(options) => test::run(&options),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn main() -> ExitCode {
     match run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr().lock(), "xtask: {error:#}");
             ExitCode::FAILURE

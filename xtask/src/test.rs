@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::junit::{self, Case, Outcome};
 use crate::process::{cargo, find_program, must_succeed};
-use crate::{check, kernel, say};
+use crate::{check, kernel, kvm_host, say};
 
 /// The version that is installed where there is none.
 const NEXTEST: &str = "0.9.143";
@@ -44,18 +44,32 @@ enum Tier {
     Kernel,
     /// Real Linux guests
     Guest,
+    /// Inside the KVM host: systemd, device-mapper, jailed Firecracker guests; without --filter, or
+    /// by name with a part of a test's name as its filter
+    KvmHost,
     /// The same guests under banger's own kernel, which is built first; with --long or by name
     OwnKernel,
 }
 
 impl Tier {
-    const ALL: [Self; 4] = [Self::Pure, Self::Kernel, Self::Guest, Self::OwnKernel];
+    const ALL: [Self; 5] = [Self::Pure, Self::Kernel, Self::Guest, Self::KvmHost, Self::OwnKernel];
+
+    /// Whether a run takes the tier in that names none.
+    fn is_default(self, options: &Options) -> bool {
+        match self {
+            Self::OwnKernel => options.long,
+            // Its tests are not nextest's, and neither is its filter.
+            Self::KvmHost => options.filter.is_none(),
+            Self::Pure | Self::Kernel | Self::Guest => true,
+        }
+    }
 
     fn name(self) -> &'static str {
         match self {
             Self::Pure => "pure",
             Self::Kernel => "kernel",
             Self::Guest => "guest",
+            Self::KvmHost => "kvm-host",
             Self::OwnKernel => "own-kernel",
         }
     }
@@ -63,7 +77,8 @@ impl Tier {
     /// The nextest filter that selects the tier; `testing/e2e` has a module each.
     fn filter(self) -> &'static str {
         match self {
-            Self::Pure => "not package(banger-e2e)",
+            Self::Pure => "not package(banger-e2e) and not binary_id(banger-kvm-host::inside)",
+            Self::KvmHost => "binary_id(banger-kvm-host::inside)",
             Self::Kernel => "package(banger-e2e) and not test(/^guest::/)",
             Self::Guest | Self::OwnKernel => "package(banger-e2e) and test(/^guest::/)",
         }
@@ -197,6 +212,9 @@ impl Run<'_> {
     fn tier(&self, tier: Tier) -> Result<Vec<Case>> {
         let report = self.root.join("target/nextest").join(tier.name()).join("junit.xml");
         let _ = std::fs::remove_file(&report);
+        if tier == Tier::KvmHost {
+            return kvm_host::tests(&report, self.options.filter.as_deref());
+        }
         let mut command = cargo();
         if let Some(tools) = &self.tools {
             let path = std::env::var_os("PATH").unwrap_or_default();
@@ -251,8 +269,10 @@ impl Run<'_> {
         }
         let count = Count::of(cases);
         let executed = count.passed + count.failed;
+        // A machine that cannot have a KVM host has said so above.
+        let is_elsewhere = tier == Tier::KvmHost && executed == 0 && count.skipped > 0;
         let floor = floors.of(tier, self.is_root);
-        if self.options.filter.is_none() && executed < floor {
+        if self.options.filter.is_none() && !is_elsewhere && executed < floor {
             faults.push(format!(
                 "tier {} executed {executed} tests, its floor is {floor}",
                 tier.name()
@@ -309,7 +329,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut total = Count::default();
     let mut tiers = options.tier.clone();
     if tiers.is_empty() {
-        tiers.extend(Tier::ALL.iter().filter(|tier| options.long || **tier != Tier::OwnKernel));
+        tiers.extend(Tier::ALL.iter().filter(|tier| tier.is_default(options)));
     }
     say("building banger and bangerd");
     must_succeed(cargo().args([

@@ -24,18 +24,34 @@ pub fn build(cache: &Cache) -> Result<Machine> {
     Machine::prepare(cache, &lock)
 }
 
+/// Returns the files that machines are made of: the kernel and the initrd serve nested guests too.
+pub fn parts(cache: &Cache) -> Result<crate::qemu::Parts> {
+    let lock = cache.lock()?;
+    Ok(Machine::prepare(cache, &lock)?.parts)
+}
+
+/// Returns the machine that runs, whatever it is made of; starts one if none does.
+pub async fn find_or_boot(cache: &Cache) -> Result<Kept> {
+    let kept = Kept::of(cache);
+    if kept.info().await.is_some() { Ok(kept) } else { boot(cache).await }
+}
+
 /// Makes sure that the machine of today's inputs runs, and returns it.
 pub async fn boot(cache: &Cache) -> Result<Kept> {
     let started = Instant::now();
     let lock = cache.lock()?;
     let machine = Machine::prepare(cache, &lock)?;
     let kept = Kept::of(cache);
-    match kept.key().await {
-        Some(key) if key == machine.key => return Ok(kept),
-        Some(_) => {
+    match kept.info().await {
+        Some((key, _)) if key == machine.key => return Ok(kept),
+        Some((_, 0)) => {
             note("the running KVM host is made of older parts; stopping it");
             kept.stop().await?;
         }
+        Some((_, users)) => bail!(
+            "the running KVM host is made of older parts, and {users} commands run in it; \
+             end it with: cargo xtask kvm-host stop"
+        ),
         None => {}
     }
     // A keeper that was killed left its folder; one that is ending is waited for.

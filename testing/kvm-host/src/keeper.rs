@@ -8,7 +8,7 @@
 //! | line | then |
 //! |---|---|
 //! | `stream` | the bytes of a stream to the guest agent |
-//! | `info` | the rest of the answer is the machine's key |
+//! | `info` | the rest of the answer is the machine's key and how many streams are open |
 //! | `stop` | the answer comes when the machine is gone and its folder is removed |
 //!
 //! The keeper ends with its machine, when it is told to, and when nobody has used it for long. QEMU
@@ -161,13 +161,8 @@ async fn serve(
                 let (channel, key) = (Arc::clone(channel), key.to_owned());
                 let (usage, ask) = (Arc::clone(&usage), ask.clone());
                 tokio::spawn(async move {
-                    usage.send_modify(|usage| usage.users += 1);
                     // A client that breaks off is its own affair.
-                    let _ = answer(stream, &channel, &key, &ask).await;
-                    usage.send_modify(|usage| {
-                        usage.users -= 1;
-                        usage.since = Instant::now();
-                    });
+                    let _ = answer(stream, &channel, &key, &usage, &ask).await;
                 });
             }
             _ = clock.tick() => {
@@ -184,18 +179,27 @@ async fn answer(
     mut stream: UnixStream,
     channel: &SerialChannel,
     key: &str,
+    usage: &watch::Sender<Use>,
     ask: &mpsc::Sender<UnixStream>,
 ) -> Result<()> {
     let line = read_line(&mut stream).await?;
     match line.as_str() {
         "stream" => match channel.open().await {
             Ok(mut guest) => {
-                stream.write_all(b"ok\n").await?;
-                tokio::io::copy_bidirectional(&mut stream, &mut guest).await?;
+                usage.send_modify(|usage| usage.users += 1);
+                let _ = stream.write_all(b"ok\n").await;
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut guest).await;
+                usage.send_modify(|usage| {
+                    usage.users -= 1;
+                    usage.since = Instant::now();
+                });
             }
             Err(error) => stream.write_all(format!("error {error}\n").as_bytes()).await?,
         },
-        "info" => stream.write_all(format!("ok {key}\n").as_bytes()).await?,
+        "info" => {
+            let users = usage.borrow().users;
+            stream.write_all(format!("ok {key} {users}\n").as_bytes()).await?;
+        }
         "stop" => ask.send(stream).await?,
         _ => stream.write_all(b"error no such request\n").await?,
     }
@@ -239,14 +243,16 @@ impl Kept {
         }
     }
 
-    /// Returns the running machine's key; `None` if none runs.
-    pub async fn key(&self) -> Option<String> {
-        self.request("info").await.ok().map(|(_, key)| key)
+    /// Returns the running machine's key and how many streams are open; `None` if none runs.
+    pub async fn info(&self) -> Option<(String, usize)> {
+        let (_, words) = self.request("info").await.ok()?;
+        let (key, users) = words.split_once(' ')?;
+        Some((key.to_owned(), users.parse().ok()?))
     }
 
     /// Ends the machine; false if none ran.
     pub async fn stop(&self) -> Result<bool> {
-        if self.key().await.is_none() {
+        if self.info().await.is_none() {
             return Ok(false);
         }
         match self.request("stop").await {

@@ -21,7 +21,7 @@ pub mod inventory;
 pub mod keeper;
 pub mod machine;
 mod monitor;
-mod qemu;
+pub mod qemu;
 pub mod saved_state;
 pub mod session;
 pub mod suite;

@@ -66,7 +66,7 @@ async fn run(action: Action) -> Result<ExitCode> {
             host::boot(&cache).await?;
         }
         Action::Run { put, get, user, command } => {
-            let client = host::boot(&cache).await?.client();
+            let client = host::find_or_boot(&cache).await?.client();
             session::put(&client, &put).await?;
             let command = session::Command::new(command)?.user(user.as_deref())?;
             let status = command.run(&client).await?;
@@ -77,7 +77,7 @@ async fn run(action: Action) -> Result<ExitCode> {
         }
         Action::Test(options) => return suite::run(&cache, &options).await,
         Action::Shell => {
-            let client = host::boot(&cache).await?.client();
+            let client = host::find_or_boot(&cache).await?.client();
             let status = session::Command::new(["/bin/bash", "-l"])?.terminal(&client).await?;
             return Ok(ExitCode::from(status.shell_code()));
         }

@@ -1,20 +1,275 @@
-//! This tier's tests.
+//! This tier's tests: built here, run in the machine, one by one.
+//!
+//! The tests are ordinary ones in `tests/inside.rs`; the test program and what it needs (the VMM
+//! binaries, a kernel and an initrd for nested guests) are sent to `/data`. The report has the form
+//! of nextest's, which `cargo xtask test` reads for every tier.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use banger_agent_api::ExitStatus;
+use banger_guest_client::AgentClient;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Key};
+use crate::host_image;
+use crate::inventory::Inventory;
+use crate::session::{Command, Put, put};
+use crate::{host, note, vmm_binaries};
+
+/// The test program's name in `tests/`.
+const PROGRAM: &str = "inside";
+/// Where everything is sent.
+const FOLDER: &str = "/data";
+/// Tells what was sent last, so that it is not sent again.
+const MARK: &str = "/data/.sent";
+/// Set in the machine; the tests skip themselves where it is missing.
+pub const INSIDE: &str = "BANGER_KVM_HOST";
+/// How long a test may take whose name begins so; the first that fits. Five to ten times what it
+/// takes on a quiet machine: nested guests run under two translators.
+const LIMITS: [(&str, Duration); 2] =
+    [("nested::", Duration::from_secs(300)), ("", Duration::from_secs(90))];
 
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Only tests whose name contains this
     filter: Option<String>,
+    /// Write a JUnit report
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
-/// Runs the tests.
-#[expect(clippy::unused_async, reason = "to come")]
-pub async fn run(_cache: &Cache, options: &Options) -> Result<ExitCode> {
-    let _ = &options.filter;
-    Ok(ExitCode::SUCCESS)
+/// How a test went.
+#[derive(Debug)]
+struct Case {
+    name: String,
+    seconds: f64,
+    output: String,
+    /// Why it failed, if it did.
+    failure: Option<String>,
+}
+
+/// Runs the tests; where this machine cannot have a KVM host, says so and runs none.
+pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
+    if let Some(reason) = host_image::impossible() {
+        let output = format!("SKIP: kvm-host: {reason}\n");
+        say(output.trim_end());
+        let case = Case { name: "machine".to_owned(), seconds: 0.0, output, failure: None };
+        report(options.report.as_deref(), &[case])?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let binaries = vmm_binaries::ensure()?;
+    let program = build()?;
+    let names = names(&program, options.filter.as_deref())?;
+    ensure!(!names.is_empty(), "no test of the KVM host has such a name");
+    let client = host::boot(cache).await?.client();
+    send(cache, &client, &program, &binaries).await?;
+    let mut cases = Vec::new();
+    let mut before = Inventory::take(&client).await?;
+    for name in &names {
+        let (case, after) = one(&client, name, &before).await?;
+        before = after;
+        tell(&case);
+        cases.push(case);
+    }
+    report(options.report.as_deref(), &cases)?;
+    let failed = cases.iter().filter(|case| case.failure.is_some()).count();
+    say(format_args!("kvm-host: {} passed, {failed} failed", cases.len() - failed));
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn say(line: impl std::fmt::Display) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
+
+fn tell(case: &Case) {
+    let verdict = if case.failure.is_some() { "FAIL" } else { "PASS" };
+    say(format_args!("{verdict} [{:>7.3}s] {}", case.seconds, case.name));
+    if let Some(failure) = &case.failure {
+        say(format_args!("{}\n{failure}", case.output.trim_end()));
+    }
+}
+
+/// Builds the test program and returns its path.
+fn build() -> Result<PathBuf> {
+    let mut command =
+        std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["test", "--no-run", "--quiet", "--locked", "--package", "banger-kvm-host"]);
+    command.args(["--test", PROGRAM, "--message-format", "json"]);
+    command.current_dir(banger_harness::repository());
+    command.stderr(std::process::Stdio::inherit());
+    let output = command.output().context("run cargo")?;
+    ensure!(output.status.success(), "the KVM host's tests do not build: {}", output.status);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let built = text.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"] == PROGRAM)
+            .then(|| message["executable"].as_str().map(PathBuf::from))
+            .flatten()
+    });
+    built.context("cargo did not say where it built the KVM host's tests")
+}
+
+/// The names of the tests; the program runs here only to tell them.
+fn names(program: &Path, filter: Option<&str>) -> Result<Vec<String>> {
+    let output = std::process::Command::new(program)
+        .args(["--list", "--format", "terse"])
+        .output()
+        .with_context(|| format!("run {}", program.display()))?;
+    ensure!(output.status.success(), "the KVM host's tests cannot be listed");
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .filter(|name| filter.is_none_or(|filter| name.contains(filter)))
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Sends what is not there yet.
+async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Path) -> Result<()> {
+    let machine = host::parts(cache)?;
+    let stripped = tempfile::tempdir().context("make a folder")?;
+    let own = strip(program, stripped.path())?;
+    let mut files = vec![own, binaries.join("firecracker"), binaries.join("jailer")];
+    files.extend([machine.vmlinux, machine.initrd]);
+    // The initrd's name tells its content; in the machine it has one name.
+    let initrd = stripped.path().join("initrd");
+    std::fs::copy(files.pop().context("an initrd")?, &initrd).context("copy the initrd")?;
+    files.push(initrd);
+    let mut key = Key::default();
+    for file in &files {
+        key = key.with(std::fs::read(file).with_context(|| format!("read {}", file.display()))?);
+    }
+    let key = key.name();
+    let patience = Duration::from_secs(60);
+    let (mark, _) = Command::new(["/bin/cat", MARK])?.collect(client, patience).await?;
+    if String::from_utf8_lossy(&mark).trim() == key {
+        return Ok(());
+    }
+    let started = Instant::now();
+    let marked = stripped.path().join(".sent");
+    std::fs::write(&marked, &key).context("write a mark")?;
+    files.push(marked);
+    let files: Vec<Put> =
+        files.into_iter().map(|local| Put { local, remote: FOLDER.to_owned() }).collect();
+    put(client, &files).await?;
+    note(format_args!("sent the tests in {:.1} s", started.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+/// Copies the program without what only a debugger reads, if the tool for that is here.
+fn strip(program: &Path, folder: &Path) -> Result<PathBuf> {
+    let path = folder.join(PROGRAM);
+    let stripped = std::process::Command::new("strip")
+        .arg("--strip-debug")
+        .arg("-o")
+        .arg(&path)
+        .arg(program)
+        .output();
+    if !stripped.is_ok_and(|output| output.status.success()) {
+        std::fs::copy(program, &path).context("copy the test program")?;
+    }
+    Ok(path)
+}
+
+/// Runs one test and looks at what it left.
+async fn one(client: &AgentClient, name: &str, before: &Inventory) -> Result<(Case, Inventory)> {
+    let limit = LIMITS.iter().find(|(prefix, _)| name.starts_with(prefix));
+    let limit = limit.map_or(Duration::from_secs(90), |(_, limit)| *limit);
+    let started = Instant::now();
+    let command = Command::new([&format!("{FOLDER}/{PROGRAM}"), "--exact", name, "--nocapture"])?
+        .folder(FOLDER)?
+        .variable(INSIDE, FOLDER)?
+        .variable("RUST_BACKTRACE", "1")?;
+    let (output, status) = command.collect(client, limit).await?;
+    let seconds = started.elapsed().as_secs_f64();
+    let mut failure = match status {
+        None => Some(format!("it took longer than {} s", limit.as_secs())),
+        Some(ExitStatus::Code(0)) => None,
+        Some(status) => Some(format!("it ended with {status:?}")),
+    };
+    let (left, after) = before.leftovers(client).await?;
+    if !left.is_empty() {
+        let words = format!("it left behind:\n  {}", left.join("\n  "));
+        failure = Some(failure.map_or_else(|| words.clone(), |failure| failure + "\n" + &words));
+    }
+    let output = String::from_utf8_lossy(&output).into_owned();
+    Ok((Case { name: name.to_owned(), seconds, output, failure }, after))
+}
+
+/// Writes a JUnit report in the form of nextest's.
+fn report(path: Option<&Path>, cases: &[Case]) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let mut text = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n");
+    text.push_str("  <testsuite name=\"banger-kvm-host::inside\">\n");
+    for case in cases {
+        let (name, output) = (escaped(&case.name), escaped(&case.output));
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "    <testcase name=\"{name}\" classname=\"banger-kvm-host::inside\" time=\"{:.3}\">",
+            case.seconds
+        );
+        if let Some(failure) = &case.failure {
+            let _ = writeln!(text, "      <failure>{}</failure>", escaped(failure));
+        }
+        let _ = writeln!(text, "      <system-out>{output}</system-out>\n    </testcase>");
+    }
+    text.push_str("  </testsuite>\n</testsuites>\n");
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
+    std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
+}
+
+/// Text for XML: no markup, no control characters.
+fn escaped(text: &str) -> String {
+    let mut result = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => result.push_str("&amp;"),
+            '<' => result.push_str("&lt;"),
+            '>' => result.push_str("&gt;"),
+            '"' => result.push_str("&quot;"),
+            '\n' | '\t' => result.push(character),
+            other if other.is_control() => {}
+            other => result.push(other),
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_holds_no_markup_of_a_test() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/junit.xml");
+        let case = |name: &str, failure: Option<&str>| Case {
+            name: name.to_owned(),
+            seconds: 1.0,
+            output: "</system-out>\u{1b}[1m & \"x\"".to_owned(),
+            failure: failure.map(str::to_owned),
+        };
+        report(Some(&path), &[case("a::b", None), case("c", Some("<failure"))]).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.matches("<testcase ").count(), 2);
+        assert_eq!(text.matches("<failure").count(), 1);
+        assert_eq!(text.matches("</system-out>").count(), 2);
+        assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn every_test_has_a_limit() {
+        assert_eq!(LIMITS.last().map(|(prefix, _)| *prefix), Some(""));
+    }
 }

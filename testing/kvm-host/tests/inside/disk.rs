@@ -1,0 +1,92 @@
+//! Disks for tests: files, loop devices, snapshots over both.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use banger_privileged_sys::device_mapper::{DeviceMapper, DeviceNumber, DmName, Target};
+use banger_privileged_sys::loop_device::LoopDevice;
+
+use crate::tool::run;
+
+/// A file of `bytes` zeros that takes no space.
+pub(crate) fn sparse(path: &Path, bytes: u64) -> File {
+    let file = File::options().read(true).write(true).create_new(true).open(path).expect("a file");
+    file.set_len(bytes).expect("room for a file");
+    file
+}
+
+/// A root file system of nothing but a busybox.
+pub(crate) fn busybox_root(folder: &Path, uuid: &str) -> PathBuf {
+    let tree = folder.join("tree");
+    for name in ["bin", "dev", "proc", "sys", "run", "root", "etc", "tmp"] {
+        std::fs::create_dir_all(tree.join(name)).expect("a folder");
+    }
+    std::fs::copy("/bin/busybox", tree.join("bin/busybox")).expect("a busybox");
+    let path = folder.join("root.ext4");
+    sparse(&path, 64 << 20);
+    let tree = tree.to_str().expect("a path that is text");
+    let image = path.to_str().expect("a path that is text");
+    run("mke2fs", ["-q", "-F", "-t", "ext4", "-U", uuid, "-d", tree, image]);
+    path
+}
+
+/// A copy-on-write disk over a file: what is written to it goes to another file.
+pub(crate) struct Snapshot {
+    pub(crate) mapper: DeviceMapper,
+    pub(crate) name: DmName,
+    pub(crate) number: DeviceNumber,
+    // They end after the device that uses them.
+    _base: LoopDevice,
+    _changes: LoopDevice,
+}
+
+impl Snapshot {
+    /// Makes the device; `changes` may hold what an earlier snapshot of the same base wrote.
+    pub(crate) fn make(name: &str, base: &Path, changes: &Path) -> Self {
+        let open = |path: &Path, write| {
+            File::options().read(true).write(write).open(path).expect("a file for a disk")
+        };
+        let sectors = base.metadata().expect("a base").len() / 512;
+        let base = LoopDevice::attach(&open(base, false), true).expect("a loop device");
+        let changes = LoopDevice::attach(&open(changes, true), false).expect("a loop device");
+        let mapper = DeviceMapper::open().expect("the device-mapper");
+        let name: DmName = name.parse().expect("a name");
+        let number = mapper.create(&name).expect("a new device");
+        // Persistent, in chunks of 8 sectors (Documentation/admin-guide/device-mapper/snapshot.rst).
+        let parameters = format!("{} {} P 8", base.path().display(), changes.path().display());
+        let table = [Target { start: 0, length: sectors, kind: "snapshot".to_owned(), parameters }];
+        mapper.load(&name, &table, false).expect("a table");
+        mapper.resume(&name).expect("a live device");
+        Self { mapper, name, number, _base: base, _changes: changes }
+    }
+
+    pub(crate) fn device(&self) -> File {
+        File::options().read(true).write(true).open(self.number.path()).expect("the device's node")
+    }
+
+    /// Used and all sectors of the file for changes, as the target tells.
+    pub(crate) fn usage(&self) -> (u64, u64) {
+        let status = self.mapper.status(&self.name).expect("a status");
+        let words = &status.first().expect("one target").parameters;
+        let numbers = words.split_whitespace().next().expect("a first word");
+        let (used, all) = numbers.split_once('/').unwrap_or_else(|| panic!("status {words:?}"));
+        (used.parse().expect("a number"), all.parse().expect("a number"))
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        if let Err(error) = self.mapper.remove(&self.name) {
+            // A panic while another unwinds would hide that one.
+            assert!(std::thread::panicking(), "remove {}: {error:?}", self.name);
+        }
+    }
+}
+
+/// Reads a piece of a device past the page cache of whoever wrote it.
+pub(crate) fn read_at(file: &File, offset: u64) -> Vec<u8> {
+    let mut piece = vec![0; 4096];
+    file.read_exact_at(&mut piece, offset).expect("read a piece");
+    piece
+}

@@ -1,0 +1,32 @@
+//! The tests of the KVM host tier, run one by one inside the machine by
+//! `cargo xtask kvm-host test`. Elsewhere each of them skips itself.
+//!
+//! They panic like tests, and leave nothing behind: the runner compares.
+#![forbid(unsafe_code)]
+
+mod device_mapper;
+mod disk;
+mod dns;
+mod firecracker;
+mod machine;
+mod nested;
+mod tool;
+
+use std::path::PathBuf;
+
+/// The machine, known to be the right one.
+pub(crate) struct Inside {
+    /// What was sent: firecracker, jailer, vmlinux, initrd.
+    pub(crate) data: PathBuf,
+}
+
+impl Inside {
+    /// Where the test runs; `None`, with a word, where it does not run in the KVM host.
+    pub(crate) fn get() -> Option<Self> {
+        let data = std::env::var_os("BANGER_KVM_HOST");
+        if data.is_none() {
+            banger_harness::skip("kvm-host", "runs in the machine of cargo xtask kvm-host test");
+        }
+        data.map(|data| Self { data: data.into() })
+    }
+}

@@ -1,0 +1,71 @@
+//! `cargo xtask kvm-host`: builds and starts the program that runs the KVM host.
+//!
+//! That is a crate of its own, `testing/kvm-host`, because it is linked with the product's image
+//! builder and its client of the guest agent, and this crate is not.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::junit::{self, Case, Outcome};
+use crate::process::{cargo, must_succeed};
+
+/// What to do; `testing/kvm-host` knows the words.
+#[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Options {
+    /// build, boot, run, test, shell, stop, clean or --help
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<OsString>,
+}
+
+/// Builds the program with what it puts into the machine, and returns a run of it.
+pub(crate) fn program() -> Result<Command> {
+    // `banger` pulls the kernel that the tests share, and the daemon's build makes the agent.
+    let packages = ["--package", "banger-cli", "--package", "banger-daemon"];
+    must_succeed(
+        cargo()
+            .args(["build", "--quiet", "--locked"])
+            .args(packages)
+            .args(["--package", "banger-kvm-host"]),
+    )?;
+    let folder = std::env::current_exe().context("find this program")?;
+    let folder = folder.parent().context("a program lies in a folder")?;
+    let mut command = Command::new(folder.join("banger-kvm-host"));
+    // It builds tests with the same cargo.
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        command.env("CARGO", cargo);
+    }
+    Ok(command)
+}
+
+/// Runs the program with these words; its exit code is passed on.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    pass_on(program()?.args(&options.words))
+}
+
+/// Runs `cargo xtask vmm-binaries`.
+pub(crate) fn vmm_binaries() -> Result<ExitCode> {
+    pass_on(program()?.arg("vmm-binaries"))
+}
+
+/// Runs the tests of this tier and returns how each went, as their report tells.
+pub(crate) fn tests(report: &Path, filter: Option<&str>) -> Result<Vec<Case>> {
+    let mut command = program()?;
+    command.arg("test").arg("--report").arg(report).args(filter);
+    let status = command.stdin(Stdio::null()).status().context("run banger-kvm-host")?;
+    let cases = junit::cases(&std::fs::read_to_string(report).unwrap_or_default());
+    let failed = cases.iter().any(|case| case.outcome == Outcome::Failed);
+    if !status.success() && !failed {
+        bail!("the KVM host failed before it had run its tests: {status}");
+    }
+    Ok(cases)
+}
+
+fn pass_on(command: &mut Command) -> Result<ExitCode> {
+    let status = command.stdin(Stdio::inherit()).status().context("run banger-kvm-host")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
