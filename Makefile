@@ -8,7 +8,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-long check bench bench-record clean clean-images
+.PHONY: help setup setup-test setup-kernel build demo test test-long check bench bench-record clean clean-images
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -19,6 +19,9 @@ setup: ## install the Debian packages that are missing
 setup-test:
 	@scripts/setup test
 
+setup-kernel:
+	@scripts/setup kernel
+
 build: setup ## build banger and bangerd into target/release
 	$(CARGO) build --locked --release --package banger-cli --package banger-daemon
 
@@ -28,7 +31,7 @@ demo: build ## boot a guest and run a sample repository's `make test` in it
 test: setup-test ## run every test that this machine can run (under 45 minutes on 2 cores)
 	@$(CARGO) xtask test
 
-test-long: setup-test ## the tests that are too long for every change
+test-long: setup-kernel ## the tests that are too long for every change
 	@$(CARGO) xtask test --long
 
 check: setup-test ## format, lints, documentation and layout rules, without running tests

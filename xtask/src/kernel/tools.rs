@@ -34,8 +34,8 @@ pub(super) fn check() -> Result<()> {
     let missing: Vec<_> = programs.chain(headers).map(|(_, package)| *package).collect();
     if !missing.is_empty() {
         bail!(
-            "building a kernel needs Debian packages that are missing; run as root, then try \
-             again: apt-get install -y --no-install-recommends {}",
+            "building a kernel needs Debian packages that are missing; run `scripts/setup kernel`, \
+             or as root: apt-get install -y --no-install-recommends {}",
             missing.join(" ")
         );
     }
