@@ -39,6 +39,8 @@ use crate::{agent, environment};
 const QUEUE: usize = 8;
 /// A second Ctrl-C this soon ends the client.
 const INSISTENCE: Duration = Duration::from_secs(2);
+/// How long the daemon may take to record the end of a machine.
+const END_DEADLINE: Duration = Duration::from_secs(2);
 /// What is said of a connection that ended before its command.
 const LOST: &str = "the connection to the machine broke off";
 
@@ -301,7 +303,15 @@ async fn explain_lost(client: &Client, vm: &VmId, error: CliError) -> CliError {
     if error.message != LOST {
         return error;
     }
-    match client.get::<Vm>(&routes::vm(&vm.into(), "")).await {
+    let path = routes::vm(&vm.into(), "");
+    let mut now = client.get::<Vm>(&path).await;
+    let deadline = Instant::now() + END_DEADLINE;
+    // The connection of a machine that dies ends before its death is noticed and recorded.
+    while matches!(&now, Ok(vm) if vm.state == VmState::Running) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        now = client.get::<Vm>(&path).await;
+    }
+    match now {
         Err(ClientError::Api(_)) => CliError::new("the machine was deleted while the command ran"),
         Err(_) => {
             CliError::new("bangerd ended while the command ran, so the command was ended too")

@@ -340,7 +340,13 @@ impl Engine {
             created_at: record.created_at,
             updated_at: record.updated_at,
             console_log: self.files(&record.id).console_log().display().to_string(),
-            notes: record.notes.clone(),
+            notes: {
+                let mut notes = record.notes.clone();
+                if let Some(why) = view.process.as_ref().and_then(|process| process.stall()) {
+                    notes.insert("held".to_owned(), why.to_owned());
+                }
+                notes
+            },
         }
     }
 

@@ -90,16 +90,23 @@ const fn build_code(error: &BuildError) -> ErrorCode {
 
 /// There is no such image.
 pub fn no_image(name: &ImageName) -> ApiError {
-    ApiError::new(ErrorCode::NotFound, format!("there is no image {name}")).hint(format!(
-        "`banger image list` shows the images, `banger image pull {name}` fetches this one"
-    ))
+    ApiError::new(ErrorCode::NotFound, format!("there is no image {name}"))
+        .hint(where_to_look("image", name.as_str()))
 }
 
 /// There is no such kernel.
 pub fn no_kernel(name: &KernelName) -> ApiError {
-    ApiError::new(ErrorCode::NotFound, format!("there is no kernel {name}")).hint(format!(
-        "`banger kernel list` shows the kernels, `banger kernel pull {name}` fetches this one"
-    ))
+    ApiError::new(ErrorCode::NotFound, format!("there is no kernel {name}"))
+        .hint(where_to_look("kernel", name.as_str()))
+}
+
+/// Only what has Debian's name can be pulled.
+fn where_to_look(what: &str, name: &str) -> String {
+    let mut hint = format!("`banger {what} list` shows the {what}s");
+    if name.starts_with("debian-") {
+        hint += &format!(", `banger {what} pull {name}` fetches this one");
+    }
+    hint
 }
 
 /// The name is taken.

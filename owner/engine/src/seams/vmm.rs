@@ -187,6 +187,12 @@ pub trait VmmProcess: Send + Sync {
     /// Returns whether the process is still there, without waiting.
     fn state(&self) -> VmmState;
 
+    /// Returns why the guest does not get on although its VMM is alive, if so, in one line; it will
+    /// by itself once the cause is gone.
+    fn stall(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Waits until the process has ended and returns its final state. Cancel safe.
     async fn wait(&self) -> VmmState;
 

@@ -158,6 +158,11 @@ impl VmmProcess for QemuProcess {
         VmmState::Dead { reason: explain(self.shutdown(), exit, self.words.reason()) }
     }
 
+    fn stall(&self) -> Option<&'static str> {
+        let full = "the guest is held: the host's disk is full; it goes on when there is room";
+        self.monitor.is_stalled().then_some(full)
+    }
+
     async fn wait(&self) -> VmmState {
         self.held.ended().await;
         VmmState::Dead { reason: self.final_reason().await }

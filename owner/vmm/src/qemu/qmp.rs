@@ -5,6 +5,10 @@
 //! carries the few commands banger uses and notes why the guest stopped. QEMU is trusted only a
 //! little (a guest may have taken it over): a line has a greatest length, every command a deadline,
 //! and a flood of events is read no faster than [`LINES_PER_SECOND`].
+//!
+//! Where the host's disk is full, QEMU stops the guest at the write that did not fit
+//! (`werror=enospc`) and says so in a `BLOCK_IO_ERROR` event; nothing is lost. The monitor lets it
+//! try again every [`RETRY`] until there is room, and says meanwhile that it is stalled.
 
 use std::time::Duration;
 
@@ -22,6 +26,11 @@ const LINE_LIMIT: usize = 64 * 1024;
 /// How many lines a second are read; a few a day are usual.
 const LINES_PER_SECOND: u32 = 200;
 
+/// How often a guest that waits for room on the host's disk may try again.
+const RETRY: Duration = Duration::from_secs(2);
+/// The id of commands that the monitor gives by itself; askers' begin at 1.
+const OWN_ID: u64 = 0;
+
 /// A command banger uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
@@ -29,6 +38,8 @@ pub(crate) enum Command {
     Capabilities,
     /// Lets the guest's CPUs run.
     Continue,
+    /// Asks whether the guest runs, and if not, why.
+    Status,
 }
 
 impl Command {
@@ -37,6 +48,7 @@ impl Command {
         match self {
             Self::Capabilities => "qmp_capabilities",
             Self::Continue => "cont",
+            Self::Status => "query-status",
         }
     }
 }
@@ -114,6 +126,7 @@ pub(crate) struct Monitor {
     version: QemuVersion,
     commands: mpsc::Sender<Pending>,
     shutdown: watch::Receiver<Option<Shutdown>>,
+    stalled: watch::Receiver<bool>,
 }
 
 impl Monitor {
@@ -136,8 +149,9 @@ impl Monitor {
         }
         let (commands, requests) = mpsc::channel(4);
         let (shutdown_writer, shutdown) = watch::channel(None);
-        tokio::spawn(serve(lines, requests, shutdown_writer));
-        Ok(Self { version, commands, shutdown })
+        let (stalled_writer, stalled) = watch::channel(false);
+        tokio::spawn(serve(lines, requests, shutdown_writer, stalled_writer));
+        Ok(Self { version, commands, shutdown, stalled })
     }
 
     /// Returns QEMU's version.
@@ -148,6 +162,11 @@ impl Monitor {
     /// Returns why the guest stopped, once QEMU has said so.
     pub(crate) fn shutdown(&self) -> Option<Shutdown> {
         *self.shutdown.borrow()
+    }
+
+    /// Returns whether the guest is held because a write found no room on the host's disk.
+    pub(crate) fn is_stalled(&self) -> bool {
+        *self.stalled.borrow()
     }
 
     /// Waits until QEMU has closed the connection, after which [`Self::shutdown`] is final.
@@ -170,11 +189,30 @@ async fn serve(
     mut lines: Lines,
     mut requests: mpsc::Receiver<Pending>,
     shutdown: watch::Sender<Option<Shutdown>>,
+    stalled: watch::Sender<bool>,
 ) {
-    let mut next_id = 1_u64;
+    let mut next_id = OWN_ID + 1;
     let mut waiting: Vec<(u64, Pending)> = Vec::new();
+    // An earlier daemon may have got the event.
+    if write_command(&mut lines.stream, Command::Status, OWN_ID).await.is_err() {
+        return;
+    }
+    let mut stopped_again = false;
+    let mut retry = tokio::time::interval(RETRY);
+    retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            _ = retry.tick(), if *stalled.borrow() => {
+                if stopped_again {
+                    stopped_again = false;
+                    if write_command(&mut lines.stream, Command::Continue, OWN_ID).await.is_err() {
+                        return;
+                    }
+                } else {
+                    tracing::info!("the host's disk has room again; the guest goes on");
+                    stalled.send_replace(false);
+                }
+            }
             request = requests.recv() => {
                 let Some(pending) = request else { return };
                 // An answer nobody waits for any more (its deadline passed) is dropped when it comes.
@@ -186,6 +224,17 @@ async fn serve(
             }
             message = lines.next_message() => {
                 let Ok(message) = message else { return };
+                let is_stop = message.event.as_deref().is_some_and(|event| {
+                    is_stop_for_want_of_room(event, &message.data)
+                });
+                let was_stopped = message.answer.as_ref().is_some_and(says_io_error);
+                if is_stop || was_stopped {
+                    stopped_again = true;
+                    if !stalled.send_replace(true) {
+                        retry.reset();
+                        tracing::warn!("the host's disk is full: the guest waits for room");
+                    }
+                }
                 if let Some(event) = &message.event {
                     if let Some(cause) = shutdown_cause(event, &message.data) {
                         shutdown.send_modify(|known| {
@@ -221,6 +270,17 @@ fn shutdown_cause(event: &str, data: &serde_json::Value) -> Option<Shutdown> {
         }),
         _ => None,
     }
+}
+
+/// Recognises `BLOCK_IO_ERROR` (`qapi/block-core.json`) for a full disk.
+fn is_stop_for_want_of_room(event: &str, data: &serde_json::Value) -> bool {
+    event == "BLOCK_IO_ERROR" && data["nospace"] == true && data["action"] == "stop"
+}
+
+/// Recognises the answer to `query-status` of a guest that an I/O error stopped; with
+/// `werror=enospc` only a full disk does (`qapi/run-state.json`, `RunState`).
+fn says_io_error(answer: &serde_json::Value) -> bool {
+    answer["status"] == "io-error"
 }
 
 async fn write_command(stream: &mut UnixStream, command: Command, id: u64) -> Result<(), QmpError> {
@@ -361,6 +421,7 @@ mod tests {
                         "{{\"event\":\"RESUME\"}}\n{{\"return\":1,\"id\":99}}\n{{\"return\":2}}\n\
                          {{\"error\":{{\"desc\":\"not now\"}},\"id\":{id}}}\n"
                     ),
+                    "query-status" => continue,
                     other => panic!("{other}"),
                 };
                 writer.write_all(answer.as_bytes()).await.unwrap();
@@ -370,6 +431,46 @@ mod tests {
         for _ in 0..3 {
             let refusal = monitor.run(Command::Continue).await.unwrap_err();
             assert!(matches!(refusal, QmpError::Refused(words) if words == "not now"));
+        }
+        assert!(!monitor.is_stalled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_waits_for_room_tries_again_until_there_is_some() {
+        const FULL: &str = r#"{"event":"BLOCK_IO_ERROR","data":{"nospace":true,"action":"stop"}}"#;
+        for adopted in [false, true] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (told, mut tries) = tokio::sync::mpsc::unbounded_channel();
+            tokio::spawn(async move {
+                let (reader, mut writer) = theirs.into_split();
+                let mut lines = tokio::io::BufReader::new(reader).lines();
+                writer.write_all(format!("{GREETING}\n").as_bytes()).await.unwrap();
+                let mut full_for = 3;
+                while let Ok(Some(line)) = lines.next_line().await {
+                    let answer = if line.contains("qmp_capabilities") {
+                        "{\"return\":{},\"id\":0}".to_owned()
+                    } else if line.contains("query-status") {
+                        let status = if adopted { "io-error" } else { "running" };
+                        let event = if adopted { "" } else { FULL };
+                        format!("{{\"return\":{{\"status\":\"{status}\"}},\"id\":0}}\n{event}")
+                    } else {
+                        full_for -= 1;
+                        told.send(full_for).unwrap();
+                        let event = if full_for > 0 { FULL } else { "" };
+                        format!("{{\"return\":{{}},\"id\":0}}\n{event}")
+                    };
+                    writer.write_all(answer.trim_end().as_bytes()).await.unwrap();
+                    writer.write_all(b"\n").await.unwrap();
+                }
+            });
+            let monitor = Monitor::negotiate(ours).await.unwrap();
+            let mut stalled = monitor.stalled.clone();
+            stalled.wait_for(|stalled| *stalled).await.unwrap();
+            for left in [2, 1, 0] {
+                assert_eq!(tries.recv().await, Some(left));
+            }
+            stalled.wait_for(|stalled| !*stalled).await.unwrap();
+            assert!(!monitor.is_stalled());
         }
     }
 }
