@@ -63,6 +63,7 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const IFF_UP: u32 = 1;
+const IFLA_LINKINFO: u16 = 18;
 const AF_INET: u8 = 2;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -105,8 +106,8 @@ impl Netlink {
         }
     }
 
-    /// Returns the Ethernet interface with the lowest index. This early there are only those of the
-    /// machine, and whatever udev calls them later, the index stays.
+    /// Returns the Ethernet interface with the lowest index that a device of the machine has made;
+    /// whatever udev calls it later, the index stays.
     fn first_ethernet(&mut self) -> io::Result<Option<u32>> {
         self.sequence += 1;
         let message = encode(RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, self.sequence, &[0; 16]);
@@ -166,10 +167,11 @@ fn interfaces(mut datagram: &[u8]) -> Dump {
         if kind == NLMSG_DONE || kind == NLMSG_ERROR {
             return Dump::Done(lowest);
         }
-        // struct ifinfomsg: family, padding, type u16, index i32.
+        // struct ifinfomsg: family, padding, type u16, index i32, flags, change mask; attributes.
         if kind == RTM_NEWLINK
             && let Some(body) = datagram.get(16..24)
             && u16::from_ne_bytes([body[2], body[3]]) == ARPHRD_ETHER
+            && !is_virtual(datagram.get(32..length).unwrap_or_default())
         {
             let index = u32::from_ne_bytes([body[4], body[5], body[6], body[7]]);
             lowest = lowest.into_iter().chain([index]).min();
@@ -177,6 +179,20 @@ fn interfaces(mut datagram: &[u8]) -> Dump {
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Dump::More(lowest)
+}
+
+/// Whether the attributes are those of an interface that the kernel made by itself (`dummy0`,
+/// `gretap0`): built into a kernel, such drivers are there before the machine's own. Only those
+/// say which kind they are.
+fn is_virtual(mut attributes: &[u8]) -> bool {
+    while let Some(header) = attributes.first_chunk::<4>() {
+        let length = usize::from(u16::from_ne_bytes([header[0], header[1]])).max(4);
+        if u16::from_ne_bytes([header[2], header[3]]) == IFLA_LINKINFO {
+            return true;
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    false
 }
 
 fn encode(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
@@ -212,6 +228,13 @@ mod tests {
         link.extend(encode(RTM_NEWLINK, 0, 1, &[0, 0, 1, 0, 3, 0, 0, 0]));
         link.extend(encode(RTM_NEWLINK, 0, 1, &[0, 0, 4, 3, 1, 0, 0, 0]));
         assert_eq!(interfaces(&link), Dump::More(Some(3)));
+        // An interface of the kernel's own, and one whose attributes are cut.
+        let mut dummy = vec![0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        push_attribute(&mut dummy, 3, b"dum\0");
+        push_attribute(&mut dummy, IFLA_LINKINFO, &[0; 4]);
+        assert_eq!(interfaces(&encode(RTM_NEWLINK, 0, 1, &dummy)), Dump::More(None));
+        dummy.truncate(dummy.len() - 6);
+        assert_eq!(interfaces(&encode(RTM_NEWLINK, 0, 1, &dummy)), Dump::More(Some(2)));
         link.extend(encode(NLMSG_DONE, 0, 1, &[0; 4]));
         assert_eq!(interfaces(&link), Dump::Done(Some(3)));
     }
@@ -235,6 +258,12 @@ mod tests {
             }
             let mut netlink = Netlink::open().unwrap();
             assert_eq!(netlink.first_ethernet().unwrap(), None);
+            let made = std::process::Command::new("ip")
+                .args(["link", "add", "d0", "type", "dummy"])
+                .status();
+            if made.is_ok_and(|status| status.success()) {
+                assert_eq!(netlink.first_ethernet().unwrap(), None, "it is nobody's device");
+            }
             netlink.link_up(LOOPBACK_INDEX).unwrap();
             netlink.add_address(LOOPBACK_INDEX, Ipv4Addr::new(10, 9, 8, 7), 24).unwrap();
             netlink.add_address(LOOPBACK_INDEX, Ipv4Addr::new(10, 9, 8, 7), 24).unwrap();
