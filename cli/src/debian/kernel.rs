@@ -127,7 +127,7 @@ pub fn kernel_package(
         .permissions(fs::Permissions::from_mode(0o755))
         .tempdir()
         .map_err(failed)?;
-    report(&format!("download {package}"));
+    report(&format!("downloading {package}"));
     output("apt-get", "apt", |command| {
         command.args(["download", "-q", "-o", "APT::Sandbox::User=root"]);
         command.arg(format!("{package}={version}")).current_dir(directory.path());
