@@ -120,6 +120,13 @@ impl Cache {
         Ok(file)
     }
 
+    /// Waits until no other run of the tests goes on: each looks at what is left in the machine.
+    pub fn lock_tests(&self) -> Result<File> {
+        let file = self.lock_file("test.lock")?;
+        file.lock().context("wait for another run of the tests")?;
+        Ok(file)
+    }
+
     /// Makes a folder in which something is built; needs the lock. Removed when dropped.
     pub fn stage(&self, _lock: &CacheLock) -> Result<tempfile::TempDir> {
         tempfile::Builder::new()

@@ -66,6 +66,7 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
     let program = build()?;
     let names = names(&program, options.filter.as_deref())?;
     ensure!(!names.is_empty(), "no test of the KVM host has such a name");
+    let _alone = cache.lock_tests()?;
     let client = host::boot(cache).await?.client();
     send(cache, &client, &program, &binaries).await?;
     let mut cases = Vec::new();
