@@ -54,7 +54,7 @@ impl Services {
             artifacts: Arc::new(artifacts.clone()),
             host: Arc::new(LinuxHost),
             timing: Timing::default(),
-            faults: Faults::from_environment(),
+            faults: Faults::of_state(&directories.state),
         };
         let part = |error: banger_engine::EngineError| StartError::Part(error.to_api());
         let (engine, store) = Engine::open(config, lock).await.map_err(part)?;

@@ -1,7 +1,7 @@
 //! Failures at will, for crash tests.
 //!
-//! In builds with the feature `fault-hooks` (never a default one) `BANGER_FAULT` holds
-//! `<step>=<what>`: the step's name, with `.done` behind it to strike after the act and before it
+//! In builds with the feature `fault-hooks` (never a default one) the file `fault` in the state
+//! directory, read when the daemon starts, holds `<step>=<what>`: the step's name, with `.done` behind it to strike after the act and before it
 //! is recorded; what is `error`, `enospc`, `hang` or `kill` (SIGKILL to the daemon itself). In
 //! every other build the hooks are empty.
 
@@ -25,13 +25,15 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Returns no faults; in builds with `fault-hooks`, what `BANGER_FAULT` says.
+    /// Returns no faults; in builds with `fault-hooks`, what the file in `state_dir` says. A file,
+    /// because the command line starts the daemon with a clean environment.
     #[must_use]
-    pub fn from_environment() -> Self {
+    pub fn of_state(state_dir: &std::path::Path) -> Self {
         #[cfg(feature = "fault-hooks")]
-        if let Some(text) = std::env::var_os("BANGER_FAULT") {
-            return Self { armed: text.to_str().and_then(hooks::Fault::parse) };
+        if let Ok(text) = std::fs::read_to_string(state_dir.join("fault")) {
+            return Self { armed: hooks::Fault::parse(text.trim()) };
         }
+        let _ = state_dir;
         Self::default()
     }
 

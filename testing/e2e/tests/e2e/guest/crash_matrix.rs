@@ -48,11 +48,11 @@ fn faults(steps: &[Step]) -> impl Iterator<Item = String> {
 /// Runs a command against a daemon that fails where `fault` says, and ends that daemon.
 fn strike(environment: &Environment, bangerd: &PathBuf, fault: &str, arguments: &[&str]) {
     environment.stop_daemon();
-    let struck = environment
-        .banger(arguments)
-        .env("BANGER_BANGERD", bangerd)
-        .env("BANGER_FAULT", fault)
-        .run();
+    let hook = environment.state().join("fault");
+    std::fs::write(&hook, fault).unwrap();
+    std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let struck = environment.banger(arguments).env("BANGER_BANGERD", bangerd).run();
+    std::fs::remove_file(&hook).unwrap();
     // A step that cannot fail any more may be struck to no effect, a death never is.
     if fault.ends_with("kill") {
         assert_ne!(struck.exit_code(), Some(0), "{fault}: {}", struck.err());
