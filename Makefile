@@ -8,7 +8,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-kernel build demo test test-long check bench bench-record clean clean-images
+.PHONY: help setup setup-test setup-kernel build man demo test test-long check bench bench-record clean clean-images
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -24,6 +24,11 @@ setup-kernel:
 
 build: setup ## build banger and bangerd into target/release
 	$(CARGO) build --locked --release --package banger-cli --package banger-daemon
+
+man: build ## write the man pages into target/man
+	@mkdir -p target/man
+	@target/release/banger internal man target/man
+	@echo 'man -l target/man/banger.1'
 
 demo: build ## boot a guest and run a sample repository's `make test` in it
 	@scripts/demo target/release/banger

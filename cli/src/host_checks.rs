@@ -8,14 +8,12 @@ use std::path::PathBuf;
 use banger_daemon_api::daemon::{Check, CheckStatus};
 
 use crate::daemon::DaemonBinary;
-use crate::{environment, subordinate_ids, table};
+use crate::subordinate_ids;
 
 /// Where administration tools are that a user's PATH may lack.
 const MORE_DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 /// openat2 (5.6) and pidfds (5.3) are used without a fallback.
 const LEAST_KERNEL: (u32, u32) = (5, 6);
-/// Free space below which an image may not fit.
-const SPACE_WANTED: u64 = 4 << 30;
 
 /// Runs them in the order to show.
 pub fn run() -> Vec<Check> {
@@ -28,7 +26,6 @@ pub fn run() -> Vec<Check> {
         checks.push(tool("newuidmap", "image pull without root", "uidmap", CheckStatus::Warn));
         checks.push(subordinate_id_ranges());
     }
-    checks.extend(free_space());
     checks
 }
 
@@ -48,7 +45,7 @@ fn architecture(architecture: &str) -> Check {
     check(
         "architecture",
         CheckStatus::Fail,
-        format!("{architecture} is not supported"),
+        format!("banger runs on x86_64 only, and this is {architecture}"),
         Some("use an x86_64 host".to_owned()),
     )
 }
@@ -128,30 +125,6 @@ fn subordinate_id_ranges() -> Check {
         format!("{name} has none; 'image pull' without root needs a range of 65536"),
         Some(format!("as root: {}", subordinate_ids::command_for(&name))),
     )
-}
-
-fn free_space() -> Vec<Check> {
-    let Ok(mode) = environment::direct_mode() else {
-        return Vec::new();
-    };
-    let state = &mode.directories.state;
-    let Some(existing) = state.ancestors().find(|path| path.exists()) else {
-        return Vec::new();
-    };
-    let Ok(facts) = rustix::fs::statvfs(existing) else {
-        return Vec::new();
-    };
-    let free = facts.f_bavail.saturating_mul(facts.f_frsize);
-    let detail = format!("{} free for {}", table::size(free), state.display());
-    if free >= SPACE_WANTED {
-        return vec![check("disk space", CheckStatus::Pass, detail, None)];
-    }
-    vec![check(
-        "disk space",
-        CheckStatus::Warn,
-        detail,
-        Some(format!("free some, or set {} to a larger disk", environment::STATE_DIR)),
-    )]
 }
 
 #[cfg(test)]

@@ -65,6 +65,18 @@ impl Progress {
         self.update(&operation.stage, operation.bytes_done, operation.bytes_total);
     }
 
+    /// Shows what an operation reports that another command began, and that we wait for.
+    pub fn of_another(&self, operation: &Operation) {
+        if operation.state.is_done() {
+            return;
+        }
+        let stage = match operation.stage.as_str() {
+            "" => "another banger works on it".to_owned(),
+            stage => format!("another banger works on it: {stage}"),
+        };
+        self.update(&stage, operation.bytes_done, operation.bytes_total);
+    }
+
     /// Shows bytes of the stage under way.
     pub fn bytes(&self, done: u64, total: Option<u64>) {
         match &self.0 {

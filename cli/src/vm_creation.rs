@@ -103,7 +103,7 @@ pub async fn create(
     lease: Option<&Lease>,
     workspace: Option<Workspace>,
 ) -> Result<Vm, CliError> {
-    check_names(client, args).await?;
+    check_request(client, args).await?;
     let image = artifacts::ensure_image(ui, client, interrupts, &args.image).await?;
     let kernel = match args.kernel.clone().or(image.default_kernel) {
         Some(kernel) => kernel,
@@ -140,8 +140,16 @@ pub async fn create(
         .map_err(|error| client.explain(error))
 }
 
-/// Refuses names that cannot work before minutes are spent on a pull; the daemon decides for good.
-async fn check_names(client: &Client, args: &CreationArgs) -> Result<(), CliError> {
+/// Refuses what cannot work before minutes are spent on a pull; the daemon decides for good.
+async fn check_request(client: &Client, args: &CreationArgs) -> Result<(), CliError> {
+    if args.vmm != VmmChoice::Auto {
+        let ping = client.ping().await.map_err(|error| client.explain(error))?;
+        let wanted = args.vmm.to_string();
+        if !ping.vmms.contains(&wanted) {
+            return Err(CliError::new(format!("this bangerd cannot run machines with {wanted}"))
+                .hint(format!("--vmm auto, or one of: {}", ping.vmms.join(", "))));
+        }
+    }
     if let Some(name) = &args.name {
         let path = routes::vm(&VmReference::from(name.clone()), "");
         match client.get::<Vm>(&path).await {

@@ -18,6 +18,9 @@ use crate::{check, kernel, kvm_host, say};
 /// The version that is installed where there is none.
 const NEXTEST: &str = "0.9.143";
 
+/// Where the `bangerd` with fault hooks is kept.
+const FAULT_BANGERD: &str = "target/fault-hooks/bangerd";
+
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -186,19 +189,24 @@ fn fetch_shared_images() -> Result<()> {
     fetched.unwrap_or_else(|_| bail!("the shared image or kernel cannot be made; see above"))
 }
 
-/// Builds the daemon that fails where a test says, in a folder of its own so that no other test
-/// meets it.
-fn build_with_fault_hooks(root: &Path) -> Result<std::path::PathBuf> {
-    let folder = root.join("target/fault-hooks");
-    say("building a bangerd with fault hooks");
-    must_succeed(
-        cargo()
-            .args(["build", "--quiet", "--locked", "--package", "banger-daemon"])
-            .args(["--features", "banger-engine/fault-hooks", "--target-dir"])
-            .arg(&folder)
-            .current_dir(root),
-    )?;
-    Ok(folder.join("debug/bangerd"))
+/// Builds the programs that the tests start. For the crash matrix there is a second `bangerd`,
+/// which fails where a test says; it is set aside, so that no other test meets it.
+fn build_programs(root: &Path, with_fault_hooks: bool) -> Result<()> {
+    let build = |more: &[&str]| {
+        let packages = ["build", "--locked", "--package", "banger-cli", "--package"];
+        must_succeed(cargo().args(packages).arg("banger-daemon").args(more).current_dir(root))
+    };
+    if with_fault_hooks {
+        say("building a bangerd with fault hooks");
+        build(&["--features", "banger-daemon/fault-hooks"])?;
+        let aside = root.join(FAULT_BANGERD);
+        let folder = aside.parent().context("a folder for it")?;
+        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        std::fs::copy(root.join("target/debug/bangerd"), &aside)
+            .with_context(|| format!("copy bangerd to {}", aside.display()))?;
+    }
+    say("building banger and bangerd");
+    build(&[])
 }
 
 /// What one run needs to know.
@@ -240,9 +248,9 @@ impl Run<'_> {
             command.env("BANGER_TEST_KERNEL", kernel::ensure(kernel::jobs())?.package()?);
         } else if self.options.long {
             command.args(["--run-ignored", "all"]);
-            if tier == Tier::Guest {
-                command.env("BANGER_TEST_FAULT_BANGERD", build_with_fault_hooks(self.root)?);
-            }
+        }
+        if tier == Tier::Guest {
+            command.env("BANGER_TEST_FAULT_BANGERD", self.root.join(FAULT_BANGERD));
         }
         command.current_dir(self.root);
         let status = command.status().context("run cargo nextest")?;
@@ -332,15 +340,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if tiers.is_empty() {
         tiers.extend(Tier::ALL.iter().filter(|tier| tier.is_default(options)));
     }
-    say("building banger and bangerd");
-    must_succeed(cargo().args([
-        "build",
-        "--locked",
-        "--package",
-        "banger-cli",
-        "--package",
-        "banger-daemon",
-    ]))?;
+    build_programs(&root, tiers.contains(&Tier::Guest))?;
     let run = Run { root: &root, tools: nextest(&root)?, options, is_root };
     if !options.no_check
         && let Err(error) = check::run()

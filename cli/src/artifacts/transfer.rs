@@ -105,8 +105,7 @@ impl Transfer<'_> {
             self.client.post(self.path, begin).await.map_err(|error| self.client.explain(error))?;
         let progress = Arc::new(Progress::new(self.ui, self.subject.clone()));
         if started.joined {
-            progress.stage("another banger works on it");
-            let show = |snapshot: &Operation| progress.operation(snapshot);
+            let show = |snapshot: &Operation| progress.of_another(snapshot);
             let end = operation::follow(self.client, started, &show, interrupts).await?;
             return match end {
                 Followed::Cancelled | Followed::Failed(_) => Ok(Attempt::OtherGaveUp),

@@ -149,6 +149,11 @@ impl Engine {
         self.shared.store.set_aside()
     }
 
+    /// Returns the names of the VMMs there are drivers for, as users write them.
+    pub fn vmm_names(&self) -> impl Iterator<Item = &'static str> {
+        self.shared.vmms.iter().map(|vmm| crate::record::vmm_name(vmm.kind()))
+    }
+
     /// Reserves the name and creates and starts the VM. If it fails, nothing of it is left.
     ///
     /// Nothing is awaited between the reservation and the start of its task, so a caller that goes

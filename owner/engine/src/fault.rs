@@ -1,8 +1,8 @@
 //! Failures at will, for crash tests.
 //!
 //! In builds with the feature `fault-hooks` (never a default one) the file `fault` in the state
-//! directory, read when the daemon starts, holds `<step>=<what>`: the step's name, with `.done` behind it to strike after the act and before it
-//! is recorded; what is `error`, `enospc`, `hang` or `kill` (SIGKILL to the daemon itself). In
+//! directory, read when the daemon starts, holds `<step>=<what>`: the step's name, with `.done`
+//! behind it to strike after the act and before it is recorded; what is `error`, `enospc`, `hang` or `kill` (SIGKILL to the daemon itself). In
 //! every other build the hooks are empty.
 
 use crate::error::EngineError;

@@ -54,10 +54,7 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Number>> {
     let environment = environment();
     let (template, shown) = reference(&environment)?;
     environment.stop_daemon();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start a runtime")?;
+    let runtime = crate::runtime()?;
     let folder = environment.home().join("bare");
     let (mut ours, mut bare, mut cold) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {

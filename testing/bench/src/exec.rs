@@ -135,10 +135,7 @@ fn free_port() -> Result<u16> {
 pub(crate) fn measure(rounds: u32) -> Result<Vec<Number>> {
     let environment = environment();
     let (template, _) = reference(&environment)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start a runtime")?;
+    let runtime = crate::runtime()?;
     let folder = environment.home().join("bare");
     let port = free_port()?;
     let prepared = template.prepare(&folder)?.forward_ssh(port);

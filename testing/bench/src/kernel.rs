@@ -30,10 +30,7 @@ pub(crate) fn measure(package: &Path, rounds: u32) -> Result<Vec<Number>> {
     environment.banger(["kernel", "import", "--name", OWN]).arg(package).ok();
     let templates = [template(&environment, OWN)?, template(&environment, DEFAULT_KERNEL)?];
     environment.stop_daemon();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start a runtime")?;
+    let runtime = crate::runtime()?;
     let folder = environment.home().join("bare");
     let mut times = [Vec::new(), Vec::new()];
     for round in 0..rounds {

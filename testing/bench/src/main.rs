@@ -16,7 +16,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use banger_harness::{Contents, Environment};
 use clap::Parser;
 
@@ -66,6 +66,11 @@ fn say(line: impl std::fmt::Display) {
 fn environment() -> Environment {
     let programs = banger_harness::repository().join("target/release");
     Environment::new(Contents::Debian).with_programs(programs)
+}
+
+/// Makes what waits for a guest's answers.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")
 }
 
 fn run() -> Result<()> {

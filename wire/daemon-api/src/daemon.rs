@@ -27,6 +27,8 @@ pub struct Ping {
     pub cache_dir: String,
     /// Where its sockets are.
     pub runtime_dir: String,
+    /// The VMMs this build has a driver for: `qemu`, `firecracker`.
+    pub vmms: Vec<String>,
     /// VMs whose VMM runs.
     pub running_vms: u32,
     /// Operations that have not ended.

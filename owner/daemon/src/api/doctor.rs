@@ -88,13 +88,13 @@ fn free_space(name: &str, path: &Path) -> Check {
     };
     let detail = format!("{}, {} MiB free", path.display(), free >> 20);
     // A runtime directory holds sockets only.
-    let status = match free {
-        _ if name.starts_with("runtime") => CheckStatus::Pass,
-        0..NO_SPACE => CheckStatus::Fail,
-        NO_SPACE..LITTLE_SPACE => CheckStatus::Warn,
-        _ => CheckStatus::Pass,
+    let (status, shortage) = match free {
+        _ if name.starts_with("runtime") => (CheckStatus::Pass, ""),
+        0..NO_SPACE => (CheckStatus::Fail, ", too little to run a VM"),
+        NO_SPACE..LITTLE_SPACE => (CheckStatus::Warn, ", too little to build another image"),
+        _ => (CheckStatus::Pass, ""),
     };
-    let check = check(name, status, detail);
+    let check = check(name, status, detail + shortage);
     match status {
         CheckStatus::Pass => check,
         _ => hinted(check, "free some space: `banger vm delete`, `banger image delete`"),

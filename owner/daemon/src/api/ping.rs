@@ -20,6 +20,7 @@ pub async fn get(State(api): Shared) -> Json<Ping> {
         state_dir: api.directories.state.display().to_string(),
         cache_dir: api.directories.cache.display().to_string(),
         runtime_dir: api.directories.runtime.display().to_string(),
+        vmms: api.services.engine().vmm_names().map(str::to_owned).collect(),
         running_vms: api.services.running_vms(),
         active_operations: api.services.active_operations(),
         open_sessions: u32::try_from(api.sessions.len()).unwrap_or(u32::MAX),

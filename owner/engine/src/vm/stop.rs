@@ -75,6 +75,7 @@ async fn power_off(
         _ = process.wait() => Ok(true),
         ended = asked => ended,
     };
+    log_intent(body, control.done(body, Step::StopGuest).await);
     match ended {
         Ok(true) => None,
         Ok(false) => Some(ApiError::new(

@@ -4,9 +4,8 @@
 //! `GNU.sparse` forms), GNU tar (long names, base-256 numbers, sparse files) and old V7 headers.
 //! Every number, name and header that an archive can make large has a limit, so memory stays
 //! bounded; whatever is not understood is an error that names the entry, never a guess.
-//!
-//! Long because the walk from one entry to the next is one state machine, with its limits beside it.
 
+mod error;
 mod header;
 mod pax;
 mod source;
@@ -14,6 +13,7 @@ mod window;
 
 use std::io::{self, Read};
 
+pub use error::TarError;
 pub use source::{Compression, Source, SourceDigests};
 pub(crate) use source::{Hashing, hexadecimal};
 
@@ -29,82 +29,6 @@ const LONGEST_EXTENDED: u64 = 1 << 20;
 /// Most bytes of all headers before one entry: what describes the next entry is kept until it comes.
 const LONGEST_HEADERS: u64 = 4 << 20;
 const BUFFER: usize = 256 << 10;
-
-/// Why an archive was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum TarError {
-    /// The source failed, or its compression is damaged.
-    #[error("read the archive at byte {position}")]
-    Read {
-        /// Where in the uncompressed archive.
-        position: u64,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// The archive ends in the middle.
-    #[error("the archive ends at byte {position}, in the middle of {inside}")]
-    Truncated {
-        /// Where in the uncompressed archive.
-        position: u64,
-        /// What was being read.
-        inside: String,
-    },
-    /// Bytes that should be a header are none.
-    #[error("no tar header at byte {position}: it is not a tar archive, or it is damaged")]
-    NotAHeader {
-        /// Where in the uncompressed archive.
-        position: u64,
-    },
-    /// A header's field is not a number or is out of range.
-    #[error("entry {entry}: the field {field} is malformed")]
-    Field {
-        /// The entry's name.
-        entry: String,
-        /// The field.
-        field: &'static str,
-    },
-    /// An extended header that is malformed.
-    #[error("the extended header at byte {position} is malformed: {record}")]
-    Extended {
-        /// Where in the uncompressed archive.
-        position: u64,
-        /// The record's keyword.
-        record: String,
-    },
-    /// A name or an extended header over the limit.
-    #[error("the {what} at byte {position} has {size} bytes, more than {limit}")]
-    TooLong {
-        /// `path`, `link target` or `extended header`.
-        what: &'static str,
-        /// Where in the uncompressed archive.
-        position: u64,
-        /// Its size in bytes.
-        size: u64,
-        /// The most allowed.
-        limit: u64,
-    },
-    /// A path with `..`.
-    #[error("entry {entry}: its path climbs out of the archive with `..`")]
-    Traversal {
-        /// The entry's name.
-        entry: String,
-    },
-    /// A type that has no place in a file system image.
-    #[error("entry {entry}: its type {type_flag:?} is not supported")]
-    Type {
-        /// The entry's name.
-        entry: String,
-        /// The type byte.
-        type_flag: char,
-    },
-    /// A sparse file's map that contradicts itself or the entry's size.
-    #[error("entry {entry}: its sparse map does not fit its size")]
-    SparseMap {
-        /// The entry's name.
-        entry: String,
-    },
-}
 
 /// What an entry is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -21,6 +21,19 @@ fn version_and_help_need_no_daemon() {
 }
 
 #[test]
+fn there_is_a_man_page_for_every_verb() {
+    let environment = Environment::new(Contents::Empty);
+    let pages = environment.home().join("man");
+    std::fs::create_dir(&pages).unwrap();
+    environment.banger(["internal", "man"]).arg(&pages).ok();
+    let page = |name: &str| std::fs::read_to_string(pages.join(name)).unwrap_or_default();
+    assert!(page("banger.1").contains("banger\\-vm(1)"), "{}", page("banger.1"));
+    assert!(page("banger-vm-run.1").contains("SYNOPSIS"), "{}", page("banger-vm-run.1"));
+    assert!(!page("banger-image-pull.1").is_empty());
+    environment.finish();
+}
+
+#[test]
 fn lists_are_empty_at_first_in_both_forms() {
     let environment = Environment::new(Contents::Empty);
     for list in [&["vm", "list"][..], &["ps"], &["image", "list"], &["kernel", "list"]] {

@@ -1,11 +1,14 @@
-//! Disks after a clean stop, and a full disk under a start.
+//! Disks after a clean stop, and a full disk under a start and under a running machine.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use banger_harness::{Contents, Environment, flatten_qcow2, is_root, skip};
+use banger_harness::{Contents, Environment, flatten_qcow2, is_root, skip, wait_for};
 
 use crate::full_disk::SmallDisk;
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `e2fsck -fn`, which must find a clean file system with nothing to do.
 fn must_be_clean(environment: &Environment, disk: &Path) {
@@ -70,6 +73,15 @@ fn the_image_is_never_changed() {
     environment.finish();
 }
 
+/// Takes everything that is left, down to the last block; returns the file that does.
+fn fill(environment: &Environment) -> PathBuf {
+    let filler = environment.state().join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    let block = vec![1; 1 << 16];
+    while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    filler
+}
+
 #[test]
 fn a_start_on_a_full_disk_says_so_and_leaves_nothing() {
     if !is_root() {
@@ -78,12 +90,7 @@ fn a_start_on_a_full_disk_says_so_and_leaves_nothing() {
     let environment = Environment::new(Contents::Busybox);
     let disk = SmallDisk::under(&environment.state(), 400);
     environment.banger(["vm", "list"]).ok();
-    // Everything that is left, down to the last block.
-    let filler = environment.state().join("filler");
-    let mut file = std::fs::File::create(&filler).unwrap();
-    let block = vec![1; 1 << 16];
-    while std::io::Write::write_all(&mut file, &block).is_ok() {}
-    drop(file);
+    let filler = fill(&environment);
     let run =
         environment.banger(["vm", "run", "--image", "busybox", "--name", "box", "--", "true"]);
     run.run().code(125).is_a_clear_error().says(&["space"]);
@@ -93,6 +100,38 @@ fn a_start_on_a_full_disk_says_so_and_leaves_nothing() {
     std::fs::remove_file(&filler).unwrap();
     environment.start_busybox("box");
     environment.exec("box", ["true"]).ok();
+    environment.banger(["vm", "delete", "box"]).ok();
+    environment.stop_daemon();
+    drop(disk);
+    environment.finish();
+}
+
+#[test]
+fn a_machine_on_a_full_disk_is_held_and_goes_on_when_there_is_room() {
+    if !is_root() {
+        return skip("root", "mounts a tmpfs");
+    }
+    let environment = Environment::new(Contents::Busybox);
+    let disk = SmallDisk::under(&environment.state(), 400);
+    environment.start_busybox("box");
+    let filler = fill(&environment);
+    // In the background: it must outlive the daemon that its command came through.
+    let script = "(dd if=/dev/zero bs=1M count=48 | tr '\\0' x > /root/big; sync; \
+                  touch /root/written) > /dev/null 2>&1 < /dev/null &";
+    environment.exec("box", ["sh", "-c", script]).ok();
+    let held = || environment.show("box")["notes"]["held"].as_str().map(str::to_owned);
+    let why = wait_for("the machine to be held", PATIENCE, held);
+    assert!(why.contains("disk") || why.contains("space"), "{why}");
+    let shown = environment.banger(["vm", "show", "box"]).ok().out();
+    assert!(shown.contains(&why), "{shown}");
+    // A new daemon takes it over as it is.
+    environment.stop_daemon();
+    wait_for("the next daemon to know it", PATIENCE, held);
+    std::fs::remove_file(&filler).unwrap();
+    wait_for("it to go on", PATIENCE, || held().is_none().then_some(()));
+    let check = "while [ ! -e /root/written ]; do sleep 0.1; done; \
+                 [ $(stat -c %s /root/big) = 50331648 ]; ! tr -d x < /root/big | grep -q .";
+    environment.exec("box", ["sh", "-ec", check]).ok();
     environment.banger(["vm", "delete", "box"]).ok();
     environment.stop_daemon();
     drop(disk);
