@@ -90,7 +90,7 @@ fn free_space(name: &str, path: &Path) -> Check {
     // A runtime directory holds sockets only.
     let (status, shortage) = match free {
         _ if name.starts_with("runtime") => (CheckStatus::Pass, ""),
-        0..NO_SPACE => (CheckStatus::Fail, ", too little to run a VM"),
+        0..NO_SPACE => (CheckStatus::Fail, ", too little for what VMs write"),
         NO_SPACE..LITTLE_SPACE => (CheckStatus::Warn, ", too little to build another image"),
         _ => (CheckStatus::Pass, ""),
     };

@@ -9,6 +9,8 @@ use banger_engine::seams::ArtifactError;
 use banger_image::{BuildError, Cancelled, ImageStoreError, KernelError, ShelfError, ToolError};
 use banger_types::{ImageName, KernelName};
 
+const MAKE_ROOM: &str = "free some space, then try again";
+
 /// What the cause of a failure is, wherever in the chain it stands.
 enum Kind {
     NoSpace,
@@ -53,6 +55,7 @@ pub fn kernel_store(error: &KernelError) -> ApiError {
 /// A failure to find, build or remove image `name`.
 pub fn image(name: &ImageName, error: &ImageStoreError) -> ApiError {
     match error {
+        error if matches!(kind(error), Kind::NoSpace) => no_room(&format!("image {name}"), error),
         ImageStoreError::Shelf(ShelfError::Missing(_)) => no_image(name),
         ImageStoreError::Shelf(ShelfError::Exists(_)) => image_exists(name),
         ImageStoreError::Shelf(ShelfError::Manifest { .. }) => general(ErrorCode::Corrupt, error)
@@ -65,6 +68,7 @@ pub fn image(name: &ImageName, error: &ImageStoreError) -> ApiError {
 /// A failure to find, import or remove kernel `name`.
 pub fn kernel(name: &KernelName, error: &KernelError) -> ApiError {
     match error {
+        error if matches!(kind(error), Kind::NoSpace) => no_room(&format!("kernel {name}"), error),
         KernelError::Shelf(ShelfError::Missing(_)) => no_kernel(name),
         KernelError::Shelf(ShelfError::Exists(_)) => kernel_exists(name),
         KernelError::Shelf(ShelfError::Manifest { .. }) => general(ErrorCode::Corrupt, error)
@@ -145,7 +149,7 @@ pub fn with_free_space(mut error: ApiError, path: &Path, taken: u64) -> ApiError
 
 fn general(code: ErrorCode, error: &(dyn Error + 'static)) -> ApiError {
     let (code, hint) = match kind(error) {
-        Kind::NoSpace => (ErrorCode::NoSpace, Some("free some space, then try again".to_owned())),
+        Kind::NoSpace => (ErrorCode::NoSpace, Some(MAKE_ROOM.to_owned())),
         Kind::Cancelled => (ErrorCode::Cancelled, None),
         Kind::MissingTool { package } => {
             (ErrorCode::Unavailable, Some(format!("apt-get install {package}")))
@@ -155,6 +159,19 @@ fn general(code: ErrorCode, error: &(dyn Error + 'static)) -> ApiError {
     let mut api = ApiError::new(code, error.to_string()).caused_by(error);
     api.hint = hint;
     api
+}
+
+/// The disk is full. Which file met that is chance, and it is gone by now: only the log has it.
+fn no_room(subject: &str, error: &(dyn Error + 'static)) -> ApiError {
+    let mut causes = Vec::new();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        causes.push(error.to_string());
+        cause = error.source();
+    }
+    tracing::warn!(subject, error = causes.join(": "), "the disk is full");
+    ApiError::new(ErrorCode::NoSpace, format!("no space left on the disk for {subject}"))
+        .hint(MAKE_ROOM)
 }
 
 /// The engine asked for image `name`.
