@@ -182,10 +182,13 @@ fn nextest(root: &Path) -> Result<Option<std::path::PathBuf>> {
 }
 
 /// Fetches the image and the kernel that the tests share, outside any test's
-/// deadline.
-fn fetch_shared_images() -> Result<()> {
+/// deadline; returns the package of the kernel.
+fn fetch_shared_images() -> Result<std::path::PathBuf> {
     say("fetching the shared image and kernel where they are missing (minutes, the first time)");
-    let fetched = std::panic::catch_unwind(banger_harness::ensure_assets);
+    let fetched = std::panic::catch_unwind(|| {
+        banger_harness::ensure_assets()?;
+        banger_harness::kernel_package()
+    });
     fetched.unwrap_or_else(|_| bail!("the shared image or kernel cannot be made; see above"))
 }
 
@@ -215,6 +218,8 @@ struct Run<'a> {
     tools: Option<std::path::PathBuf>,
     options: &'a Options,
     is_root: bool,
+    /// What a real kernel is taken from in the pure tier, when there is a mirror anyway.
+    kernel_package: Option<std::path::PathBuf>,
 }
 
 impl Run<'_> {
@@ -248,6 +253,9 @@ impl Run<'_> {
             command.env("BANGER_TEST_KERNEL", kernel::ensure(kernel::jobs())?.package()?);
         } else if self.options.long {
             command.args(["--run-ignored", "all"]);
+        }
+        if let (Tier::Pure, Some(package)) = (tier, &self.kernel_package) {
+            command.env("BANGER_TEST_KERNEL_DEB", package);
         }
         if tier == Tier::Guest {
             command.env("BANGER_TEST_FAULT_BANGERD", self.root.join(FAULT_BANGERD));
@@ -341,7 +349,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         tiers.extend(Tier::ALL.iter().filter(|tier| tier.is_default(options)));
     }
     build_programs(&root, tiers.contains(&Tier::Guest))?;
-    let run = Run { root: &root, tools: nextest(&root)?, options, is_root };
+    let mut run =
+        Run { root: &root, tools: nextest(&root)?, options, is_root, kernel_package: None };
     if !options.no_check
         && let Err(error) = check::run()
     {
@@ -350,9 +359,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let mut lines = Vec::new();
     let wants_images = tiers.iter().any(|tier| *tier != Tier::Pure);
-    if wants_images && let Err(error) = fetch_shared_images() {
-        total.failed += 1;
-        faults.push(format!("{error:#}"));
+    if wants_images {
+        match fetch_shared_images() {
+            Ok(package) => run.kernel_package = Some(package),
+            Err(error) => {
+                total.failed += 1;
+                faults.push(format!("{error:#}"));
+            }
+        }
     }
     for tier in tiers {
         let began = Instant::now();

@@ -219,6 +219,35 @@ pub fn kernel_store() -> Result<PathBuf> {
     find().map(|assets| assets.state.join("kernels"))
 }
 
+/// The Debian package that the shared kernel came from; downloaded where it is missing.
+///
+/// # Errors
+/// Where the shared kernel did not come through apt, or apt does not have its package any more.
+pub fn kernel_package() -> Result<PathBuf> {
+    let shared = shared()?;
+    let folder = shared.state.with_file_name("package");
+    let found = || std::fs::read_dir(&folder).ok()?.flatten().next().map(|entry| entry.path());
+    if let Some(package) = found() {
+        return Ok(package);
+    }
+    let manifest = shared.state.join("kernels").join(DEFAULT_KERNEL).join("manifest.json");
+    let text = std::fs::read(&manifest).with_context(|| format!("read {}", manifest.display()))?;
+    let manifest: serde_json::Value = serde_json::from_slice(&text).context("the manifest")?;
+    let source = manifest["source"].as_str().and_then(|source| source.strip_prefix("apt:"));
+    let source = source.context("the shared kernel did not come through apt")?;
+    let staged = shared.state.with_file_name("package.staging");
+    let _ = std::fs::remove_dir_all(&staged);
+    std::fs::create_dir(&staged).with_context(|| format!("make {}", staged.display()))?;
+    let mut apt = Command::new("/usr/bin/apt-get");
+    apt.args(["-qq", "-o", "APT::Sandbox::User=root", "download", source]).current_dir(&staged);
+    let output = apt.output().context("run apt-get")?;
+    if !output.status.success() {
+        bail!("download {source}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    std::fs::rename(&staged, &folder).context("keep the package")?;
+    found().context("apt-get downloaded nothing")
+}
+
 /// Makes sure that the shared images and kernels are there.
 ///
 /// # Errors

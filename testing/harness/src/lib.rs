@@ -20,7 +20,8 @@ mod terminal;
 mod user;
 
 pub use assets::{
-    DEFAULT_IMAGE, DEFAULT_KERNEL, build_cache, ensure as ensure_assets, kernel_store, link_folder,
+    DEFAULT_IMAGE, DEFAULT_KERNEL, build_cache, ensure as ensure_assets, kernel_package,
+    kernel_store, link_folder,
 };
 pub use environment::{BUSYBOX_IMAGE, Contents, Environment};
 pub use invocation::{Finished, Invocation, Running};

@@ -87,8 +87,8 @@ async fn start_keeper(cache: &Cache, machine: &Machine) -> Result<()> {
     let started = async {
         write_order(&folder, machine)?;
         let log = std::fs::File::create(&log_path).context("make the keeper's log")?;
-        let program = std::env::current_exe().context("find this program")?;
-        let mut child = Command::new(program)
+        // Not its path: cargo may have built it anew since.
+        let mut child = Command::new("/proc/self/exe")
             .arg(KEEP)
             .current_dir("/")
             .stdin(Stdio::null())
