@@ -47,8 +47,8 @@ enum Tier {
     Kernel,
     /// Real Linux guests
     Guest,
-    /// Inside the KVM host: systemd, device-mapper, jailed Firecracker guests; with --long, or by
-    /// name with a part of a test's name as its filter
+    /// Inside the KVM host: systemd, device-mapper, jailed Firecracker guests; its filter is a part
+    /// of a test's name
     KvmHost,
     /// The same guests under banger's own kernel, which is built first; with --long or by name
     OwnKernel,
@@ -61,9 +61,8 @@ impl Tier {
     fn is_default(self, options: &Options) -> bool {
         match self {
             Self::OwnKernel => options.long,
-            // Not yet in every run: it has not been run often enough to be believed when it fails.
             // Its tests are not nextest's, and neither is its filter.
-            Self::KvmHost => options.long && options.filter.is_none(),
+            Self::KvmHost => options.filter.is_none(),
             Self::Pure | Self::Kernel | Self::Guest => true,
         }
     }

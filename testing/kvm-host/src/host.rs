@@ -62,7 +62,10 @@ pub async fn boot(cache: &Cache) -> Result<Kept> {
     }
     let mut fresh = false;
     if SavedState::find(cache, &machine).is_none() {
-        SavedState::make(cache, &lock, &machine).await?;
+        if let Err(error) = SavedState::make(cache, &lock, &machine).await {
+            note(format_args!("the machine did not boot and is tried once more: {error:#}"));
+            SavedState::make(cache, &lock, &machine).await?;
+        }
         fresh = true;
     }
     if let Err(error) = start_keeper(cache, &machine).await {

@@ -51,15 +51,13 @@ impl Inventory {
         self.0.iter().filter(more).map(|(line, _)| line.clone()).collect()
     }
 
-    /// Looks until nothing is left of what has come since, or long enough; returns what is left and
-    /// the last look.
-    pub async fn leftovers(&self, client: &AgentClient) -> Result<(Vec<String>, Self)> {
+    /// Looks until nothing is left of what has come since, or long enough; returns what is left.
+    pub async fn leftovers(&self, client: &AgentClient) -> Result<Vec<String>> {
         let mut look = 1;
         loop {
-            let now = Self::take(client).await?;
-            let left = now.beyond(self);
+            let left = Self::take(client).await?.beyond(self);
             if left.is_empty() || look == LOOKS {
-                return Ok((left, now));
+                return Ok(left);
             }
             look += 1;
             tokio::time::sleep(PAUSE).await;

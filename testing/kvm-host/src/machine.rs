@@ -52,7 +52,7 @@ impl Machine {
             initrd,
             modules,
             boot: boot.to_kernel_args().context("write the kernel's arguments")?,
-            threads: qemu::threads(&version),
+            boot_threads: qemu::boot_threads(&version),
         };
         let key = Key::default()
             .with(LAYOUT)

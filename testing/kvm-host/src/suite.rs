@@ -26,12 +26,17 @@ const PROGRAM: &str = "inside";
 const FOLDER: &str = "/data";
 /// Tells what was sent last, so that it is not sent again.
 const MARK: &str = "/data/.sent";
+/// A folder that is there while tests run: left by a run that was ended in the middle.
+const RUNNING: &str = "/data/.running";
 /// Set in the machine; the tests skip themselves where it is missing.
 pub const INSIDE: &str = "BANGER_KVM_HOST";
 /// How long a test may take whose name begins so; the first that fits. Five to ten times what it
 /// takes on a quiet machine: nested guests run under two translators.
 const LIMITS: [(&str, Duration); 2] =
     [("nested::", Duration::from_secs(300)), ("", Duration::from_secs(90))];
+
+/// How long a small tool in the machine may take.
+const MOMENT: Duration = Duration::from_secs(60);
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -51,6 +56,8 @@ struct Case {
     output: String,
     /// Why it failed, if it did.
     failure: Option<String>,
+    /// Why it failed at its first try, where it was tried again.
+    first_failure: Option<String>,
 }
 
 /// Runs the tests; where this machine cannot have a KVM host, says so and runs none.
@@ -58,7 +65,13 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
     if let Some(reason) = host_image::impossible() {
         let output = format!("SKIP: kvm-host: {reason}\n");
         say(output.trim_end());
-        let case = Case { name: "machine".to_owned(), seconds: 0.0, output, failure: None };
+        let case = Case {
+            name: "machine".to_owned(),
+            seconds: 0.0,
+            output,
+            failure: None,
+            first_failure: None,
+        };
         report(options.report.as_deref(), &[case])?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -67,20 +80,58 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
     let names = names(&program, options.filter.as_deref())?;
     ensure!(!names.is_empty(), "no test of the KVM host has such a name");
     let _alone = cache.lock_tests()?;
-    let client = host::boot(cache).await?.client();
-    send(cache, &client, &program, &binaries).await?;
+    let mut client = host::boot(cache).await?.client();
+    let mut before;
+    if claim(&client).await? {
+        send(cache, &client, &program, &binaries).await?;
+        before = Inventory::take(&client).await?;
+    } else {
+        note("a run of tests was ended in the middle; the machine starts afresh");
+        (client, before) = afresh(cache, &program, &binaries).await?;
+    }
     let mut cases = Vec::new();
-    let mut before = Inventory::take(&client).await?;
     for name in &names {
-        let (case, after) = one(&client, name, &before).await?;
-        before = after;
+        let mut case = one(&client, name, &before).await?;
         tell(&case);
+        // What a failed test left is no other test's failure, nor that of its own second try.
+        if case.failure.is_some() {
+            (client, before) = afresh(cache, &program, &binaries).await?;
+            let first = case;
+            case = one(&client, name, &before).await?;
+            tell(&case);
+            case.first_failure = first.failure;
+            case.output = first.output + &case.output;
+        }
+        if case.failure.is_some() {
+            (client, before) = afresh(cache, &program, &binaries).await?;
+        }
         cases.push(case);
     }
+    Command::new(["/bin/rmdir", RUNNING])?.collect(&client, MOMENT).await?;
     report(options.report.as_deref(), &cases)?;
     let failed = cases.iter().filter(|case| case.failure.is_some()).count();
     say(format_args!("kvm-host: {} passed, {failed} failed", cases.len() - failed));
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Marks the machine as one in which tests run; false if it was already.
+async fn claim(client: &AgentClient) -> Result<bool> {
+    let (_, status) = Command::new(["/bin/mkdir", RUNNING])?.collect(client, MOMENT).await?;
+    Ok(status == Some(ExitStatus::Code(0)))
+}
+
+/// Starts the machine anew from its saved state, ready for tests.
+async fn afresh(
+    cache: &Cache,
+    program: &Path,
+    binaries: &Path,
+) -> Result<(AgentClient, Inventory)> {
+    host::stop(cache).await?;
+    let client = host::boot(cache).await?.client();
+    ensure!(claim(&client).await?, "the saved state of the KVM host holds {RUNNING}");
+    send(cache, &client, program, binaries).await?;
+    let before = Inventory::take(&client).await?;
+    Ok((client, before))
 }
 
 fn say(line: impl std::fmt::Display) {
@@ -149,8 +200,7 @@ async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Pa
         key = key.with(std::fs::read(file).with_context(|| format!("read {}", file.display()))?);
     }
     let key = key.name();
-    let patience = Duration::from_secs(60);
-    let (mark, _) = Command::new(["/bin/cat", MARK])?.collect(client, patience).await?;
+    let (mark, _) = Command::new(["/bin/cat", MARK])?.collect(client, MOMENT).await?;
     if String::from_utf8_lossy(&mark).trim() == key {
         return Ok(());
     }
@@ -181,7 +231,7 @@ fn strip(program: &Path, folder: &Path) -> Result<PathBuf> {
 }
 
 /// Runs one test and looks at what it left.
-async fn one(client: &AgentClient, name: &str, before: &Inventory) -> Result<(Case, Inventory)> {
+async fn one(client: &AgentClient, name: &str, before: &Inventory) -> Result<Case> {
     let limit = LIMITS.iter().find(|(prefix, _)| name.starts_with(prefix));
     let limit = limit.map_or(Duration::from_secs(90), |(_, limit)| *limit);
     let started = Instant::now();
@@ -196,13 +246,13 @@ async fn one(client: &AgentClient, name: &str, before: &Inventory) -> Result<(Ca
         Some(ExitStatus::Code(0)) => None,
         Some(status) => Some(format!("it ended with {status:?}")),
     };
-    let (left, after) = before.leftovers(client).await?;
+    let left = before.leftovers(client).await?;
     if !left.is_empty() {
         let words = format!("it left behind:\n  {}", left.join("\n  "));
         failure = Some(failure.map_or_else(|| words.clone(), |failure| failure + "\n" + &words));
     }
     let output = String::from_utf8_lossy(&output).into_owned();
-    Ok((Case { name: name.to_owned(), seconds, output, failure }, after))
+    Ok(Case { name: name.to_owned(), seconds, output, failure, first_failure: None })
 }
 
 /// Writes a JUnit report in the form of nextest's.
@@ -220,6 +270,8 @@ fn report(path: Option<&Path>, cases: &[Case]) -> Result<()> {
         );
         if let Some(failure) = &case.failure {
             let _ = writeln!(text, "      <failure>{}</failure>", escaped(failure));
+        } else if let Some(failure) = &case.first_failure {
+            let _ = writeln!(text, "      <flakyFailure>{}</flakyFailure>", escaped(failure));
         }
         let _ = writeln!(text, "      <system-out>{output}</system-out>\n    </testcase>");
     }
@@ -260,6 +312,7 @@ mod tests {
             seconds: 1.0,
             output: "</system-out>\u{1b}[1m & \"x\"".to_owned(),
             failure: failure.map(str::to_owned),
+            first_failure: None,
         };
         report(Some(&path), &[case("a::b", None), case("c", Some("<failure"))]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
