@@ -119,19 +119,13 @@ fn packages() -> String {
 
 /// Runs mmdebstrap and writes the file system into `folder` while its archive arrives.
 fn bootstrap(suite: &str, sources: Option<&Path>, folder: &Path) -> Result<(Uuid, u64)> {
-    let hook = folder.join("customize");
+    let log = std::fs::File::create(folder.join("mmdebstrap.log")).context("make a log")?;
+    let scratch = scratch(folder)?;
+    let hook = scratch.path().join("customize");
     std::fs::write(&hook, CUSTOMIZE).context("write the hook")?;
     make_executable(&hook)?;
-    let log = std::fs::File::create(folder.join("mmdebstrap.log")).context("make a log")?;
-    let scratch = folder.join("tmp");
-    std::fs::create_dir(&scratch).context("make a scratch folder")?;
-    // mmdebstrap's own user must get through to it.
-    for path in [folder, &scratch] {
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .with_context(|| format!("open {}", path.display()))?;
-    }
     let mut child = mmdebstrap(suite, sources, &hook)
-        .env("TMPDIR", &scratch)
+        .env("TMPDIR", scratch.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
@@ -149,9 +143,26 @@ fn bootstrap(suite: &str, sources: Option<&Path>, folder: &Path) -> Result<(Uuid
         let tail: Vec<&str> = tail.into_iter().rev().collect();
         bail!("mmdebstrap failed: {status}\n{}", tail.join("\n"));
     }
-    std::fs::remove_dir_all(&scratch).context("remove mmdebstrap's scratch folder")?;
-    std::fs::remove_file(&hook).context("remove the hook")?;
+    scratch.close().context("remove mmdebstrap's scratch folder")?;
     built
+}
+
+/// Makes the folder that mmdebstrap works in. Without root it works as a subordinate user, for whom
+/// nothing below a home is within reach.
+fn scratch(folder: &Path) -> Result<tempfile::TempDir> {
+    let is_root = rustix::process::geteuid().is_root();
+    let parent = if is_root { folder } else { Path::new("/var/tmp") };
+    let scratch = tempfile::Builder::new()
+        .prefix("kvm-host-")
+        .tempdir_in(parent)
+        .with_context(|| format!("make a scratch folder in {}", parent.display()))?;
+    // As root, apt's own user must get through; the cache's folder is ours alone otherwise.
+    let open: &[&Path] = if is_root { &[folder, scratch.path()] } else { &[scratch.path()] };
+    for path in open {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .with_context(|| format!("open {}", path.display()))?;
+    }
+    Ok(scratch)
 }
 
 fn build(child: &mut Child, folder: &Path) -> Result<(Uuid, u64)> {
