@@ -9,7 +9,7 @@ mod transfer;
 
 use std::path::Path;
 
-use banger_daemon_api::artifact::{Image, ImportImage, ImportKernel, Kernel};
+use banger_daemon_api::artifact::{FILE_SOURCE, Image, ImportImage, ImportKernel, Kernel};
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::routes;
 use banger_types::{ImageName, KernelName};
@@ -60,7 +60,11 @@ impl ImagePull {
         let request = match &self.suite {
             Some(suite) => ImageRequest::new(suite, mirror)?,
             None => ImageRequest::for_name(self.name.as_str(), mirror).map_err(|error| {
-                CliError::from(error)
+                let error = CliError::from(error);
+                if can_pull_image(&self.name) {
+                    return error;
+                }
+                error
                     .hint(format!("banger image pull {} --suite SUITE", self.name))
                     .hint(format!("banger image import FILE.tar --name {}", self.name))
             })?,
@@ -190,7 +194,7 @@ pub async fn import_image(
 ) -> Result<(), CliError> {
     let begin = ImportImage {
         name: name.clone(),
-        source: format!("import:{}", tar.name()),
+        source: format!("{FILE_SOURCE}{}", tar.name()),
         default_kernel,
         replace,
     };
@@ -228,7 +232,7 @@ pub async fn import_kernel(
     replace: bool,
     package: NamedFile,
 ) -> Result<(), CliError> {
-    let source = format!("import:{}", package.name());
+    let source = format!("{FILE_SOURCE}{}", package.name());
     let begin = ImportKernel { name: name.clone(), source, replace };
     let transfer =
         Transfer { ui, client, subject: format!("kernel {name}"), path: routes::KERNELS };

@@ -28,6 +28,8 @@ use crate::error::CliError;
 const ANSWER_LIMIT: usize = 64 << 20;
 /// Most bytes of one line of an event stream.
 const LINE_LIMIT: usize = 1 << 20;
+/// The daemon's lock beside its log; it holds the process id.
+const LOCK_NAME: &str = "bangerd.lock";
 /// How long the daemon may take to accept and to answer a ping.
 const PING_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest socket path (`sun_path`, unix(7)), its final NUL not counted.
@@ -294,9 +296,16 @@ impl Client {
     pub fn explain(&self, error: ClientError) -> CliError {
         match error {
             ClientError::Api(error) => error.into(),
-            ClientError::Lost { .. } | ClientError::Silent { .. } => chained(&error)
+            ClientError::Lost { .. } => chained(&error)
                 .hint(format!("its log is {}; VMs keep running without it", self.log.display()))
                 .hint("run the command again: it starts a new bangerd"),
+            // It is there, and the next command would meet the same one.
+            ClientError::Silent { .. } => chained(&error)
+                .hint(format!("its log is {}; VMs keep running without it", self.log.display()))
+                .hint(format!(
+                    "try again; if it stays silent, end it: kill -KILL $(cat {})",
+                    self.log.with_file_name(LOCK_NAME).display()
+                )),
             ClientError::Answer { .. } => {
                 chained(&error).hint(format!("its log is {}", self.log.display()))
             }

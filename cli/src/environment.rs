@@ -117,7 +117,7 @@ fn check_mode(mode: Option<OsString>) -> Result<(), CliError> {
             Err(CliError::usage(format!("{MODE}=system: banger is not installed here"))
                 .hint(format!("unset {MODE}; direct mode needs no installation")))
         }
-        Some(_) => Err(CliError::usage(format!("{MODE} is neither direct, system nor auto"))),
+        Some(_) => Err(CliError::usage(format!("{MODE} is neither direct nor auto"))),
     }
 }
 

@@ -121,7 +121,7 @@ mod tests {
 
     fn operation(state: OperationState) -> Operation {
         serde_json::from_value(serde_json::json!({
-            "id": "op-0123456789abcdef", "kind": "image_import", "image": "x",
+            "id": "op-0123456789abcdef", "kind": "image_import", "image": "x", "source": "s",
             "state": state, "generation": 1, "stage": "s", "elapsed_ms": 1,
         }))
         .unwrap()

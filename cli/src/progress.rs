@@ -205,7 +205,7 @@ fn plain_line(subject: &str, stage: &str, done: Option<u64>, total: Option<u64>)
         (Some(done), Some(total)) if done > 0 => {
             format!("{subject}: {stage} ({} of {})", size(done), size(total))
         }
-        (Some(done), None) if done > 0 => format!("{subject}: {stage} ({})", size(done)),
+        (Some(done), None) if done > 0 => format!("{subject}: {stage} ({} so far)", size(done)),
         _ => format!("{subject}: {stage}"),
     }
 }
@@ -254,7 +254,7 @@ mod tests {
     fn plain_lines_carry_bytes_only_where_there_are_some() {
         assert_eq!(plain_line("VM box", "starting", None, None), "VM box: starting");
         assert_eq!(plain_line("i", "reading", Some(0), None), "i: reading");
-        assert_eq!(plain_line("i", "reading", Some(2 << 20), None), "i: reading (2M)");
+        assert_eq!(plain_line("i", "reading", Some(2 << 20), None), "i: reading (2M so far)");
         assert_eq!(
             plain_line("i", "reading", Some(1 << 30), Some(4 << 30)),
             "i: reading (1G of 4G)"

@@ -145,10 +145,16 @@ impl ImageRequest {
 
     /// What an image's manifest says about where it came from.
     pub fn source(&self) -> String {
-        match &self.mirror {
-            Some(mirror) => format!("mmdebstrap:{} from {mirror}", self.suite),
-            None => format!("mmdebstrap:{}", self.suite),
+        let mut source = format!("mmdebstrap:{}", self.suite);
+        for added in self.packages.iter().skip(PACKAGES.len()) {
+            source.push('+');
+            source.push_str(added);
         }
+        if let Some(mirror) = &self.mirror {
+            source.push_str(" from ");
+            source.push_str(mirror);
+        }
+        source
     }
 }
 

@@ -44,6 +44,12 @@ pub enum WorkspaceError {
         /// The path.
         path: PathBuf,
     },
+    /// Nothing there would be in the guest.
+    #[error("no file of the repository lies in {}", path.display())]
+    NothingTracked {
+        /// The path.
+        path: PathBuf,
+    },
     /// A configuration that points elsewhere.
     #[error("the repository at {} says that its working tree is {}", path.display(), says.display())]
     Elsewhere {
@@ -107,6 +113,9 @@ impl From<WorkspaceError> for CliError {
                 "git -C {} init, and git add what the machine needs",
                 path.display()
             )),
+            WorkspaceError::NothingTracked { .. } => {
+                made.hint("git add what the machine needs, or --include-untracked")
+            }
             WorkspaceError::NoGit(_) => made.hint("apt-get install git"),
             WorkspaceError::Submodules { .. } => made.hint(
                 "submodules cannot be carried yet; run banger in the submodule's own directory",
@@ -174,6 +183,9 @@ impl Workspace {
             skipped_untracked = untracked.len();
         }
         files.dedup();
+        if !inside.as_os_str().is_empty() && !files.iter().any(|file| file.starts_with(&inside)) {
+            return Err(WorkspaceError::NothingTracked { path: canonical });
+        }
         let head = git::head(&top)?;
         Ok(Self { top, inside, head, skipped_untracked, files })
     }

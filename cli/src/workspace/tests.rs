@@ -91,6 +91,20 @@ fn what_is_no_repository_is_refused() {
 }
 
 #[test]
+fn a_directory_that_the_guest_would_not_have_is_refused() {
+    let repository = Repository::new();
+    repository.write("src/a", "a");
+    repository.git(&["add", "src/a"]);
+    repository.write("build/b", "b");
+    for inside in ["build", ".git"] {
+        let result = Workspace::open(&repository.path().join(inside), false);
+        assert!(matches!(result, Err(WorkspaceError::NothingTracked { .. })), "{result:?}");
+    }
+    Workspace::open(&repository.path().join("build"), true).unwrap();
+    Workspace::open(&repository.path().join("src"), false).unwrap();
+}
+
+#[test]
 fn a_bare_repository_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let made =

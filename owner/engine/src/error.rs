@@ -47,7 +47,7 @@ pub enum EngineError {
     },
     /// Too little memory.
     #[error(
-        "the host has {} of memory left for VMs and this one needs {}",
+        "the host has {:#} of memory left for VMs and this one needs {}",
         ByteSize::from_bytes(*left), ByteSize::from_bytes(*needed)
     )]
     NotEnoughMemory {
@@ -60,7 +60,7 @@ pub enum EngineError {
     },
     /// Too little disk.
     #[error(
-        "the host has {} free below {place}, less than the {} that banger keeps free",
+        "the host has {:#} free below {place}, less than the {} that banger keeps free",
         ByteSize::from_bytes(*free), ByteSize::from_bytes(*floor)
     )]
     NotEnoughDisk {

@@ -313,7 +313,7 @@ mod tests {
     use super::*;
 
     fn kind(name: &str) -> OperationKind {
-        OperationKind::ImageImport { image: name.parse().unwrap() }
+        OperationKind::ImageImport { image: name.parse().unwrap(), source: "x".to_owned() }
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! /init                 the agent, 0755
-//! /dev /proc /sys /newroot
+//! /dev /proc /sys /sysroot
 //! /modules/order        one line per module, "<role> <file>", in the order to load them
 //! /modules/NNN-name.ko
 //! ```
@@ -114,7 +114,7 @@ fn prune(cache: &Path) {
 
 fn encode(agent: &[u8], kernel: &Kernel) -> Result<Vec<u8>, InitrdError> {
     let mut archive = Archive::default();
-    for directory in ["dev", "proc", "sys", "newroot", "modules"] {
+    for directory in ["dev", "proc", "sys", "sysroot", "modules"] {
         archive.add(directory, 0o040_755, &[]);
     }
     archive.add("init", 0o100_755, agent);

@@ -4,6 +4,9 @@ use banger_types::{ImageName, KernelName};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+/// How the source of an image or kernel begins that is a client's own file.
+pub const FILE_SOURCE: &str = "import:";
+
 /// Body of `POST /v1/images`: begins an import, to be followed by the upload of a tar stream
 /// (plain, gzip or zstd) to the operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

@@ -47,12 +47,16 @@ pub enum OperationKind {
         /// The image's name.
         #[schema(value_type = String)]
         image: ImageName,
+        /// Where the tar stream comes from.
+        source: String,
     },
     /// Unpacks an uploaded kernel package.
     KernelImport {
         /// The kernel's name.
         #[schema(value_type = String)]
         kernel: KernelName,
+        /// Where the package comes from.
+        source: String,
     },
 }
 

@@ -115,10 +115,10 @@ impl FromStr for ByteSize {
 
 impl fmt::Display for ByteSize {
     /// Shows the largest unit that divides the size exactly, so that the text parses back to it;
-    /// a size that no unit divides is shown rounded to one decimal.
+    /// a size that no unit divides is shown rounded to one decimal, and so is any with `{:#}`.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (factor, unit) in [(TIB, "T"), (GIB, "G"), (MIB, "M"), (KIB, "K")] {
-            if self.0 >= factor && self.0.is_multiple_of(factor) {
+            if !formatter.alternate() && self.0 >= factor && self.0.is_multiple_of(factor) {
                 return formatter.pad(&format!("{}{unit}", self.0 / factor));
             }
         }

@@ -35,7 +35,12 @@ fn render(vms: &[Vm], now: Timestamp) -> String {
             [
                 vm.id.short().to_owned(),
                 vm.name.to_string(),
-                vm.state.to_string(),
+                // It runs, and stands still: `vm show` says why.
+                if vm.notes.contains_key("held") {
+                    "held".to_owned()
+                } else {
+                    vm.state.to_string()
+                },
                 vm.image.to_string(),
                 or_dash(address.map(|address| address.to_string())),
                 vm.spec.vcpus.to_string(),

@@ -15,7 +15,7 @@ use std::collections::HashSet;
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::operation::OperationStarted;
 use banger_daemon_api::routes;
-use banger_daemon_api::vm::Vm;
+use banger_daemon_api::vm::{Vm, VmState};
 use banger_types::VmReference;
 use clap::{Args, Subcommand};
 
@@ -78,7 +78,7 @@ impl VmCommand {
 /// One machine, by name, id or the beginning of its id.
 #[derive(Args, Debug)]
 pub struct OneVm {
-    /// The machine: its name, its id or the beginning of its id
+    /// The machine: its name, its id or the beginning of its id, 4 digits or more
     #[arg(value_name = "VM", add = completion::vms())]
     pub vm: VmReference,
 }
@@ -174,11 +174,24 @@ async fn for_each(
             .await;
     for (vm, result) in targets.iter().zip(results) {
         match result {
-            Ok(()) => ui.line(&vm.name)?,
+            Ok(()) => {
+                ui.line(&vm.name)?;
+                if matches!(act, Act::Post(..)) {
+                    warn_of_its_end(ui, client, vm).await;
+                }
+            }
             Err(error) => failures.push(error),
         }
     }
     artifacts::report_all(ui, failures)
+}
+
+/// Says what went wrong in an end that was reached all the same: a guest that had to be killed.
+async fn warn_of_its_end(ui: &Ui, client: &Client, vm: &Vm) {
+    let now = client.get::<Vm>(&routes::vm(&VmReference::from(&vm.id), "")).await;
+    if let Ok(Vm { state: VmState::Stopped, last_error: Some(error), .. }) = now {
+        ui.warning(error.message);
+    }
 }
 
 async fn act_on(

@@ -9,7 +9,9 @@
 use std::path::PathBuf;
 
 use banger_agent_api::GuestPath;
-use banger_daemon_api::vm::{self, Vm};
+use banger_daemon_api::error::ErrorCode;
+use banger_daemon_api::routes;
+use banger_daemon_api::vm::{self, Vm, VmState};
 use banger_types::VmId;
 use clap::Args;
 
@@ -84,14 +86,23 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
         ui.line(&vm.name)?;
         return Ok(0);
     }
-    let result = exec::exec(&client, &vm.id, exec, &mut interrupts).await;
+    let mut result = exec::exec(&client, &vm.id, exec, &mut interrupts).await;
     if args.rm {
         finish(ui, &client, &vm.id).await;
-    } else if ui.stderr_is_terminal() || result.is_err() {
+        if let Err(error) = &mut result {
+            // They speak of a machine that is gone by now.
+            error.hints.clear();
+        }
+    } else if (ui.stderr_is_terminal() || result.is_err()) && is_running(&client, &vm.id).await {
         remind(ui, &vm, only_shell);
     }
     drop(lease);
     result
+}
+
+async fn is_running(client: &Client, id: &VmId) -> bool {
+    let now = client.get::<Vm>(&routes::vm(&id.into(), "")).await;
+    now.is_ok_and(|vm| vm.state == VmState::Running)
 }
 
 fn open_workspace(
@@ -143,7 +154,18 @@ async fn put(
 
 /// Deletes the machine; a failure to do so is told, but is not the outcome of the run.
 async fn finish(ui: &Ui, client: &Client, id: &VmId) {
-    if let Err(error) = vm_creation::delete(client, id).await {
+    let mut deleted = vm_creation::delete(client, id).await;
+    if deleted.is_err() && client.ping().await.is_err() {
+        if !client.socket().exists() {
+            // A daemon that ends in order deletes the machines of its clients.
+            return;
+        }
+        // It was killed; the next one finds the machine without its client, and deletes it.
+        deleted = daemon::connect(ui).await.map(drop);
+    }
+    if let Err(error) = deleted
+        && !error.is_code(ErrorCode::NotFound)
+    {
         ui.warning(format_args!("the machine could not be deleted: {error}"));
         for cause in &error.causes {
             ui.warning(format_args!("  caused by: {cause}"));

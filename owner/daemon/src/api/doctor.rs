@@ -224,7 +224,8 @@ fn leftovers(api: &Api) -> Vec<Check> {
         .map(|orphan| {
             hinted(
                 check("leftovers", CheckStatus::Warn, orphan),
-                "nothing of banger needs it: end or remove it",
+                "no known VM has it. If a VM is missing in `banger vm list`, its disks may be here: keep \
+                 them. Else end or remove it",
             )
         })
         .collect();

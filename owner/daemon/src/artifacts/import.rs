@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use banger_daemon_api::artifact::{ImportImage, ImportKernel};
+use banger_daemon_api::artifact::{FILE_SOURCE, ImportImage, ImportKernel};
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_daemon_api::operation::{OperationKind, OperationStarted};
 use banger_engine::{Begun, Operations, Reporter};
@@ -48,7 +48,8 @@ impl Importer {
         if !request.replace && self.stores.image(&request.name).await.is_ok() {
             return Err(failure::image_exists(&request.name));
         }
-        let kind = OperationKind::ImageImport { image: request.name.clone() };
+        let source = request.source.clone();
+        let kind = OperationKind::ImageImport { image: request.name.clone(), source };
         let store = self.stores.images.clone();
         Ok(self.begin(kind, op_id, move |upload, progress, cancel| {
             let new = NewImage {
@@ -73,7 +74,8 @@ impl Importer {
         if !request.replace && self.stores.kernel(&request.name).await.is_ok() {
             return Err(failure::kernel_exists(&request.name));
         }
-        let kind = OperationKind::KernelImport { kernel: request.name.clone() };
+        let source = request.source.clone();
+        let kind = OperationKind::KernelImport { kernel: request.name.clone(), source };
         let store = self.stores.kernels.clone();
         Ok(self.begin(kind, op_id, move |upload, progress, cancel| {
             let new =
@@ -107,10 +109,14 @@ impl Importer {
         + Send
         + 'static,
     ) -> OperationStarted {
-        let reporter = match self.operations.begin_or_join(kind, op_id) {
-            Begun::New(reporter) => reporter,
-            Begun::Joined(handle) => {
-                return OperationStarted { operation: handle.snapshot(), joined: true };
+        let reporter = if is_a_file(&kind) {
+            self.operations.begin(kind, op_id)
+        } else {
+            match self.operations.begin_or_join(kind, op_id) {
+                Begun::New(reporter) => reporter,
+                Begun::Joined(handle) => {
+                    return OperationStarted { operation: handle.snapshot(), joined: true };
+                }
             }
         };
         let operation = reporter.handle().snapshot();
@@ -135,6 +141,17 @@ impl Importer {
             watch.abort();
         });
         OperationStarted { operation, joined: false }
+    }
+}
+
+/// A client's own file, unlike what anyone can pull, is not another's of the same name: of two at
+/// once the first to be whole gets the image's name, and the second is told that it is taken.
+fn is_a_file(kind: &OperationKind) -> bool {
+    match kind {
+        OperationKind::ImageImport { source, .. } | OperationKind::KernelImport { source, .. } => {
+            source.starts_with(FILE_SOURCE)
+        }
+        _ => false,
     }
 }
 

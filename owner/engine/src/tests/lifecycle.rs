@@ -241,9 +241,15 @@ async fn the_end_of_a_vmm_is_noticed() {
         start(&engine, name).await;
         delete(&engine, name).await;
     }
-    let bound = CreateVm { lease: Some(lease), ..request(Some("brief")) };
+    let bound = CreateVm { lease: Some(lease.clone()), ..request(Some("brief")) };
     succeed(&engine.create(bound, op()).unwrap()).await;
     machine.end(machine.alive()[0], Some("oom"));
+    // Its client learns why before the VM is gone.
+    let vm = until_state(&engine, "brief", VmState::Failed).await;
+    assert!(vm.last_error.is_some_and(|error| error.message.contains("oom")));
+    for deletion in engine.lease_closed(&lease).await {
+        succeed(&deletion).await;
+    }
     gone(&engine, "brief").await;
     assert_eq!(machine.leftovers(), Vec::<String>::new());
 }

@@ -134,7 +134,7 @@ impl Run<'_> {
             notes.insert(
                 "disk space".to_owned(),
                 format!(
-                    "the disks may grow to {} and the host has {} free",
+                    "the disks may grow to {} and the host had {:#} free at the start",
                     ByteSize::from_bytes(wanted),
                     ByteSize::from_bytes(free)
                 ),

@@ -267,7 +267,13 @@ impl Task {
         self.end_expected = false;
         self.admission.finished(settled(body));
         control.reporter.finish(Ok(()));
-        if body.record.lease.is_some() {
+        // A client that is there learns of the end before it lets the VM go.
+        let client_is_gone = body
+            .record
+            .lease
+            .as_ref()
+            .is_some_and(|lease| !self.shared.table().leases.contains(lease));
+        if client_is_gone {
             let order = Order {
                 request: Request::Delete,
                 stop: StopOptions::default(),

@@ -14,6 +14,9 @@ pub enum TarError {
         #[source]
         source: io::Error,
     },
+    /// Not one byte.
+    #[error("the archive is empty: it has no bytes at all")]
+    Empty,
     /// The archive ends in the middle.
     #[error("the archive ends at byte {position}, in the middle of {inside}")]
     Truncated {

@@ -442,7 +442,10 @@ impl<R: Read> Archive<R> {
         let position = self.position;
         self.shown = "a header".into();
         let Some(bytes) = self.record()? else {
-            let inside = "nothing: the end-of-archive marker is missing".into();
+            if position == 0 {
+                return Err(TarError::Empty);
+            }
+            let inside = "the file list: its end marker is missing".into();
             return Err(TarError::Truncated { position, inside });
         };
         if bytes == [0; RECORD] {

@@ -1,6 +1,8 @@
 //! `image import` of archives that are broken or hostile.
 
-use banger_harness::{Contents, Environment, RootfsTar, compressed, skip};
+use banger_harness::{
+    Contents, Environment, GUEST_DEADLINE, RootfsTar, compressed, skip, wait_for,
+};
 use tar::EntryType;
 
 fn small() -> RootfsTar {
@@ -29,7 +31,7 @@ fn refused(environment: &Environment, name: &str, archive: &[u8], words: &[&str]
 fn broken_archives_are_refused_and_leave_nothing() {
     let environment = Environment::new(Contents::Empty);
     let whole = small().file("big", 0o644, &[7; 100_000]).finish();
-    refused(&environment, "empty", b"", &["empty"]);
+    refused(&environment, "nothing", b"", &["is empty"]);
     refused(&environment, "text", &b"this is not a tar archive\n".repeat(100), &[]);
     refused(&environment, "cut", &whole[..whole.len() / 2], &[]);
     for program in ["gzip", "zstd"] {
@@ -110,6 +112,29 @@ fn an_image_name_is_taken_once() {
     refused.code(1).is_a_clear_error().says(&["one"]);
     environment.banger(["image", "delete", "one"]).ok();
     environment.import("one", &archive).ok();
+    environment.finish();
+}
+
+#[test]
+fn of_two_imports_at_once_the_first_to_be_whole_has_the_name() {
+    let environment = Environment::new(Contents::Empty);
+    let slow = small().file("slow", 0o644, &[1; 200_000]).finish();
+    let (begin, rest) = slow.split_at(100_000);
+    let mut first =
+        environment.banger(["image", "import", "--name", "race", "-"]).open_input().spawn();
+    first.write(begin);
+    wait_for("the first import to begin", GUEST_DEADLINE, || {
+        let images = environment.state().join("images");
+        std::fs::read_dir(images).is_ok_and(|mut entries| entries.next().is_some()).then_some(())
+    });
+    let quick = small().file("quick", 0o644, b"q").finish();
+    environment.import("race", &quick).ok();
+    let size = || environment.banger(["image", "show", "race", "--json"]).ok().json();
+    let whole = size();
+    first.write(rest);
+    first.close_input();
+    first.finish().code(1).is_a_clear_error().says(&["race", "already"]);
+    assert_eq!(size(), whole, "the second to end changed nothing");
     environment.finish();
 }
 

@@ -137,6 +137,43 @@ fn rm_deletes_the_vm_of_a_killed_client() {
 }
 
 #[test]
+fn rm_deletes_the_vm_whatever_dies_and_says_what_did() {
+    let environment = Environment::new(Contents::Busybox);
+    let begin = || {
+        let arguments =
+            ["vm", "run", "--rm", "--image", "busybox", "--", "sh", "-c", "echo ready; sleep 1000"];
+        let mut run = environment.banger(arguments).spawn();
+        run.wait_for_output("ready");
+        run
+    };
+    let gone = || {
+        assert_eq!(environment.vms(), [""; 0]);
+        let vmms = environment.processes().into_iter();
+        let vmms = vmms.filter(|process| process.program().starts_with("qemu")).count();
+        assert_eq!(vmms, 0);
+    };
+    let run = begin();
+    let vm = environment.vms().remove(0);
+    environment.vmm(&vm).signal(rustix::process::Signal::KILL);
+    let killed = run.finish().code(125).says(&["ended before the command did", "caused by"]);
+    assert!(!killed.err().contains("could not be deleted"), "{killed}");
+    gone();
+    let run = begin();
+    environment.daemon().unwrap().signal(rustix::process::Signal::KILL);
+    let killed = run.finish().code(125).says(&["bangerd ended while the command ran"]);
+    assert!(!killed.err().contains("keeps running"), "{killed}");
+    assert!(!killed.err().contains("could not be deleted"), "{killed}");
+    gone();
+    let run = begin();
+    environment.stop_daemon();
+    let stopped = run.finish().code(125);
+    assert!(!stopped.err().contains("could not be deleted"), "{stopped}");
+    assert!(environment.daemon().is_none(), "a daemon that was stopped is not started again");
+    gone();
+    environment.finish();
+}
+
+#[test]
 fn sizes_are_what_was_asked_for() {
     let environment = Environment::new(Contents::Busybox);
     let sizes = ["--vcpu", "1", "--memory", "384M", "--disk-size", "3G"];
