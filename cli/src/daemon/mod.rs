@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use banger_daemon_api::API_VERSION;
 use banger_daemon_api::daemon::Ping;
-use banger_daemon_api::error::ApiError;
+use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_daemon_api::routes;
 use rustix::fs::{Mode, OFlags};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -97,7 +97,16 @@ pub async fn connect(ui: &Ui) -> Result<Client, CliError> {
         }
         Found::Nobody => {}
     }
-    start(ui, &mode, &binary).await?;
+    let deadline = Instant::now() + DYING_DEADLINE;
+    loop {
+        match start(ui, &mode, &binary).await {
+            // One that was killed lets go of the state a moment after its socket.
+            Err(error) if error.is_code(ErrorCode::InUse) && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            started => break started?,
+        }
+    }
     let ping = client.ping().await.map_err(|error| client.explain(error))?;
     use_daemon(ui, client, &ping, Some(&binary))
 }
