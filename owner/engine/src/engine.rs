@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_daemon_api::operation::OperationKind;
-use banger_daemon_api::vm::{CreateVm, Disk, StopVm, Vm, VmState};
+use banger_daemon_api::vm::{CreateVm, Disk, HELD_NOTE, StopVm, Vm, VmState};
 use banger_guest_client::GuestChannel;
 use banger_store::{StateLock, Store};
 use banger_types::{ImageName, KernelName, LeaseId, OperationId, VmId, VmName, VmReference};
@@ -348,7 +348,7 @@ impl Engine {
             notes: {
                 let mut notes = record.notes.clone();
                 if let Some(why) = view.process.as_ref().and_then(|process| process.stall()) {
-                    notes.insert("held".to_owned(), why.to_owned());
+                    notes.insert(HELD_NOTE.to_owned(), why.to_owned());
                 }
                 notes
             },

@@ -149,6 +149,9 @@ impl fmt::Display for VmState {
     }
 }
 
+/// The note of a running VM that stands still until the host can do something for it: why.
+pub const HELD_NOTE: &str = "held";
+
 /// What is true of a VM only while its VMM runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct VmRuntime {

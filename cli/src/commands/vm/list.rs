@@ -1,7 +1,7 @@
 //! `banger vm list` and `banger ps`.
 
 use banger_daemon_api::routes;
-use banger_daemon_api::vm::{Vm, VmState};
+use banger_daemon_api::vm::{HELD_NOTE, Vm, VmState};
 use jiff::Timestamp;
 
 use crate::error::CliError;
@@ -36,8 +36,8 @@ fn render(vms: &[Vm], now: Timestamp) -> String {
                 vm.id.short().to_owned(),
                 vm.name.to_string(),
                 // It runs, and stands still: `vm show` says why.
-                if vm.notes.contains_key("held") {
-                    "held".to_owned()
+                if vm.notes.contains_key(HELD_NOTE) {
+                    HELD_NOTE.to_owned()
                 } else {
                     vm.state.to_string()
                 },

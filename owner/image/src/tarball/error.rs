@@ -66,7 +66,7 @@ pub enum TarError {
         entry: String,
     },
     /// A type that has no place in a file system image.
-    #[error("entry {entry}: its type {type_flag:?} is not supported")]
+    #[error("entry {entry}: its type {type_flag:?} is none that a file system has")]
     Type {
         /// The entry's name.
         entry: String,

@@ -30,7 +30,6 @@ fn an_ordinary_user_runs_machines_without_root() {
 }
 
 #[test]
-#[ignore = "long: pulls the default image in a user namespace; make test-long runs it"]
 fn an_ordinary_user_pulls_the_default_image() {
     if !is_root() {
         return skip("root", "makes another user");
