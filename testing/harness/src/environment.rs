@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::assets::DEFAULT_KERNEL;
 use crate::invocation::{Finished, Invocation};
 use crate::leak::Leaks;
 use crate::processes::{Process, processes_mentioning};
@@ -216,6 +217,19 @@ impl Environment {
     #[must_use]
     pub fn show(&self, vm: &str) -> Value {
         self.banger(["vm", "show", vm, "--json"]).ok().json()
+    }
+
+    /// The folder of the kernel that VMs boot by default.
+    #[must_use]
+    pub fn kernel(&self) -> PathBuf {
+        self.state().join("kernels").join(DEFAULT_KERNEL)
+    }
+
+    /// What its manifest says.
+    #[must_use]
+    pub fn kernel_manifest(&self) -> Value {
+        let bytes = std::fs::read(self.kernel().join("manifest.json")).expect("a manifest");
+        serde_json::from_slice(&bytes).expect("a manifest is JSON")
     }
 
     /// The names of the VMs.
