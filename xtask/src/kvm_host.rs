@@ -43,7 +43,25 @@ pub(crate) fn program() -> Result<Command> {
 
 /// Runs the program with these words; its exit code is passed on.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    pass_on(program()?.args(&options.words))
+    let is_test = options.words.first().is_some_and(|word| word == "test");
+    let mut command = if is_test { test_program()? } else { program()? };
+    pass_on(command.args(&options.words))
+}
+
+/// The same with what its tests need: they are built, and told where banger's own kernel is, where
+/// that has been built.
+pub(crate) fn test_program() -> Result<Command> {
+    let mut command = program()?;
+    must_succeed(cargo().args(["test", "--no-run", "--quiet", "--locked"]).args([
+        "--package",
+        "banger-kvm-host",
+        "--test",
+        "inside",
+    ]))?;
+    if let Some(kernel) = crate::kernel::cached()? {
+        command.env("BANGER_OWN_KERNEL", kernel.package()?);
+    }
+    Ok(command)
 }
 
 /// Runs `cargo xtask vmm-binaries`.
@@ -53,7 +71,7 @@ pub(crate) fn vmm_binaries() -> Result<ExitCode> {
 
 /// Runs the tests of this tier and returns how each went, as their report tells.
 pub(crate) fn tests(report: &Path, filter: Option<&str>) -> Result<Vec<Case>> {
-    let mut command = program()?;
+    let mut command = test_program()?;
     command.arg("test").arg("--report").arg(report).args(filter);
     let status = command.stdin(Stdio::null()).status().context("run banger-kvm-host")?;
     let cases = junit::cases(&std::fs::read_to_string(report).unwrap_or_default());

@@ -80,8 +80,12 @@ impl Tier {
     /// The nextest filter that selects the tier; `testing/e2e` has a module each.
     fn filter(self) -> &'static str {
         match self {
-            Self::Pure => "not package(banger-e2e) and not binary_id(banger-kvm-host::inside)",
-            Self::KvmHost => "binary_id(banger-kvm-host::inside)",
+            Self::Pure => {
+                "not package(banger-e2e) and not binary_id(banger-kvm-host::inside) \
+                 and not binary_id(banger-kvm-host::tool)"
+            }
+            // Those inside the machine are run by `banger-kvm-host`.
+            Self::KvmHost => "binary_id(banger-kvm-host::tool)",
             Self::Kernel => "package(banger-e2e) and not test(/^guest::/)",
             Self::Guest | Self::OwnKernel => "package(banger-e2e) and test(/^guest::/)",
         }
@@ -227,8 +231,14 @@ impl Run<'_> {
     fn tier(&self, tier: Tier) -> Result<Vec<Case>> {
         let report = self.root.join("target/nextest").join(tier.name()).join("junit.xml");
         let _ = std::fs::remove_file(&report);
+        let mut inside = Vec::new();
         if tier == Tier::KvmHost {
-            return kvm_host::tests(&report, self.options.filter.as_deref());
+            inside = kvm_host::tests(&report, self.options.filter.as_deref())?;
+            // The filter is for names of tests inside the machine, and not one of nextest's.
+            if self.options.filter.is_some() {
+                return Ok(inside);
+            }
+            let _ = std::fs::remove_file(&report);
         }
         let mut command = cargo();
         if let Some(tools) = &self.tools {
@@ -268,7 +278,8 @@ impl Run<'_> {
         if !status.success() && failed == 0 {
             bail!("cargo nextest failed before it had run the tier {}: {status}", tier.name());
         }
-        Ok(cases)
+        inside.extend(cases);
+        Ok(inside)
     }
 
     /// The faults of a tier that are not failed tests.

@@ -150,6 +150,11 @@ impl Cache {
         Ok(path)
     }
 
+    /// Removes the saved states; needs the lock and no running machine.
+    pub fn forget_states(&self, _lock: &CacheLock) -> Result<()> {
+        self.remove_where(|name| name.starts_with("state-"))
+    }
+
     /// Removes everything but the locks; needs the lock and no running machine.
     pub fn clear(&self, _lock: &CacheLock) -> Result<()> {
         self.remove_where(|name| !name.ends_with("lock"))
@@ -200,6 +205,9 @@ mod tests {
         assert!(path.join("file").exists());
         assert!(!cache.root().join("image-old").exists());
         assert!(cache.root().join("state-old").exists());
+        cache.forget_states(&lock).unwrap();
+        assert!(!cache.root().join("state-old").exists());
+        assert!(path.join("file").exists());
         drop(cache.stage(&lock).unwrap());
         cache.clear(&lock).unwrap();
         let left: Vec<_> = std::fs::read_dir(cache.root()).unwrap().flatten().collect();

@@ -121,10 +121,15 @@ async fn start_keeper(cache: &Cache, machine: &Machine) -> Result<()> {
     started
 }
 
-/// Ends the running machine; false if none ran.
-pub async fn stop(cache: &Cache) -> Result<bool> {
+/// Ends the running machine, and forgets how it was when it had booted if told to; false if none
+/// ran.
+pub async fn stop(cache: &Cache, forget: bool) -> Result<bool> {
     let lock = cache.lock()?;
-    stop_locked(cache, &lock).await
+    let stopped = stop_locked(cache, &lock).await?;
+    if forget {
+        cache.forget_states(&lock)?;
+    }
+    Ok(stopped)
 }
 
 async fn stop_locked(cache: &Cache, _lock: &CacheLock) -> Result<bool> {

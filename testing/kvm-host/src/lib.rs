@@ -30,7 +30,7 @@ pub mod vmm_binaries;
 use std::io::Write;
 
 /// Prints one line to standard error; a closed pipe is not an error here.
-pub(crate) fn note(line: impl std::fmt::Display) {
+pub fn note(line: impl std::fmt::Display) {
     let mut out = std::io::stderr().lock();
     let _ = writeln!(out, "kvm-host: {line}");
 }

@@ -7,8 +7,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use banger_kvm_host::cache::Cache;
 use banger_kvm_host::session::{self, Get, Put};
-use banger_kvm_host::{host, keeper, suite, vmm_binaries};
+use banger_kvm_host::{host, keeper, note, suite, vmm_binaries};
 use clap::{Parser, Subcommand};
+
+/// The exit code where a command's own would be expected and there is none.
+const TOOL_FAILED: u8 = 125;
 
 /// The Debian machine with KVM, systemd and device-mapper on which the product's real path is tested.
 #[derive(Debug, Parser)]
@@ -24,7 +27,8 @@ enum Action {
     Build,
     /// Start the machine, from its saved state where there is one; does nothing if it runs
     Boot,
-    /// Run a command in the machine, starting that if needed; its exit code is passed on
+    /// Run a command in the machine, starting that if needed; its exit code is passed on, and 125
+    /// is a failure of this tool
     Run {
         /// Send a file or folder first; the folder in the machine is /data where none is named
         #[arg(long, value_name = "LOCAL[:FOLDER]")]
@@ -44,7 +48,11 @@ enum Action {
     /// Open a shell in the machine, starting that if needed
     Shell,
     /// End the machine
-    Stop,
+    Stop {
+        /// Also remove its saved state, so that the next boot is a cold one
+        #[arg(long)]
+        forget: bool,
+    },
     /// End the machine and remove everything that was built for it
     Clean,
     /// Fetch firecracker and jailer for tests; prints their folder
@@ -71,7 +79,11 @@ async fn run(action: Action) -> Result<ExitCode> {
             let command = session::Command::new(command)?.user(user.as_deref())?;
             let status = command.run(&client).await?;
             for file in &get {
-                session::get(&client, file).await?;
+                match session::get(&client, file).await {
+                    // The command failed, so it may well not have made its file.
+                    Err(error) if status.shell_code() != 0 => note(format_args!("{error:#}")),
+                    result => result?,
+                }
             }
             return Ok(ExitCode::from(status.shell_code()));
         }
@@ -81,8 +93,8 @@ async fn run(action: Action) -> Result<ExitCode> {
             let status = session::Command::new(["/bin/bash", "-l"])?.terminal(&client).await?;
             return Ok(ExitCode::from(status.shell_code()));
         }
-        Action::Stop => {
-            if !host::stop(&cache).await? {
+        Action::Stop { forget } => {
+            if !host::stop(&cache, forget).await? {
                 say("no KVM host runs")?;
             }
         }
@@ -99,6 +111,10 @@ fn say(line: impl std::fmt::Display) -> Result<()> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let failure = match arguments.action {
+        Action::Run { .. } | Action::Shell => ExitCode::from(TOOL_FAILED),
+        _ => ExitCode::FAILURE,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.context("start the runtime").and_then(|runtime| {
         let result = runtime.block_on(run(arguments.action));
@@ -110,7 +126,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr().lock(), "kvm-host: {error:#}");
-            ExitCode::FAILURE
+            failure
         }
     }
 }

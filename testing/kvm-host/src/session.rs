@@ -169,7 +169,8 @@ impl Command {
 
 /// Writes a command's output to this process's, until it ends.
 async fn relay(events: &mut ExecEvents) -> Result<ExitStatus> {
-    while let Some(event) = events.next().await.context("read the command's output")? {
+    const LOST: &str = "lost the command; the KVM host may have been stopped meanwhile";
+    while let Some(event) = events.next().await.context(LOST)? {
         match event {
             ExecEvent::Stdout(bytes) => write(std::io::stdout().lock(), &bytes)?,
             ExecEvent::Stderr(bytes) => write(std::io::stderr().lock(), &bytes)?,

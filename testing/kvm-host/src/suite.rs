@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use banger_agent_api::ExitStatus;
 use banger_guest_client::AgentClient;
+use banger_image::{AgentBinary, CancelFlag, KernelStore, NewKernel, NoProgress, build_initrd};
 
 use crate::cache::{Cache, Key};
 use crate::host_image;
 use crate::inventory::Inventory;
+use crate::machine::agent;
 use crate::session::{Command, Put, put};
 use crate::{host, note, vmm_binaries};
 
@@ -26,6 +28,11 @@ const PROGRAM: &str = "inside";
 const FOLDER: &str = "/data";
 /// Tells what was sent last, so that it is not sent again.
 const MARK: &str = "/data/.sent";
+/// Names the package of banger's own kernel; `cargo xtask` sets it where that is built.
+const OWN_KERNEL: &str = "BANGER_OWN_KERNEL";
+/// The names of that kernel and its initrd in the machine.
+const OWN_VMLINUX: &str = "own-vmlinux";
+const OWN_INITRD: &str = "own-initrd";
 /// A folder that is there while tests run: left by a run that was ended in the middle.
 const RUNNING: &str = "/data/.running";
 /// Set in the machine; the tests skip themselves where it is missing.
@@ -58,6 +65,22 @@ struct Case {
     failure: Option<String>,
     /// Why it failed at its first try, where it was tried again.
     first_failure: Option<String>,
+}
+
+const PASS: &str = "PASS";
+const FAIL: &str = "FAIL";
+const SKIP: &str = "SKIP";
+
+impl Case {
+    fn verdict(&self) -> &'static str {
+        if self.failure.is_some() {
+            FAIL
+        } else if self.output.lines().any(|line| line.starts_with("SKIP: ")) {
+            SKIP
+        } else {
+            PASS
+        }
+    }
 }
 
 /// Runs the tests; where this machine cannot have a KVM host, says so and runs none.
@@ -109,8 +132,9 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
     }
     Command::new(["/bin/rmdir", RUNNING])?.collect(&client, MOMENT).await?;
     report(options.report.as_deref(), &cases)?;
-    let failed = cases.iter().filter(|case| case.failure.is_some()).count();
-    say(format_args!("kvm-host: {} passed, {failed} failed", cases.len() - failed));
+    let count = |verdict| cases.iter().filter(|case| case.verdict() == verdict).count();
+    let (passed, failed, skipped) = (count(PASS), count(FAIL), count(SKIP));
+    say(format_args!("kvm-host: {passed} passed, {failed} failed, {skipped} skipped"));
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -126,7 +150,7 @@ async fn afresh(
     program: &Path,
     binaries: &Path,
 ) -> Result<(AgentClient, Inventory)> {
-    host::stop(cache).await?;
+    host::stop(cache, false).await?;
     let client = host::boot(cache).await?.client();
     ensure!(claim(&client).await?, "the saved state of the KVM host holds {RUNNING}");
     send(cache, &client, program, binaries).await?;
@@ -141,8 +165,7 @@ fn say(line: impl std::fmt::Display) {
 }
 
 fn tell(case: &Case) {
-    let verdict = if case.failure.is_some() { "FAIL" } else { "PASS" };
-    say(format_args!("{verdict} [{:>7.3}s] {}", case.seconds, case.name));
+    say(format_args!("{} [{:>7.3}s] {}", case.verdict(), case.seconds, case.name));
     if let Some(failure) = &case.failure {
         say(format_args!("{}\n{failure}", case.output.trim_end()));
     }
@@ -195,6 +218,7 @@ async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Pa
     let initrd = stripped.path().join("initrd");
     std::fs::copy(files.pop().context("an initrd")?, &initrd).context("copy the initrd")?;
     files.push(initrd);
+    files.extend(own_kernel(stripped.path())?);
     let mut key = Key::default();
     for file in &files {
         key = key.with(std::fs::read(file).with_context(|| format!("read {}", file.display()))?);
@@ -204,6 +228,11 @@ async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Pa
     if String::from_utf8_lossy(&mark).trim() == key {
         return Ok(());
     }
+    // What was sent before may be more than what is sent now.
+    Command::new(["/bin/rm", "-rf", MARK, OWN_VMLINUX, OWN_INITRD])?
+        .folder(FOLDER)?
+        .collect(client, MOMENT)
+        .await?;
     let started = Instant::now();
     let marked = stripped.path().join(".sent");
     std::fs::write(&marked, &key).context("write a mark")?;
@@ -213,6 +242,32 @@ async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Pa
     put(client, &files).await?;
     note(format_args!("sent the tests in {:.1} s", started.elapsed().as_secs_f64()));
     Ok(())
+}
+
+/// Unpacks banger's own kernel with an initrd for it, where its package is there.
+fn own_kernel(folder: &Path) -> Result<Vec<PathBuf>> {
+    let Some(package) = std::env::var_os(OWN_KERNEL) else { return Ok(Vec::new()) };
+    let package = Path::new(&package);
+    let new = NewKernel {
+        name: "own".parse().context("a kernel's name")?,
+        source: "cargo xtask kernel".into(),
+        replace: false,
+    };
+    let file = std::fs::File::open(package);
+    let file = file.with_context(|| format!("open {}", package.display()))?;
+    let store = KernelStore::open(folder.join("kernels")).context("make a place for a kernel")?;
+    let kernel = store
+        .import_deb(&new, file, None, &NoProgress, &CancelFlag::default())
+        .with_context(|| format!("unpack {}", package.display()))?;
+    let agent = agent()?;
+    let initrd = build_initrd(&AgentBinary::new(&agent), &kernel, &folder.join("initrds"))
+        .context("build the initrd of banger's own kernel")?;
+    let files = [(kernel.vmlinux(), OWN_VMLINUX), (initrd, OWN_INITRD)];
+    let renamed = files.map(|(from, name)| {
+        let to = folder.join(name);
+        std::fs::rename(&from, &to).map(|()| to)
+    });
+    renamed.into_iter().collect::<Result<_, _>>().context("name what is sent")
 }
 
 /// Copies the program without what only a debugger reads, if the tool for that is here.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{Argument, BootConfig, ExecCall, InitChoice, StaticNetwork};
-use banger_guest_client::{AgentClient, Deadlines, GuestChannel, VsockUdsChannel};
+use banger_guest_client::{AgentClient, ChannelError, Deadlines, GuestChannel, VsockUdsChannel};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
@@ -24,6 +24,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) disk: &'a str,
     pub(crate) vsock: &'a str,
     pub(crate) tap: Option<(&'a str, StaticNetwork)>,
+    /// Arguments of the kernel's, beside those that every guest has.
+    pub(crate) arguments: &'a str,
 }
 
 impl Guest<'_> {
@@ -37,7 +39,8 @@ impl Guest<'_> {
         // Two translators: what checks timers against each other only loses time.
         let arguments = format!(
             "console=ttyS0 quiet reboot=k panic=-1 nokaslr mitigations=off no_timer_check \
-             tsc=reliable {boot}"
+             tsc=reliable {} {boot}",
+            self.arguments
         );
         let interfaces: Vec<Value> = self
             .tap
@@ -94,10 +97,15 @@ impl Started {
     pub(crate) async fn agent(&mut self, socket: &Path) -> AgentClient {
         let channel = Arc::new(VsockUdsChannel::new(socket));
         let made = async {
-            while !socket.exists() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+            // The socket has its name a moment before Firecracker listens on it.
+            loop {
+                match channel.wait_ready().await {
+                    Err(ChannelError::Connect { .. }) => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    result => break result,
+                }
             }
-            channel.wait_ready().await
         };
         let ready = tokio::time::timeout(PATIENCE, made).await;
         match ready {

@@ -24,39 +24,60 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
     runtime.expect("a runtime").block_on(work)
 }
 
-#[test]
-fn a_guest_answers_over_vsock() {
-    let Some(inside) = Inside::get() else { return };
+/// Boots a kernel, with files that are below /data, and has its guest's agent work.
+fn answers(inside: &Inside, [kernel, initrd]: [&str; 2], arguments: &str) -> String {
     let folder = tempfile::tempdir_in("/var/tmp").expect("a folder");
     let disk = busybox_root(folder.path(), ROOT_UUID);
     let socket = folder.path().join("v.sock");
-    let (kernel, initrd) = (inside.data.join("vmlinux"), inside.data.join("initrd"));
+    let (kernel, initrd) = (inside.data.join(kernel), inside.data.join(initrd));
     let guest = Guest {
         kernel: text(&kernel),
         initrd: text(&initrd),
         disk: text(&disk),
         vsock: text(&socket),
         tap: None,
+        arguments,
     };
     let configuration = folder.path().join("vm.json");
     std::fs::write(&configuration, guest.configuration().to_string()).expect("a configuration");
     let mut command = Command::new(inside.data.join("firecracker"));
     command.args(["--no-api", "--config-file"]).arg(&configuration);
     let mut firecracker = Started::new(command, folder.path().join("console.log"));
-    block_on(async {
+    let release = block_on(async {
         let agent = firecracker.agent(&socket).await;
         let health = agent.health().await.expect("the guest's health");
         assert_eq!((health.hostname.as_str(), health.init), ("nested", InitKind::Agent));
-        let kernel = run("uname", ["-r"]);
-        assert_eq!(health.kernel, kernel.trim(), "both boot the shared kernel");
         let words = exec(&agent, &["/bin/busybox", "echo", "a", "b"]).await;
         assert_eq!(words, "a b\n");
         exec(&agent, &["/bin/busybox", "touch", "/root/written"]).await;
         agent.sync().await.expect("write everything out");
+        health.kernel
     });
     firecracker.kill();
     let listed = run("debugfs", ["-R", "ls -p /root", text(&disk)]);
     assert!(listed.contains("/written/"), "{listed}");
+    release
+}
+
+#[test]
+fn a_guest_answers_over_vsock() {
+    let Some(inside) = Inside::get() else { return };
+    let release = answers(&inside, ["vmlinux", "initrd"], "");
+    assert_eq!(release, run("uname", ["-r"]).trim(), "both boot the shared kernel");
+}
+
+#[test]
+fn a_guest_of_our_own_kernel_answers_with_and_without_acpi() {
+    let Some(inside) = Inside::get() else { return };
+    let files = ["own-vmlinux", "own-initrd"];
+    if !inside.data.join(files[0]).exists() {
+        return banger_harness::skip("own kernel", "not built here; cargo xtask kernel builds it");
+    }
+    // Without ACPI the devices are on the command line, the CPUs in an MP table.
+    for arguments in ["", "acpi=off"] {
+        let release = answers(&inside, files, arguments);
+        assert!(release.ends_with("-banger"), "{release}");
+    }
 }
 
 #[test]
@@ -96,6 +117,7 @@ fn a_jailed_guest_has_a_snapshot_disk_and_a_tap() {
         disk: "disk",
         vsock: "v.sock",
         tap: Some((TAP, network)),
+        arguments: "",
     };
     std::fs::write(root.join("vm.json"), guest.configuration().to_string())
         .expect("a configuration");

@@ -1,0 +1,174 @@
+//! The tool itself, used as a person uses it, on the machine that the tier's other tests run in.
+#![forbid(unsafe_code)]
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use banger_harness::{GUEST_DEADLINE, Terminal, skip, wait_for};
+
+/// What the tool ends with where a command's own exit code is expected and there is none.
+const TOOL_FAILED: i32 = 125;
+
+fn tool(words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_banger-kvm-host"));
+    command.args(words).stdin(Stdio::null());
+    command
+}
+
+/// Whether this machine can have a KVM host; says so where not.
+fn can_run() -> bool {
+    let reason = banger_kvm_host::host_image::impossible();
+    if let Some(reason) = &reason {
+        skip("kvm-host", reason);
+    }
+    reason.is_none()
+}
+
+fn run(words: &[&str]) -> Output {
+    tool(&["run"]).args(words).output().expect("run the tool")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn what_a_command_says_and_how_it_ends_is_passed_on() {
+    if !can_run() {
+        return;
+    }
+    let output = run(&["--", "sh", "-c", "echo out; echo err >&2; exit 7"]);
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    assert_eq!(text(&output.stdout), "out\n");
+    assert!(text(&output.stderr).ends_with("err\n"), "{output:?}");
+    for (words, code) in [
+        (["--", "sh", "-c", "kill -9 $$"].as_slice(), 128 + 9),
+        (&["--", "/not/there"], 127),
+        (&["--user", "nobody-of-that-name", "--", "true"], TOOL_FAILED),
+    ] {
+        assert_eq!(run(words).status.code(), Some(code), "{words:?}");
+    }
+    let output = run(&["--user", "alice", "--", "id", "-un"]);
+    assert_eq!(text(&output.stdout), "alice\n", "{output:?}");
+}
+
+#[test]
+fn a_flood_of_output_arrives_whole() {
+    if !can_run() {
+        return;
+    }
+    const BYTES: usize = 64 << 20;
+    let output = run(&["--", "sh", "-c", &format!("yes | head -c {BYTES}")]);
+    assert!(output.status.success(), "{:?}", text(&output.stderr));
+    assert_eq!(output.stdout.len(), BYTES);
+    assert!(output.stdout.chunks(2).all(|pair| pair == b"y\n"));
+}
+
+#[test]
+fn files_and_folders_go_in_and_come_back() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(here("tree/deep")).expect("a folder");
+    std::fs::write(here("tree/deep/file"), "deep").expect("a file");
+    std::fs::write(here("script"), "#!/bin/sh\ncat tree/deep/file; echo made > made\n")
+        .expect("a file");
+    std::fs::set_permissions(here("script"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .expect("a mode");
+    let there = "/data/tool-test/of files";
+    let remove = ["--", "rm", "-r", "/data/tool-test"];
+    let (tree, script) = (here("tree"), here("script"));
+    let put = |path: &Path| format!("{}:{there}", path.display());
+    let get = |name: &str, to: &str| format!("{there}/{name}:{}", here(to).display());
+    let output = run(&[
+        "--put",
+        &put(&tree),
+        "--put",
+        &put(&script),
+        "--get",
+        &get("made", "back"),
+        "--get",
+        &get("tree", "back/a/new folder"),
+        "--",
+        "sh",
+        "-c",
+        &format!("cd '{there}' && ./script"),
+    ]);
+    assert_eq!(text(&output.stdout), "deep", "{output:?}");
+    assert!(output.status.success(), "{output:?}");
+    let read = |name: &str| std::fs::read_to_string(here(name)).expect(name);
+    assert_eq!(read("back/made"), "made\n");
+    assert_eq!(read("back/a/new folder/tree/deep/file"), "deep");
+    assert!(run(&remove).status.success());
+}
+
+#[test]
+fn what_cannot_be_sent_or_fetched_is_named() {
+    if !can_run() {
+        return;
+    }
+    let refused = |words: &[&str], code: i32, word: &str| {
+        let output = run(words);
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {output:?}");
+        assert!(errors.contains(word) && errors.lines().count() == 1, "{words:?}: {errors}");
+        assert!(output.stdout.is_empty(), "{words:?}: the command must not run: {output:?}");
+    };
+    refused(&["--put", "/not/here", "--", "echo", "ran"], TOOL_FAILED, "/not/here");
+    refused(&["--put", "/etc/passwd:/etc/hostname", "--", "echo", "ran"], TOOL_FAILED, "/etc/host");
+    refused(&["--get", "/not/there", "--", "true"], TOOL_FAILED, "/not/there");
+    refused(&["--get", "/etc/hostname:/etc/passwd", "--", "true"], TOOL_FAILED, "/etc/passwd");
+    // A command that failed says more than the file that it did not make.
+    refused(&["--get", "/not/there", "--", "sh", "-c", "exit 3"], 3, "/not/there");
+}
+
+#[test]
+fn a_command_ends_with_the_tool_that_ran_it() {
+    if !can_run() {
+        return;
+    }
+    // A number that no other process has among its words.
+    let sleep = format!("8{:06}", std::process::id() % 1_000_000);
+    let mut child = tool(&["run", "--", "sleep", &sleep]).spawn().expect("start the tool");
+    let runs = || run(&["--", "pgrep", "-x", "-f", &format!("sleep {sleep}")]).status.success();
+    wait_for("the command", GUEST_DEADLINE, || runs().then_some(()));
+    child.kill().expect("kill the tool");
+    assert_eq!(child.wait().expect("its end").signal(), Some(9));
+    wait_for("the command's end", GUEST_DEADLINE, || (!runs()).then_some(()));
+}
+
+#[test]
+fn a_shell_is_on_a_terminal() {
+    if !can_run() {
+        return;
+    }
+    let output = tool(&["shell"]).output().expect("run the tool");
+    assert_eq!(output.status.code(), Some(TOOL_FAILED), "{output:?}");
+    assert!(text(&output.stderr).contains("needs a terminal"), "{output:?}");
+    let mut shell = tool(&["shell"]);
+    // A terminal's command has only the variables that it is given.
+    shell.envs(std::env::vars_os());
+    let mut terminal = Terminal::start(&shell, 100, 30);
+    terminal.send(b"stty size; echo $((6 * 7)) in; tty; exit 3\r");
+    terminal.wait_for("30 100");
+    terminal.wait_for("42 in");
+    terminal.wait_for("/dev/pts/");
+    let (status, screen) = terminal.finish();
+    assert_eq!(status.code(), Some(3), "{screen}");
+}
+
+#[test]
+fn two_who_boot_at_once_have_one_machine() {
+    if !can_run() {
+        return;
+    }
+    let children = [(); 2].map(|()| tool(&["boot"]).spawn().expect("start the tool"));
+    for mut child in children {
+        assert!(child.wait().expect("its end").success());
+    }
+    let boots = [(); 2].map(|()| run(&["--", "cat", "/proc/sys/kernel/random/boot_id"]).stdout);
+    assert!(!boots[0].is_empty() && boots[0] == boots[1], "{boots:?}");
+}
