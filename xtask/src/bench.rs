@@ -5,13 +5,13 @@
 
 use anyhow::Result;
 
-use crate::kernel;
 use crate::process::{cargo, must_succeed};
+use crate::{kernel, kvm_host};
 
 /// What to measure; `testing/bench` knows the words.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// boot, exec, image, kernel, sizes or all
+    /// boot, exec, image, kernel, kvm-host, sizes or all
     #[arg(default_value = "all")]
     what: String,
     /// Write the results into docs/benchmarks.md
@@ -45,6 +45,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ]);
     if let Some(kernel) = own_kernel {
         command.arg("--own-kernel").arg(kernel.package()?);
+    }
+    if ["kvm-host", "all"].contains(&options.what.as_str()) {
+        let program = kvm_host::test_program()?;
+        command.arg("--kvm-host").arg(program.get_program());
+        for (name, value) in program.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
     }
     if options.record {
         command.arg("--record");

@@ -8,6 +8,7 @@ mod boot;
 mod exec;
 mod image;
 mod kernel;
+mod kvm_host;
 mod number;
 mod record;
 mod sizes;
@@ -33,6 +34,8 @@ enum What {
     Image,
     /// banger's own kernel against Debian's
     Kernel,
+    /// The KVM host's part of `make test`
+    KvmHost,
     /// Memory and files
     Sizes,
     /// All of them
@@ -53,6 +56,9 @@ struct Arguments {
     /// The package of banger's own kernel; without it, that is left out
     #[arg(long)]
     own_kernel: Option<PathBuf>,
+    /// The program that runs the KVM host; without it, that is left out
+    #[arg(long)]
+    kvm_host: Option<PathBuf>,
 }
 
 /// Prints one line.
@@ -90,6 +96,12 @@ fn run() -> Result<()> {
         match &arguments.own_kernel {
             Some(package) => numbers.extend(kernel::measure(package, arguments.rounds)?),
             None => say("left out: banger's own kernel; `cargo xtask kernel` builds it"),
+        }
+    }
+    if wants(What::KvmHost) {
+        match &arguments.kvm_host {
+            Some(program) => numbers.extend(kvm_host::measure(program)?),
+            None => say("left out: the KVM host; `cargo xtask bench kvm-host` measures it"),
         }
     }
     if wants(What::Sizes) {
