@@ -66,6 +66,12 @@ impl Built {
             .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
             .with_context(|| format!("{} has no package", self.folder.display()))
     }
+
+    /// All its options.
+    #[cfg(test)]
+    fn configuration(&self) -> PathBuf {
+        self.folder.join("config")
+    }
 }
 
 /// Builds the kernel and says where it is.

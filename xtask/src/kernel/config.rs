@@ -44,6 +44,31 @@ mod tests {
         std::fs::read_to_string(path).unwrap()
     }
 
+    /// What is asked for, and what came of it where that kernel has been built.
+    fn configurations() -> Vec<String> {
+        let built = crate::kernel::cached().unwrap();
+        let built = built.map(|built| std::fs::read_to_string(built.configuration()).unwrap());
+        std::iter::once(fragment()).chain(built).collect()
+    }
+
+    /// Fails unless all of these are built in.
+    fn must_have(needed: &str) {
+        for text in configurations() {
+            let have = settings(&text);
+            for name in needed.split_whitespace() {
+                let option = format!("CONFIG_{name}");
+                assert_eq!(have.get(option.as_str()), Some(&Some("y")), "{option}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_built_is_what_was_asked_for() {
+        for text in configurations() {
+            assert_eq!(lost(&fragment(), &text), [""; 0]);
+        }
+    }
+
     #[test]
     fn what_did_not_survive_is_named() {
         let fragment = "# a comment\n\nCONFIG_A=y\nCONFIG_B=\"x=y\"\n# CONFIG_C is not set\n\
@@ -67,15 +92,12 @@ mod tests {
             assert!(!line.ends_with("=n"), "{line:?}: write `# CONFIG_X is not set`");
         }
         assert_eq!(settings(&text).get("CONFIG_MODULES"), Some(&None));
-        assert_eq!(lost(&text, &text), [""; 0]);
     }
 
     /// What Docker's contrib/check-config.sh calls generally necessary, for
     /// control groups of both versions.
     #[test]
     fn docker_has_all_it_needs() {
-        let text = fragment();
-        let have = settings(&text);
         let needed = "NAMESPACES NET_NS PID_NS IPC_NS UTS_NS \
             CGROUPS CGROUP_CPUACCT CGROUP_DEVICE CGROUP_FREEZER CGROUP_SCHED CPUSETS MEMCG \
             CGROUP_BPF KEYS VETH BRIDGE BRIDGE_NETFILTER \
@@ -83,41 +105,31 @@ mod tests {
             IP6_NF_FILTER IP6_NF_MANGLE IP6_NF_TARGET_MASQUERADE IP6_NF_RAW IP6_NF_NAT \
             NETFILTER_XT_MATCH_ADDRTYPE NETFILTER_XT_MATCH_CONNTRACK NETFILTER_XT_MATCH_IPVS \
             NETFILTER_XT_MARK NF_NAT POSIX_MQUEUE OVERLAY_FS EXT4_FS_POSIX_ACL EXT4_FS_SECURITY";
-        for name in needed.split_whitespace() {
-            let option = format!("CONFIG_{name}");
-            assert_eq!(have.get(option.as_str()), Some(&Some("y")), "{option}");
-        }
+        must_have(needed);
     }
 
     /// The README of systemd: what it requires and what it strongly recommends.
     #[test]
     fn systemd_has_all_it_needs() {
-        let text = fragment();
-        let have = settings(&text);
         let needed = "DEVTMPFS CGROUPS INOTIFY_USER SIGNALFD TIMERFD EPOLL UNIX SYSFS PROC_FS \
             FHANDLE NET_NS USER_NS IPV6 AUTOFS_FS TMPFS_XATTR TMPFS_POSIX_ACL EXT4_FS_POSIX_ACL \
             XFS_POSIX_ACL BTRFS_FS_POSIX_ACL SECCOMP SECCOMP_FILTER KCMP NET_SCHED \
             NET_SCH_FQ_CODEL CGROUP_SCHED FAIR_GROUP_SCHED CFS_BANDWIDTH BPF_SYSCALL BPF_JIT \
             CGROUP_BPF PSI DMIID CRYPTO_USER_API_HASH CRYPTO_SHA256 BLK_CGROUP MEMCG";
-        for name in needed.split_whitespace() {
-            let option = format!("CONFIG_{name}");
-            assert_eq!(have.get(option.as_str()), Some(&Some("y")), "{option}");
+        must_have(needed);
+        for text in configurations() {
+            let real_time = settings(&text).get("CONFIG_RT_GROUP_SCHED").copied().flatten();
+            assert_eq!(real_time, None, "it breaks real-time scheduling");
         }
-        assert!(!have.contains_key("CONFIG_RT_GROUP_SCHED"), "it breaks real-time scheduling");
     }
 
     /// The machines that banger starts.
     #[test]
     fn every_machine_can_be_booted() {
-        let text = fragment();
-        let have = settings(&text);
         let needed = "PVH KVM_GUEST ACPI PCI VIRTIO_MMIO VIRTIO_MMIO_CMDLINE_DEVICES VIRTIO_PCI \
             VIRTIO_BLK VIRTIO_NET VIRTIO_CONSOLE VIRTIO_BALLOON VIRTIO_VSOCKETS HW_RANDOM_VIRTIO \
             SERIAL_8250_CONSOLE BLK_DEV_INITRD EXT4_FS XFS_FS BTRFS_FS OVERLAY_FS SQUASHFS \
             NF_TABLES NFT_COMPAT FUSE_FS TUN VETH BRIDGE PTP_1588_CLOCK_KVM";
-        for name in needed.split_whitespace() {
-            let option = format!("CONFIG_{name}");
-            assert_eq!(have.get(option.as_str()), Some(&Some("y")), "{option}");
-        }
+        must_have(needed);
     }
 }
