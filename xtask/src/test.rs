@@ -50,7 +50,8 @@ enum Tier {
     /// Inside the KVM host: systemd, device-mapper, jailed Firecracker guests; its filter is a part
     /// of a test's name
     KvmHost,
-    /// The same guests under banger's own kernel, which is built first; with --long or by name
+    /// The same guests under banger's own kernel, which is built first, and what only that can;
+    /// with --long or by name
     OwnKernel,
 }
 
@@ -86,8 +87,9 @@ impl Tier {
             }
             // Those inside the machine are run by `banger-kvm-host`.
             Self::KvmHost => "binary_id(banger-kvm-host::tool)",
-            Self::Kernel => "package(banger-e2e) and not test(/^guest::/)",
-            Self::Guest | Self::OwnKernel => "package(banger-e2e) and test(/^guest::/)",
+            Self::Kernel => "package(banger-e2e) and not test(/^(guest|own_kernel)::/)",
+            Self::Guest => "package(banger-e2e) and test(/^guest::/)",
+            Self::OwnKernel => "package(banger-e2e) and test(/^(guest|own_kernel)::/)",
         }
     }
 }

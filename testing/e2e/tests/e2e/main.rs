@@ -1,5 +1,5 @@
 //! The whole of banger as a user meets it: the real `banger`, the real
-//! `bangerd`, and in the module `guest` real Linux guests.
+//! `bangerd`, and in the modules `guest` and `own_kernel` real Linux guests.
 //!
 //! Each test has an [`banger_harness::Environment`] of its own and ends with
 //! proof that nothing is left on the machine.
@@ -10,6 +10,7 @@ mod archives;
 mod daemon;
 mod full_disk;
 mod guest;
+mod own_kernel;
 mod refusals;
 mod setup;
 mod verbs;
