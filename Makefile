@@ -23,7 +23,7 @@ setup-kernel:
 	@scripts/setup kernel
 
 build: setup ## build banger and bangerd into target/release
-	$(CARGO) build --locked --release --package banger-cli --package banger-daemon
+	$(CARGO) build --locked --release --package banger-cli --package banger-daemon --package banger-helper
 
 man: build ## write the man pages into target/man
 	@mkdir -p target/man

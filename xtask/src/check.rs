@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 use crate::process::{cargo, find_program, must_succeed};
-use crate::{dep_direction, docs, layout, say};
+use crate::{dep_direction, docs, layout, privileged_budget, say};
 
 /// What became of one step.
 enum Outcome {
@@ -14,6 +14,10 @@ enum Outcome {
 fn formatted() -> Result<Outcome> {
     must_succeed(cargo().args(["fmt", "--all", "--check"]))?;
     Ok(Outcome::Passed)
+}
+
+fn budget() -> Result<Outcome> {
+    privileged_budget::run(&crate::root()?).map(|()| Outcome::Passed)
 }
 
 fn lints() -> Result<Outcome> {
@@ -52,10 +56,11 @@ type Step = (&'static str, fn() -> Result<Outcome>);
 
 /// Runs every step, also after one failed, so that one run shows all faults.
 pub(crate) fn run() -> Result<()> {
-    let steps: [Step; 7] = [
+    let steps: [Step; 8] = [
         ("format", formatted),
         ("dep-direction", || dep_direction::run(None).map(|()| Outcome::Passed)),
         ("layout", || layout::run().map(|()| Outcome::Passed)),
+        ("privileged-budget", budget),
         ("lints", lints),
         ("documentation", documentation),
         ("docs", || docs::run().map(|()| Outcome::Passed)),

@@ -12,6 +12,7 @@ mod junit;
 mod kernel;
 mod kvm_host;
 mod layout;
+mod privileged_budget;
 mod process;
 mod test;
 
@@ -40,6 +41,8 @@ enum Task {
         #[arg(long)]
         manifest_path: Option<PathBuf>,
     },
+    /// Fail if the code that acts as root is larger than privileged/budget.toml allows
+    PrivilegedBudget,
     /// Check that what the documentation names exists
     Docs,
     /// Measure the numbers of docs/benchmarks.md, each side by side with its peer
@@ -73,6 +76,7 @@ fn run() -> Result<ExitCode> {
         Task::VmmBinaries => return kvm_host::vmm_binaries(),
         Task::Check => check::run(),
         Task::DepDirection { manifest_path } => dep_direction::run(manifest_path.as_deref()),
+        Task::PrivilegedBudget => privileged_budget::run(&root()?),
         Task::Docs => docs::run(),
         Task::Bench(options) => bench::run(&options),
         Task::Kernel(options) => kernel::run(&options),

@@ -82,12 +82,16 @@ impl Tier {
     fn filter(self) -> &'static str {
         match self {
             Self::Pure => {
-                "not package(banger-e2e) and not binary_id(banger-kvm-host::inside) \
+                "not package(banger-e2e) and not package(banger-privileged-tests) \
+                 and not binary_id(banger-kvm-host::inside) \
                  and not binary_id(banger-kvm-host::tool)"
             }
             // Those inside the machine are run by `banger-kvm-host`.
             Self::KvmHost => "binary_id(banger-kvm-host::tool)",
-            Self::Kernel => "package(banger-e2e) and not test(/^(guest|own_kernel)::/)",
+            Self::Kernel => {
+                "package(banger-privileged-tests) \
+                 or (package(banger-e2e) and not test(/^(guest|own_kernel)::/))"
+            }
             Self::Guest => "package(banger-e2e) and test(/^guest::/)",
             Self::OwnKernel => "package(banger-e2e) and test(/^(guest|own_kernel)::/)",
         }
@@ -163,6 +167,8 @@ fn is_here(reason: &str, is_root: bool) -> bool {
         "mmdebstrap" => find_program("mmdebstrap").is_some(),
         "e2fsprogs" => find_program("mke2fs").is_some() && find_program("e2fsck").is_some(),
         "busybox" => find_program("busybox").is_some(),
+        "nft" => find_program("nft").is_some(),
+        "vmm-binaries" => banger_harness::vmm_binaries().is_some(),
         "zstd" => find_program("zstd").is_some(),
         "useradd" => is_root && find_program("useradd").is_some(),
         _ => false,
@@ -203,8 +209,11 @@ fn fetch_shared_images() -> Result<Option<std::path::PathBuf>> {
 /// which fails where a test says; it is set aside, so that no other test meets it.
 fn build_programs(root: &Path, with_fault_hooks: bool) -> Result<()> {
     let build = |more: &[&str]| {
-        let packages = ["build", "--locked", "--package", "banger-cli", "--package"];
-        must_succeed(cargo().args(packages).arg("banger-daemon").args(more).current_dir(root))
+        let packages = ["banger-cli", "banger-daemon", "banger-helper"];
+        let packages = packages.iter().flat_map(|name| ["--package", name]);
+        let mut command = cargo();
+        command.args(["build", "--locked"]).args(packages).args(more).current_dir(root);
+        must_succeed(&mut command)
     };
     if with_fault_hooks {
         say("building a bangerd with fault hooks");
@@ -215,7 +224,7 @@ fn build_programs(root: &Path, with_fault_hooks: bool) -> Result<()> {
         std::fs::copy(root.join("target/debug/bangerd"), &aside)
             .with_context(|| format!("copy bangerd to {}", aside.display()))?;
     }
-    say("building banger and bangerd");
+    say("building banger, bangerd and bangerd-root");
     build(&[])
 }
 
@@ -380,6 +389,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 total.failed += 1;
                 faults.push(format!("{error:#}"));
             }
+        }
+    }
+    if is_root && tiers.contains(&Tier::Kernel) {
+        say("fetching firecracker and jailer for tests where they are missing");
+        if let Err(error) = kvm_host::vmm_binaries() {
+            total.failed += 1;
+            faults.push(format!("fetch firecracker and jailer: {error:#}"));
         }
     }
     for tier in tiers {

@@ -5,13 +5,10 @@
 //! table, [`DeviceMapper::resume`] makes the table live, [`DeviceMapper::remove`] ends it. Its node
 //! is `/dev/dm-MINOR`, which the kernel makes by itself; nothing here waits for udev.
 
-use std::fmt;
 use std::fs::File;
-use std::io;
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::io::{self, ErrorKind};
 
-use crate::ioctl::{Buffer, text_at, u32_at, u64_at, with_buffer};
+use crate::ioctl::{Buffer, if_there, text_at, u32_at, u64_at, with_buffer};
 
 const CONTROL: &str = "/dev/mapper/control";
 /// `struct dm_ioctl`.
@@ -20,7 +17,7 @@ const HEADER: usize = 312;
 const TARGET: usize = 40;
 /// The version of the interface that is spoken: 4.0.0 has everything used here.
 const VERSION: [u32; 3] = [4, 0, 0];
-/// Room for answers; a table's status is a line, a list of devices has 40 bytes for each.
+/// Room for answers; a table's status is a line.
 const ANSWER: usize = 64 << 10;
 const LONGEST_NAME: usize = 127;
 const LONGEST_TYPE: usize = 15;
@@ -34,15 +31,12 @@ const OFFSET_FLAGS: usize = 28;
 const OFFSET_DEVICE: usize = 40;
 const OFFSET_NAME: usize = 48;
 
-const READ_ONLY: u32 = 1 << 0;
-const SUSPEND: u32 = 1 << 1;
 const BUFFER_FULL: u32 = 1 << 8;
 
 /// The commands used here: `_IOWR(0xfd, number, struct dm_ioctl)`.
 #[derive(Debug, Clone, Copy)]
 #[repr(u64)]
 enum Command {
-    List = 2,
     Create = 3,
     Remove = 4,
     Suspend = 6,
@@ -56,50 +50,11 @@ impl Command {
     }
 }
 
-/// Why the device-mapper did not do something.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceMapperError {
-    /// There is no device-mapper, or no right to use it.
-    #[error("open {CONTROL}")]
-    Open(#[source] io::Error),
-    /// The kernel refused.
-    #[error("{operation} device-mapper device {name}")]
-    Refused {
-        /// What was asked for.
-        operation: &'static str,
-        /// The device.
-        name: String,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// A name that the kernel or a path could not carry.
-    #[error("a device-mapper name has 1 to 127 of A-Z a-z 0-9 . _ -, the first not a dot: {0:?}")]
-    Name(String),
-    /// A target whose words do not fit the kernel's structures.
-    #[error("a device-mapper target that is too long, or holds a NUL byte")]
-    Target,
-}
-
-/// The name of a device.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct DmName(String);
-
-impl FromStr for DmName {
-    type Err = DeviceMapperError;
-
-    fn from_str(text: &str) -> Result<Self, DeviceMapperError> {
-        let good = (1..=LONGEST_NAME).contains(&text.len())
-            && !text.starts_with('.')
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-        if good { Ok(Self(text.to_owned())) } else { Err(DeviceMapperError::Name(text.to_owned())) }
-    }
-}
-
-impl fmt::Display for DmName {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0)
-    }
+/// Whether a name is one: the kernel and a path can carry it.
+fn is_name(name: &str) -> bool {
+    (1..=LONGEST_NAME).contains(&name.len())
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 /// One row of a table.
@@ -115,7 +70,7 @@ pub struct Target {
     pub parameters: String,
 }
 
-/// The number of a device; its node is [`DeviceNumber::path`].
+/// The number of a device; its node is `/dev/dm-MINOR`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceNumber {
     /// The driver's number.
@@ -132,12 +87,17 @@ impl DeviceNumber {
         let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
         Self { major: number(major), minor: number(minor) }
     }
+}
 
-    /// The node that the kernel makes.
-    #[must_use]
-    pub fn path(self) -> PathBuf {
-        PathBuf::from(format!("/dev/dm-{}", self.minor))
-    }
+/// A device as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Its number.
+    pub number: DeviceNumber,
+    /// How many have it open, itself not counted.
+    pub users: u32,
+    /// The targets of its live table, what they say of themselves in place of their parameters.
+    pub targets: Vec<Target>,
 }
 
 /// The device-mapper of this host.
@@ -147,157 +107,103 @@ pub struct DeviceMapper {
 }
 
 impl DeviceMapper {
-    /// Opens the control device.
+    /// Opens the control device; none where the kernel has no device-mapper, and so none of its
+    /// devices.
     ///
     /// # Errors
-    /// No module, or no right to.
-    pub fn open() -> Result<Self, DeviceMapperError> {
-        let control = File::options().read(true).write(true).open(CONTROL);
-        Ok(Self { control: control.map_err(DeviceMapperError::Open)? })
+    /// No right to.
+    pub fn open() -> io::Result<Option<Self>> {
+        let control = if_there(File::options().read(true).write(true).open(CONTROL))?;
+        Ok(control.map(|control| Self { control }))
     }
 
-    fn run(&self, command: Command, mut buffer: Buffer) -> io::Result<Vec<u8>> {
+    fn run(&self, command: Command, name: &str, mut buffer: Buffer) -> io::Result<Vec<u8>> {
+        if !is_name(name) {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "no name of a device"));
+        }
         let size = buffer.len();
         for (index, number) in VERSION.into_iter().enumerate() {
             buffer.put_u32(index * 4, number);
         }
         buffer.put_u32(OFFSET_DATA_SIZE, u32::try_from(size).unwrap_or(u32::MAX));
         buffer.put_u32(OFFSET_DATA_START, u32::try_from(HEADER).unwrap_or(u32::MAX));
+        buffer.put(OFFSET_NAME, name.as_bytes());
         // The kernel copies `data_size` bytes in and at most as many out.
         with_buffer(&self.control, command.request(), size, &mut buffer)?;
         let bytes = buffer.bytes();
         if u32_at(&bytes, OFFSET_FLAGS) & BUFFER_FULL != 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is too long"));
+            return Err(io::Error::new(ErrorKind::InvalidData, "the answer is too long"));
         }
         Ok(bytes)
-    }
-
-    fn on(
-        &self,
-        command: Command,
-        operation: &'static str,
-        name: &DmName,
-        mut buffer: Buffer,
-        flags: u32,
-    ) -> Result<Vec<u8>, DeviceMapperError> {
-        buffer.put(OFFSET_NAME, name.0.as_bytes());
-        buffer.put_u32(OFFSET_FLAGS, flags);
-        self.run(command, buffer).map_err(|source| DeviceMapperError::Refused {
-            operation,
-            name: name.to_string(),
-            source,
-        })
     }
 
     /// Makes a device without a table.
     ///
     /// # Errors
-    /// A name that is taken.
-    pub fn create(&self, name: &DmName) -> Result<DeviceNumber, DeviceMapperError> {
-        let answer = self.on(Command::Create, "create", name, Buffer::zeroed(HEADER), 0)?;
+    /// A name that is taken (`ResourceBusy`).
+    pub fn create(&self, name: &str) -> io::Result<DeviceNumber> {
+        let answer = self.run(Command::Create, name, Buffer::zeroed(HEADER))?;
         Ok(DeviceNumber::decode(u64_at(&answer, OFFSET_DEVICE)))
     }
 
-    /// Gives a device a table, which lives from the next [`DeviceMapper::resume`] on.
+    /// Gives a device a table of one row, which lives from the next [`DeviceMapper::resume`] on.
     ///
     /// # Errors
     /// A table that the kernel does not take; its log says why.
-    pub fn load(
-        &self,
-        name: &DmName,
-        table: &[Target],
-        read_only: bool,
-    ) -> Result<(), DeviceMapperError> {
-        let mut rows = Vec::new();
-        for target in table {
-            rows.extend(row(target)?);
-        }
-        let mut buffer = Buffer::zeroed(HEADER + rows.len());
-        buffer.put(HEADER, &rows);
-        buffer.put_u32(OFFSET_TARGET_COUNT, u32::try_from(table.len()).unwrap_or(u32::MAX));
-        let flags = if read_only { READ_ONLY } else { 0 };
-        self.on(Command::Load, "load a table into", name, buffer, flags).map(drop)
+    pub fn load(&self, name: &str, target: &Target) -> io::Result<()> {
+        let row = row(target).ok_or(ErrorKind::InvalidInput)?;
+        let mut buffer = Buffer::zeroed(HEADER + row.len());
+        buffer.put(HEADER, &row);
+        buffer.put_u32(OFFSET_TARGET_COUNT, 1);
+        self.run(Command::Load, name, buffer).map(drop)
     }
 
     /// Makes the loaded table live.
     ///
     /// # Errors
     /// No such device.
-    pub fn resume(&self, name: &DmName) -> Result<(), DeviceMapperError> {
-        self.on(Command::Suspend, "resume", name, Buffer::zeroed(HEADER), 0).map(drop)
+    pub fn resume(&self, name: &str) -> io::Result<()> {
+        self.run(Command::Suspend, name, Buffer::zeroed(HEADER)).map(drop)
     }
 
-    /// Stops a device: what was written is on its way no longer but done, and what comes waits.
+    /// A device as it is; none if there is none of that name.
     ///
     /// # Errors
-    /// No such device.
-    pub fn suspend(&self, name: &DmName) -> Result<(), DeviceMapperError> {
-        self.on(Command::Suspend, "suspend", name, Buffer::zeroed(HEADER), SUSPEND).map(drop)
-    }
-
-    /// What the targets of the live table say about themselves, in place of their parameters.
-    ///
-    /// # Errors
-    /// No such device.
-    pub fn status(&self, name: &DmName) -> Result<Vec<Target>, DeviceMapperError> {
-        let buffer = Buffer::zeroed(ANSWER);
-        let answer = self.on(Command::TableStatus, "ask", name, buffer, 0)?;
-        Ok(rows(&answer))
+    /// More targets than fit the answer.
+    pub fn find(&self, name: &str) -> io::Result<Option<Device>> {
+        let answer = if_there(self.run(Command::TableStatus, name, Buffer::zeroed(ANSWER)))?;
+        Ok(answer.map(|answer| Device {
+            number: DeviceNumber::decode(u64_at(&answer, OFFSET_DEVICE)),
+            users: u32_at(&answer, OFFSET_OPEN_COUNT),
+            targets: rows(&answer),
+        }))
     }
 
     /// Ends a device; false if there was none.
     ///
     /// # Errors
-    /// A device that is in use.
-    pub fn remove(&self, name: &DmName) -> Result<bool, DeviceMapperError> {
-        match self.on(Command::Remove, "remove", name, Buffer::zeroed(HEADER), 0) {
-            Ok(_) => Ok(true),
-            Err(DeviceMapperError::Refused { source, .. })
-                if source.raw_os_error() == Some(libc::ENXIO) =>
-            {
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// How many have the device open, itself not counted.
-    ///
-    /// # Errors
-    /// No such device.
-    pub fn users(&self, name: &DmName) -> Result<u32, DeviceMapperError> {
-        let buffer = Buffer::zeroed(ANSWER);
-        let answer = self.on(Command::TableStatus, "ask", name, buffer, 0)?;
-        Ok(u32_at(&answer, OFFSET_OPEN_COUNT))
-    }
-
-    /// All devices of this host with their names.
-    ///
-    /// # Errors
-    /// More devices than fit the answer.
-    pub fn list(&self) -> Result<Vec<(String, DeviceNumber)>, DeviceMapperError> {
-        let answer = self.run(Command::List, Buffer::zeroed(ANSWER)).map_err(|source| {
-            DeviceMapperError::Refused { operation: "list every", name: String::new(), source }
-        })?;
-        Ok(names(&answer))
+    /// A device that is in use (`ResourceBusy`).
+    pub fn remove(&self, name: &str) -> io::Result<bool> {
+        let removed = self.run(Command::Remove, name, Buffer::zeroed(HEADER));
+        if_there(removed).map(|removed| removed.is_some())
     }
 }
 
-/// A target as the kernel reads it: the structure, its parameters with a NUL, padded to 8 bytes.
-fn row(target: &Target) -> Result<Vec<u8>, DeviceMapperError> {
+/// A target as the kernel reads it: the structure, its parameters with a NUL, padded to 8 bytes;
+/// none of words that do not fit the kernel's structures.
+fn row(target: &Target) -> Option<Vec<u8>> {
     let has_nul = [&target.kind, &target.parameters].iter().any(|text| text.contains('\0'));
     if has_nul || target.kind.len() > LONGEST_TYPE || target.parameters.len() > LONGEST_PARAMETERS {
-        return Err(DeviceMapperError::Target);
+        return None;
     }
     let length = (TARGET + target.parameters.len() + 1).next_multiple_of(8);
     let mut bytes = vec![0; length];
     bytes[..8].copy_from_slice(&target.start.to_ne_bytes());
     bytes[8..16].copy_from_slice(&target.length.to_ne_bytes());
-    let next = u32::try_from(length).map_err(|_| DeviceMapperError::Target)?;
-    bytes[20..24].copy_from_slice(&next.to_ne_bytes());
+    bytes[20..24].copy_from_slice(&u32::try_from(length).ok()?.to_ne_bytes());
     bytes[24..24 + target.kind.len()].copy_from_slice(target.kind.as_bytes());
     bytes[TARGET..TARGET + target.parameters.len()].copy_from_slice(target.parameters.as_bytes());
-    Ok(bytes)
+    Some(bytes)
 }
 
 /// Reads the targets of an answer. Their `next` counts from the first of them.
@@ -325,25 +231,6 @@ fn rows(answer: &[u8]) -> Vec<Target> {
     found
 }
 
-/// Reads the list of devices: number, offset of the next (0 at the last), name.
-fn names(answer: &[u8]) -> Vec<(String, DeviceNumber)> {
-    let mut at = u32_at(answer, OFFSET_DATA_START) as usize;
-    let mut found = Vec::new();
-    while at + 12 < answer.len() {
-        let device = u64_at(answer, at);
-        if device == 0 {
-            break;
-        }
-        let name = text_at(answer, at + 12, LONGEST_NAME + 1);
-        found.push((name, DeviceNumber::decode(device)));
-        match u32_at(answer, at + 8) as usize {
-            0 => break,
-            next => at += next,
-        }
-    }
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -352,9 +239,9 @@ mod tests {
     fn names_that_are_none_are_refused() {
         let long = "x".repeat(LONGEST_NAME + 1);
         for bad in ["", ".", "..", ".x", "a/b", "a b", "a\0", "ä", &long] {
-            assert!(bad.parse::<DmName>().is_err(), "{bad:?}");
+            assert!(!is_name(bad), "{bad:?}");
         }
-        assert_eq!("bgr-a_1.x".parse::<DmName>().unwrap().to_string(), "bgr-a_1.x");
+        assert!(is_name("bgr-a_1.x"));
     }
 
     fn target(kind: &str, parameters: &str) -> Target {
@@ -369,7 +256,7 @@ mod tests {
             target("x", "a\0b"),
             target("x", &"y".repeat(LONGEST_PARAMETERS + 1)),
         ] {
-            assert!(row(&bad).is_err());
+            assert!(row(&bad).is_none());
         }
     }
 
@@ -393,14 +280,12 @@ mod tests {
         assert_eq!(rows(&answer).len(), 1);
         answer[OFFSET_DATA_START..][..4].copy_from_slice(&u32::MAX.to_ne_bytes());
         assert_eq!(rows(&answer), []);
-        assert_eq!(names(&answer), []);
     }
 
     #[test]
     fn numbers_are_read_as_the_kernel_writes_them() {
         let number = DeviceNumber::decode(0x0010_fd02);
         assert_eq!(number, DeviceNumber { major: 253, minor: 0x102 });
-        assert_eq!(number.path(), PathBuf::from("/dev/dm-258"));
         assert_eq!(Command::Create.request(), 0xc138_fd03);
     }
 }

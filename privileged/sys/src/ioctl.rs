@@ -60,6 +60,15 @@ pub(crate) fn text_at(bytes: &[u8], offset: usize, most: usize) -> String {
     String::from_utf8_lossy(text).into_owned()
 }
 
+/// None where the kernel says that there is no such device, or nothing behind it.
+pub(crate) fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    let absent = [libc::ENOENT, libc::ENODEV, libc::ENXIO];
+    match result {
+        Err(error) if error.raw_os_error().is_some_and(|errno| absent.contains(&errno)) => Ok(None),
+        result => result.map(Some),
+    }
+}
+
 /// An ioctl whose argument is a structure that the kernel reads and writes: at most as many bytes
 /// of it as the request's number or the structure itself says.
 ///

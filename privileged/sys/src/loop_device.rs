@@ -3,79 +3,131 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::ioctl::{Buffer, with_buffer, with_number};
+use crate::device_mapper::DeviceNumber;
+use crate::ioctl::{Buffer, if_there, u32_at, u64_at, with_buffer, with_number};
 
 // <linux/loop.h>
 const LOOP_CTL_GET_FREE: u64 = 0x4C82;
 const LOOP_CONFIGURE: u64 = 0x4C0A;
+const LOOP_CLR_FD: u64 = 0x4C01;
+const LOOP_GET_STATUS64: u64 = 0x4C05;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
-/// `struct loop_config`: fd, block size, `struct loop_info64` of 232 bytes, 8 reserved numbers.
-const LOOP_CONFIG: usize = 8 + 232 + 64;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
+/// `struct loop_info64`.
+const LOOP_INFO: usize = 232;
+/// `struct loop_config`: fd, block size, the info, 8 reserved numbers.
+const LOOP_CONFIG: usize = 8 + LOOP_INFO + 64;
 const OFFSET_FD: usize = 0;
-/// `lo_flags` in the info: five u64, three u32 before it.
-const OFFSET_FLAGS: usize = 8 + 5 * 8 + 3 * 4;
+const INFO_DEVICE: usize = 0;
+const INFO_INODE: usize = 8;
+/// Five u64, three u32 before it.
+const INFO_FLAGS: usize = 5 * 8 + 3 * 4;
 /// Another process may take the free device first.
 const ATTEMPTS: u32 = 64;
 
-/// Why a loop device could not be made.
-#[derive(Debug, thiserror::Error)]
-#[error("{operation} {path}")]
-pub struct LoopError {
-    operation: &'static str,
-    path: PathBuf,
-    #[source]
-    source: io::Error,
+/// The file that a loop device stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backing {
+    /// The file system, as `stat(2)` numbers it.
+    pub device: u64,
+    /// The file there.
+    pub inode: u64,
+    /// Whether the loop device cannot be written.
+    pub is_read_only: bool,
 }
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LoopError {
-    let path = path.to_owned();
-    move |source| LoopError { operation, path, source }
-}
-
-/// A loop device; the kernel takes it down when this is dropped and nobody else has it open.
+/// A loop device, held open: as long as it is, what it stands on does not change. The kernel takes
+/// one that [`LoopDevice::attach`] made down when nobody has it open any more, however this ends.
 #[derive(Debug)]
 pub struct LoopDevice {
+    number: u32,
     path: PathBuf,
     device: File,
 }
 
 impl LoopDevice {
-    /// Makes a block device of a file that was opened for what the device is to be used for.
+    /// Opens a loop device as it is; none if there is no such device.
+    ///
+    /// # Errors
+    /// No right to.
+    pub fn open(number: u32) -> io::Result<Option<Self>> {
+        let path = PathBuf::from(format!("/dev/loop{number}"));
+        let device = if_there(File::open(&path))?;
+        Ok(device.map(|device| Self { number, path, device }))
+    }
+
+    /// What it stands on; none if nothing.
+    ///
+    /// # Errors
+    /// No loop device.
+    pub fn backing(&self) -> io::Result<Option<Backing>> {
+        let mut info = Buffer::zeroed(LOOP_INFO);
+        let asked = with_buffer(&self.device, LOOP_GET_STATUS64, LOOP_INFO, &mut info);
+        if if_there(asked)?.is_none() {
+            return Ok(None);
+        }
+        let info = info.bytes();
+        Ok(Some(Backing {
+            device: u64_at(&info, INFO_DEVICE),
+            inode: u64_at(&info, INFO_INODE),
+            is_read_only: u32_at(&info, INFO_FLAGS) & LO_FLAGS_READ_ONLY != 0,
+        }))
+    }
+
+    /// Takes it from its file, at the latest when nobody has it open any more; one that stands on
+    /// nothing is left as it is.
+    ///
+    /// # Errors
+    /// No right to.
+    pub fn detach(&self) -> io::Result<()> {
+        if_there(with_number(&self.device, LOOP_CLR_FD, 0)).map(drop)
+    }
+
+    /// Makes a block device of a file that was opened for what the device is to be used for. It
+    /// reads and writes past the page cache where the file system allows that, so that nothing is
+    /// cached twice.
     ///
     /// # Errors
     /// No right to, or no module for it; a file that cannot be a disk.
-    pub fn attach(backing: &File, read_only: bool) -> Result<Self, LoopError> {
-        let control_path = Path::new("/dev/loop-control");
-        let control = File::options()
-            .read(true)
-            .write(true)
-            .open(control_path)
-            .map_err(failed("open", control_path))?;
+    pub fn attach(backing: &File, read_only: bool) -> io::Result<Self> {
+        let control = File::options().read(true).write(true).open("/dev/loop-control")?;
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let number = with_number(&control, LOOP_CTL_GET_FREE, 0)
-                .map_err(failed("ask for a free loop device at", control_path))?;
+            let number = with_number(&control, LOOP_CTL_GET_FREE, 0)?;
             let path = PathBuf::from(format!("/dev/loop{number}"));
-            let device = File::options()
-                .read(true)
-                .write(!read_only)
-                .open(&path)
-                .map_err(failed("open", &path))?;
+            let device = File::options().read(true).write(!read_only).open(&path)?;
             let mut config = Buffer::zeroed(LOOP_CONFIG);
             let descriptor = u32::try_from(backing.as_raw_fd()).unwrap_or(u32::MAX);
             config.put_u32(OFFSET_FD, descriptor);
             let mode = if read_only { LO_FLAGS_READ_ONLY } else { 0 };
-            config.put_u32(OFFSET_FLAGS, LO_FLAGS_AUTOCLEAR | mode);
+            config.put_u32(8 + INFO_FLAGS, LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO | mode);
             match with_buffer(&device, LOOP_CONFIGURE, LOOP_CONFIG, &mut config) {
-                Ok(()) => return Ok(Self { path, device }),
+                Ok(()) => return Ok(Self { number, path, device }),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempt < ATTEMPTS => {}
-                Err(error) => return Err(failed("attach a file to", &path)(error)),
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Its number `N` in `/dev/loopN`.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// The numbers by which the kernel knows it.
+    ///
+    /// # Errors
+    /// None that is expected.
+    pub fn device_number(&self) -> io::Result<DeviceNumber> {
+        let metadata = self.device.metadata()?;
+        let device = metadata.rdev();
+        Ok(DeviceNumber { major: libc::major(device), minor: libc::minor(device) })
     }
 
     /// Its node in `/dev`.

@@ -65,6 +65,17 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
+/// The version of the real `firecracker` and `jailer` that tests use.
+pub const VMM_VERSION: &str = "1.12.1";
+
+/// The folder with the real `firecracker` and `jailer`, if `cargo xtask vmm-binaries` has put them,
+/// with their digests checked, into the build cache.
+#[must_use]
+pub fn vmm_binaries() -> Option<PathBuf> {
+    let folder = build_cache().ok()?.join(format!("vmm-binaries-{VMM_VERSION}"));
+    ["firecracker", "jailer"].iter().all(|name| folder.join(name).is_file()).then_some(folder)
+}
+
 /// Waits until `done` gives a value; panics with `what` after the deadline.
 pub fn wait_for<T>(what: &str, deadline: Duration, mut done: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + deadline;

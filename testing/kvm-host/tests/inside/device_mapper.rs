@@ -1,11 +1,12 @@
 //! Copy-on-write disks by the device-mapper's own ioctls.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 
-use banger_privileged_sys::device_mapper::{DeviceMapper, DeviceMapperError, DmName, Target};
+use banger_privileged_sys::device_mapper::Target;
 
 use crate::Inside;
-use crate::disk::{Snapshot, read_at, sparse};
+use crate::disk::{Snapshot, mapper, names, read_at, sparse};
 
 const MIB: u64 = 1 << 20;
 
@@ -19,13 +20,7 @@ fn a_snapshot_keeps_its_base_and_its_changes() {
     sparse(&changes, 8 * MIB);
 
     let snapshot = Snapshot::make("banger-test-snapshot", &base, &changes);
-    assert!(
-        snapshot
-            .mapper
-            .list()
-            .expect("a list")
-            .contains(&("banger-test-snapshot".to_owned(), snapshot.number))
-    );
+    assert!(names().contains(&"banger-test-snapshot".to_owned()));
     let (used_before, all) = snapshot.usage();
     assert_eq!(all, 8 * MIB / 512);
     {
@@ -33,9 +28,9 @@ fn a_snapshot_keeps_its_base_and_its_changes() {
         assert_eq!(read_at(&device, MIB), [b'b'; 4096], "the base shows through");
         device.write_all_at(&[b'c'; 4096], MIB).expect("write to the snapshot");
         device.sync_all().expect("write it out");
-        assert_eq!(snapshot.mapper.users(&snapshot.name).expect("its users"), 1);
+        assert_eq!(snapshot.found().users, 1);
         let error = snapshot.mapper.remove(&snapshot.name).expect_err("it is in use");
-        assert!(matches!(error, DeviceMapperError::Refused { .. }), "{error}");
+        assert_eq!(error.kind(), ErrorKind::ResourceBusy, "{error}");
     }
     assert!(snapshot.usage().0 > used_before, "a change takes room");
     assert_eq!(read_at(&file, MIB), [b'b'; 4096], "the base is as it was");
@@ -49,26 +44,29 @@ fn a_snapshot_keeps_its_base_and_its_changes() {
 }
 
 #[test]
-fn what_the_device_mapper_cannot_do_is_an_error_that_names_it() {
+fn what_the_device_mapper_cannot_do_is_an_error() {
     let Some(_) = Inside::get() else { return };
-    let mapper = DeviceMapper::open().expect("the device-mapper");
-    let name: DmName = "banger-test-refused".parse().expect("a name");
-    assert!(mapper.resume(&name).is_err());
-    assert!(mapper.status(&name).is_err());
-    mapper.create(&name).expect("a new device");
-    let error = mapper.create(&name).expect_err("the name is taken");
-    assert!(error.to_string().contains("banger-test-refused"), "{error}");
-    let target = |kind: &str, parameters: &str| {
-        [Target { start: 0, length: 8, kind: kind.into(), parameters: parameters.into() }]
+    let mapper = mapper();
+    let name = "banger-test-refused";
+    assert!(mapper.resume(name).is_err());
+    assert!(mapper.find(name).expect("an answer").is_none());
+    assert!(mapper.create("a/b").is_err());
+    mapper.create(name).expect("a new device");
+    let error = mapper.create(name).expect_err("the name is taken");
+    assert_eq!(error.kind(), ErrorKind::ResourceBusy, "{error}");
+    let target = |kind: &str, parameters: &str| Target {
+        start: 0,
+        length: 8,
+        kind: kind.into(),
+        parameters: parameters.into(),
     };
-    for table in [
+    for target in [
         target("no-such-kind", ""),
         target("snapshot", ""),
         target("snapshot", "/dev/null /dev/null P 8"),
         target("linear", "/nonexistent 0"),
     ] {
-        assert!(mapper.load(&name, &table, false).is_err(), "{table:?}");
+        assert!(mapper.load(name, &target).is_err(), "{target:?}");
     }
-    mapper.suspend(&name).expect("a device without a table can be suspended");
-    assert!(mapper.remove(&name).expect("remove it"));
+    assert!(mapper.remove(name).expect("remove it"));
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use banger_privileged_sys::device_mapper::{DeviceMapper, DeviceNumber, DmName, Target};
+use banger_privileged_sys::device_mapper::{Device, DeviceMapper, DeviceNumber, Target};
 use banger_privileged_sys::loop_device::LoopDevice;
 
 use crate::tool::run;
@@ -31,10 +31,27 @@ pub(crate) fn busybox_root(folder: &Path, uuid: &str) -> PathBuf {
     path
 }
 
+/// The device-mapper of this machine.
+pub(crate) fn mapper() -> DeviceMapper {
+    DeviceMapper::open().expect("a right to use it").expect("the device-mapper")
+}
+
+/// The node that the kernel makes of a device.
+pub(crate) fn node(number: DeviceNumber) -> PathBuf {
+    PathBuf::from(format!("/dev/dm-{}", number.minor))
+}
+
+/// The names of all devices of this machine.
+pub(crate) fn names() -> Vec<String> {
+    let devices = std::fs::read_dir("/sys/block").expect("the devices").flatten();
+    let names = devices.filter_map(|it| std::fs::read_to_string(it.path().join("dm/name")).ok());
+    names.map(|name| name.trim_end().to_owned()).collect()
+}
+
 /// A copy-on-write disk over a file: what is written to it goes to another file.
 pub(crate) struct Snapshot {
     pub(crate) mapper: DeviceMapper,
-    pub(crate) name: DmName,
+    pub(crate) name: String,
     pub(crate) number: DeviceNumber,
     // They end after the device that uses them.
     _base: LoopDevice,
@@ -50,25 +67,29 @@ impl Snapshot {
         let sectors = base.metadata().expect("a base").len() / 512;
         let base = LoopDevice::attach(&open(base, false), true).expect("a loop device");
         let changes = LoopDevice::attach(&open(changes, true), false).expect("a loop device");
-        let mapper = DeviceMapper::open().expect("the device-mapper");
-        let name: DmName = name.parse().expect("a name");
-        let number = mapper.create(&name).expect("a new device");
+        let mapper = mapper();
+        let number = mapper.create(name).expect("a new device");
         // Persistent, in chunks of 8 sectors (Documentation/admin-guide/device-mapper/snapshot.rst).
         let parameters = format!("{} {} P 8", base.path().display(), changes.path().display());
-        let table = [Target { start: 0, length: sectors, kind: "snapshot".to_owned(), parameters }];
-        mapper.load(&name, &table, false).expect("a table");
-        mapper.resume(&name).expect("a live device");
-        Self { mapper, name, number, _base: base, _changes: changes }
+        let target = Target { start: 0, length: sectors, kind: "snapshot".to_owned(), parameters };
+        mapper.load(name, &target).expect("a table");
+        mapper.resume(name).expect("a live device");
+        Self { mapper, name: name.to_owned(), number, _base: base, _changes: changes }
     }
 
     pub(crate) fn device(&self) -> File {
-        File::options().read(true).write(true).open(self.number.path()).expect("the device's node")
+        File::options().read(true).write(true).open(node(self.number)).expect("the device's node")
+    }
+
+    /// The device as it is.
+    pub(crate) fn found(&self) -> Device {
+        self.mapper.find(&self.name).expect("an answer").expect("a device")
     }
 
     /// Used and all sectors of the file for changes, as the target tells.
     pub(crate) fn usage(&self) -> (u64, u64) {
-        let status = self.mapper.status(&self.name).expect("a status");
-        let words = &status.first().expect("one target").parameters;
+        let found = self.found();
+        let words = &found.targets.first().expect("one target").parameters;
         let numbers = words.split_whitespace().next().expect("a first word");
         let (used, all) = numbers.split_once('/').unwrap_or_else(|| panic!("status {words:?}"));
         (used.parse().expect("a number"), all.parse().expect("a number"))

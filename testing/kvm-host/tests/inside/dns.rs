@@ -8,7 +8,7 @@ use crate::tool::{Undo, run};
 
 const LINK: &str = "bgrtest0";
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 30, 53, 1);
-const BOX: Ipv4Addr = Ipv4Addr::new(172, 30, 53, 42);
+pub(crate) const BOX: Ipv4Addr = Ipv4Addr::new(172, 30, 53, 42);
 
 /// The name of a query's only question, and where the question ends.
 fn question(query: &[u8]) -> Option<(String, usize)> {
@@ -25,7 +25,7 @@ fn question(query: &[u8]) -> Option<(String, usize)> {
 }
 
 /// Answers `box.vm` with its address, other names not at all (RFC 1035, section 4).
-fn answer(query: &[u8]) -> Option<(String, Vec<u8>)> {
+pub(crate) fn answer(query: &[u8]) -> Option<(String, Vec<u8>)> {
     let (name, end) = question(query)?;
     let wants_address = query.get(end - 4..end - 2)? == [0, 1];
     let known = name == "box.vm";

@@ -8,15 +8,19 @@ mod device_mapper;
 mod disk;
 mod dns;
 mod firecracker;
+mod jail_cgroup;
 mod machine;
 mod nested;
+mod privileged_disk;
+mod resolver_routing;
+mod system;
 mod tool;
 
 use std::path::PathBuf;
 
 /// The machine, known to be the right one.
 pub(crate) struct Inside {
-    /// What was sent: firecracker, jailer, vmlinux, initrd.
+    /// What was sent: firecracker, jailer, vmlinux, initrd, banger, bangerd, bangerd-root.
     pub(crate) data: PathBuf,
 }
 

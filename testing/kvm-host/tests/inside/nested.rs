@@ -161,7 +161,7 @@ fn a_jailed_guest_has_a_snapshot_disk_and_a_tap() {
     drop((tap, cgroup));
 
     assert!(snapshot.usage().0 > 16, "the guest wrote to its snapshot");
-    let node = snapshot.number.path();
+    let node = crate::disk::node(snapshot.number);
     let written = run("debugfs", ["-R", "cat /root/written", text(&node)]);
     assert_eq!(written, "kept\n");
     drop(snapshot);

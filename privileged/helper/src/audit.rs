@@ -1,0 +1,21 @@
+//! One line of JSON per call on standard error: who asked for what, and what came of it.
+
+use std::io::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value};
+
+/// Writes a line that only says something.
+pub(crate) fn say(level: &str, message: String) {
+    line(&[("level", level.into()), ("message", message.into())]);
+}
+
+/// Writes a line; a log that cannot be written stops nothing.
+pub(crate) fn line(fields: &[(&str, Value)]) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let time = u64::try_from(now.as_millis()).unwrap_or(0);
+    let mut object = Map::from_iter([("time_ms".to_owned(), time.into())]);
+    object.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+    let text = format!("{}\n", Value::Object(object));
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}

@@ -1,0 +1,231 @@
+//! One peer: who it is, its requests one after another, and what it may not do with our time.
+
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use banger_gates::Owner;
+use banger_helper_api::{
+    ErrorCode, HelperError, LONGEST_FRAME, LONGEST_WRITE_FRAME, Method, PROTOCOL_VERSION, Request,
+    Response,
+};
+use banger_host::Host;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use serde_json::Value;
+
+use crate::{audit, dispatch};
+
+/// How long a peer may be silent in the middle of a frame, and how long it may not read an answer.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How long a frame may take in all.
+const WHOLE_FRAME: Duration = Duration::from_secs(60);
+/// How long a peer may keep a connection without asking anything.
+const IDLE: Duration = Duration::from_secs(600);
+const CHUNK: usize = 16 << 10;
+const LONGEST_OPERATION_ID: usize = 64;
+
+/// One long frame at a time, so that peers cannot make the helper large.
+static LONG_FRAME: Mutex<()> = Mutex::new(());
+
+/// Whom the kernel says the peer is (SO_PEERCRED, unix(7)).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    uid: u32,
+    pid: i32,
+}
+
+impl Peer {
+    /// The peer, if it may ask: root or the owner.
+    pub(crate) fn of(stream: &UnixStream, owner: Owner) -> Option<Self> {
+        let credentials = rustix::net::sockopt::socket_peercred(stream).ok()?;
+        let uid = credentials.uid.as_raw();
+        let is_allowed = uid == 0 || uid == owner.uid();
+        let peer = Self { uid, pid: credentials.pid.as_raw_nonzero().get() };
+        if !is_allowed {
+            let code = serde_json::to_value(ErrorCode::Unauthorized).unwrap_or_default();
+            audit::line(&[
+                ("level", "warn".into()),
+                ("peer_uid", uid.into()),
+                ("peer_pid", peer.pid.into()),
+                ("code", code),
+            ]);
+        }
+        is_allowed.then_some(peer)
+    }
+}
+
+/// Says no and leaves.
+pub(crate) fn refuse(stream: &UnixStream, code: ErrorCode, message: &str) {
+    let _ = stream.set_write_timeout(Some(SILENCE));
+    let message = message.to_owned();
+    let error = HelperError { code, message, op_id: String::new() };
+    let _ = answer(stream, &Response { ok: false, result: None, error: Some(error) }, None);
+    // What the peer has sent and nobody read would turn the close into a reset that eats the answer.
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let _ = stream.set_nonblocking(true);
+    let _ = (&mut &*stream).take(64 << 10).read_to_end(&mut Vec::new());
+}
+
+/// Answers requests until the peer leaves or breaks a rule.
+pub(crate) fn serve(stream: &UnixStream, peer: Peer, host: &Host) {
+    let _ = stream.set_write_timeout(Some(SILENCE));
+    let mut frames = Frames { stream, buffer: Vec::new() };
+    loop {
+        let line = match frames.next() {
+            Ok(Some(line)) => line,
+            Ok(None) => return,
+            Err(reason) => return refuse(stream, ErrorCode::BadRequest, reason),
+        };
+        let (response, descriptor) = respond(&line, peer, host);
+        drop(line);
+        if answer(stream, &response, descriptor).is_err() {
+            return;
+        }
+    }
+}
+
+/// The lines of a stream.
+struct Frames<'a> {
+    stream: &'a UnixStream,
+    /// Read and not yet taken.
+    buffer: Vec<u8>,
+}
+
+impl Frames<'_> {
+    /// The next line without its end; none when the peer is gone or idle for too long.
+    fn next(&mut self) -> Result<Option<Vec<u8>>, &'static str> {
+        let mut begun: Option<Instant> = (!self.buffer.is_empty()).then(Instant::now);
+        let mut searched = 0;
+        let mut alone = None;
+        loop {
+            let found = self.buffer[searched..].iter().position(|byte| *byte == b'\n');
+            if let Some(at) = found.map(|at| at + searched) {
+                let rest = self.buffer.split_off(at + 1);
+                let mut line = std::mem::replace(&mut self.buffer, rest);
+                line.pop();
+                let is_long = line.len() > LONGEST_FRAME;
+                if is_long && (line.len() > LONGEST_WRITE_FRAME || !says_write(&line)) {
+                    return Err("a line that is too long");
+                }
+                return Ok(Some(line));
+            }
+            searched = self.buffer.len();
+            if searched > LONGEST_FRAME && alone.is_none() {
+                if !says_write(&self.buffer) {
+                    return Err("a line that is too long");
+                }
+                alone = Some(LONG_FRAME.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+            if searched > LONGEST_WRITE_FRAME {
+                return Err("a line that is too long");
+            }
+            let limit = match begun {
+                None => IDLE,
+                Some(begun) => SILENCE.min(WHOLE_FRAME.saturating_sub(begun.elapsed())),
+            };
+            if limit.is_zero() {
+                return Err("a frame that took too long");
+            }
+            let _ = self.stream.set_read_timeout(Some(limit));
+            let mut chunk = [0; CHUNK];
+            match (&mut &*self.stream).read(&mut chunk) {
+                Ok(0) => return Ok(None),
+                Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) if begun.is_none() => return Ok(None),
+                Err(_) => return Err("silence in the middle of a frame"),
+            }
+            begun = begun.or_else(|| Some(Instant::now()));
+        }
+    }
+}
+
+/// Whether a long line can be of the one method that may have one. What it really is shows when it
+/// is decoded; this bounds memory only.
+fn says_write(line: &[u8]) -> bool {
+    let name = Method::WriteExt4Files.name().as_bytes();
+    let head = line.get(..LONGEST_FRAME).unwrap_or(line);
+    head.windows(name.len()).any(|window| window == name)
+}
+
+/// What one line comes to.
+fn respond(line: &[u8], peer: Peer, host: &Host) -> (Response, Option<OwnedFd>) {
+    let begun = Instant::now();
+    let (mut op_id, mut method) = (String::new(), None);
+    let outcome = decide(line, host, &mut op_id, &mut method);
+    let code = outcome.as_ref().err().map(|(code, _)| *code);
+    let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let mut fields = vec![
+        ("level", Value::from(if code.is_none() { "info" } else { "error" })),
+        ("method", method.map(Method::name).into()),
+        ("op_id", op_id.clone().into()),
+        ("peer_uid", peer.uid.into()),
+        ("peer_pid", peer.pid.into()),
+        ("duration_ms", milliseconds.into()),
+        ("outcome", if code.is_none() { "done" } else { "refused or failed" }.into()),
+    ];
+    match outcome {
+        Ok(answer) => {
+            fields.extend(answer.note.map(|note| ("note", note.into())));
+            audit::line(&fields);
+            (Response { ok: true, result: Some(answer.result), error: None }, answer.descriptor)
+        }
+        Err((code, message)) => {
+            fields.push(("code", serde_json::to_value(code).unwrap_or_default()));
+            fields.push(("message", message.clone().into()));
+            audit::line(&fields);
+            let error = Some(HelperError { code, message, op_id });
+            (Response { ok: false, result: None, error }, None)
+        }
+    }
+}
+
+/// Decodes the frame, and has the method done; says whose operation and which method it is as soon
+/// as that is known.
+fn decide(
+    line: &[u8],
+    host: &Host,
+    op_id: &mut String,
+    method: &mut Option<Method>,
+) -> Result<dispatch::Answer, dispatch::Failure> {
+    let bad = |message: &str| (ErrorCode::BadRequest, message.to_owned());
+    let request: Request = serde_json::from_slice(line).map_err(|error| bad(&error.to_string()))?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if request.op_id.len() > LONGEST_OPERATION_ID || !request.op_id.bytes().all(is_plain) {
+        return Err(bad("op_id: at most 64 of A-Z a-z 0-9 -"));
+    }
+    *op_id = request.op_id;
+    if request.version != Some(PROTOCOL_VERSION) {
+        return Err((ErrorCode::BadVersion, format!("version {PROTOCOL_VERSION} is spoken here")));
+    }
+    let unknown = |_| (ErrorCode::UnknownMethod, request.method.chars().take(64).collect());
+    let found = request.method.parse::<Method>().map_err(unknown)?;
+    *method = Some(found);
+    if line.len() > LONGEST_FRAME && found != Method::WriteExt4Files {
+        return Err(bad("a line that is too long"));
+    }
+    dispatch::call(found, request.params.as_ref().map_or("{}", |params| params.get()), host)
+}
+
+/// Writes a response, and a descriptor with its first byte.
+fn answer(
+    mut stream: &UnixStream,
+    response: &Response,
+    descriptor: Option<OwnedFd>,
+) -> std::io::Result<()> {
+    let mut bytes = serde_json::to_vec(response)?;
+    bytes.push(b'\n');
+    let mut sent = 0;
+    if let Some(descriptor) = &descriptor {
+        let descriptors = [descriptor.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let data = [IoSlice::new(&bytes)];
+        sent = rustix::net::sendmsg(stream, &data, &mut control, SendFlags::NOSIGNAL)?;
+    }
+    stream.write_all(&bytes[sent..])
+}

@@ -1,0 +1,188 @@
+//! Bridges.
+
+use banger_gates::request::Bridge;
+use banger_gates::{NetworkConfig, Refusal};
+
+use super::netlink::{
+    Attributes, IFLA_ADDRESS, IFLA_BR_GROUP_FWD_MASK, IFLA_BR_STP_STATE, IFLA_IFALIAS, Link,
+    Netlink,
+};
+use super::records::Known;
+use super::routing::{is_default, set};
+use super::{alias, turn};
+use crate::{During, Host, Result};
+
+/// What an interface may do to the host: forward, and nothing that makes it trust what comes in.
+const SETTINGS: [(&str, &str, &str); 9] = [
+    ("ipv6", "disable_ipv6", "1"),
+    ("ipv6", "accept_ra", "0"),
+    ("ipv4", "route_localnet", "0"),
+    ("ipv4", "rp_filter", "1"),
+    ("ipv4", "accept_redirects", "0"),
+    ("ipv4", "send_redirects", "0"),
+    ("ipv4", "accept_source_route", "0"),
+    ("ipv4", "proxy_arp", "0"),
+    ("ipv4", "forwarding", "1"),
+];
+
+/// What tells a bridge's elements in the firewall.
+fn words(network: &NetworkConfig) -> Vec<String> {
+    let name = network.bridge().as_str().to_owned();
+    vec![name, network.address().to_string(), network.network().to_string()]
+}
+
+impl Host {
+    /// Makes a bridge what the grant says: its address, a MAC that ports do not change, no spanning
+    /// tree, up, no IPv6; and the firewall's rules. Addresses that others gave it stay. Returns
+    /// whether anything was otherwise.
+    ///
+    /// # Errors
+    /// Refused: another kind of interface of that name, another owner's bridge, or one in use; a subnet that
+    /// overlaps with an address or a route of another interface (a default route is none); another
+    /// subnet for a bridge that has taps. A bridge that was made here is gone after a failure.
+    pub fn ensure_bridge(&self, grant: &Bridge) -> Result<bool> {
+        let _turn = turn()?;
+        let netlink = Netlink::open()?;
+        let name = grant.network.bridge().as_str();
+        let known = self.known_network();
+        let found = netlink.link(name)?;
+        self.may_be_bridge(&netlink, found.as_ref(), &grant.network, &known)?;
+        let before = known.bridges.get(name);
+        let made = self.make_bridge(&netlink, found.as_ref(), grant, before);
+        if made.is_err() {
+            // The cause is what is reported.
+            let _ = self.record_bridge(name, before);
+            if let (None, Ok(Some(link))) = (&found, netlink.link(name)) {
+                let _ = netlink.delete(link.index);
+            }
+            let words = words(&grant.network);
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            let _ = self.settle_firewall(&netlink, &words);
+        }
+        made
+    }
+
+    /// Looks again at what guests need of the host: rules that others flushed, another uplink.
+    /// Returns whether anything had to be changed.
+    ///
+    /// # Errors
+    /// What fails in the firewall or below `/proc/sys`.
+    pub fn refresh_network(&self) -> Result<bool> {
+        let _turn = turn()?;
+        let known = self.known_network();
+        if known.bridges.is_empty() {
+            return Ok(false);
+        }
+        let mut changed = self.settle_firewall(&Netlink::open()?, &[])?;
+        for name in known.bridges.keys() {
+            changed |= super::firewalld::trust(name)?;
+        }
+        Ok(changed)
+    }
+
+    fn may_be_bridge(
+        &self,
+        netlink: &Netlink,
+        found: Option<&Link>,
+        network: &NetworkConfig,
+        known: &Known,
+    ) -> Result<()> {
+        let name = network.bridge().as_str();
+        if let Some(link) = found {
+            Refusal::when(link.kind != "bridge", "bridge_name", "an interface that is no bridge")?;
+            let owner = link.attributes.text(IFLA_IFALIAS);
+            let reason = format!("the bridge belongs to another: {owner}");
+            let is_broken = !owner.is_empty() && owner != alias(self.policy().owner.uid());
+            Refusal::when(is_broken, "bridge_name", reason)?;
+            let reason = "somebody's bridge, with ports: not banger's to change";
+            let rule = reason;
+            Refusal::when(owner.is_empty() && netlink.has_ports(link.index)?, "bridge_name", rule)?;
+        }
+        let has_other = |bridge: &Bridge| bridge.network != *network;
+        let reason = "the bridge has another address, and taps that depend on it";
+        let is_broken =
+            known.bridges.get(name).is_some_and(has_other) && known.taps_of(name).next().is_some();
+        Refusal::when(is_broken, "bridge_ip", reason)?;
+        let own = found.map(|link| link.index);
+        let addresses = netlink.addresses()?;
+        let addresses = addresses.into_iter().map(|(index, ip, prefix)| (ip, prefix, vec![index]));
+        let routes = netlink.routes()?.into_iter();
+        let routes = routes.map(|route| (route.network, route.prefix, route.interfaces));
+        for (ip, prefix, interfaces) in addresses.chain(routes) {
+            let others = interfaces.iter().find(|index| Some(**index) != own);
+            let length = prefix.min(network.prefix());
+            let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+            let overlaps = (u32::from(ip) ^ u32::from(network.address())) & mask == 0;
+            let (Some(other), true, false) = (others, overlaps, is_default(prefix)) else {
+                continue;
+            };
+            let other = netlink.link_at(*other)?.map_or(other.to_string(), |link| link.name);
+            let reason = format!("the subnet overlaps with {ip}/{prefix} of {other}");
+            return Err(Refusal::new("bridge_ip", reason).into());
+        }
+        Ok(())
+    }
+
+    fn make_bridge(
+        &self,
+        netlink: &Netlink,
+        found: Option<&Link>,
+        grant: &Bridge,
+        before: Option<&Bridge>,
+    ) -> Result<bool> {
+        let (network, name) = (&grant.network, grant.network.bridge().as_str());
+        // Locally administered, unicast, and no guest's: those begin with 06:00.
+        let [a, b, c, d] = network.address().octets();
+        let mac = [0x02, 0xfc, a, b, c, d];
+        let alias = alias(self.policy().owner.uid());
+        let attributes =
+            Attributes::default().with(IFLA_ADDRESS, &mac).with(IFLA_IFALIAS, alias.as_bytes());
+        let mut changed = false;
+        if before != Some(grant) {
+            self.record_bridge(name, Some(grant))?;
+        }
+        let link = match found {
+            Some(link) => link.clone(),
+            None => {
+                changed = true;
+                netlink.create_bridge(name, attributes.clone()).during("set up", name)?;
+                netlink.link(name)?.ok_or("it is gone again").during("set up", name)?
+            }
+        };
+        let is_named = link.attributes.text(IFLA_IFALIAS) == alias;
+        if !is_named || link.attributes.bytes(IFLA_ADDRESS) != mac {
+            changed = true;
+            netlink.change(link.index, false, &attributes).during("set up", name)?;
+        }
+        let (stp, forwarded) = (IFLA_BR_STP_STATE, IFLA_BR_GROUP_FWD_MASK);
+        if (link.data.number(stp), link.data.number(forwarded)) != (Some(0), Some(0)) {
+            changed = true;
+            let data = Attributes::default().with(stp, &[0; 4]).with(forwarded, &[0; 2]);
+            netlink.change_bridge(link.index, &data).during("set up", name)?;
+        }
+        for (family, key, value) in SETTINGS {
+            changed |= set(family, name, key, value)?;
+        }
+        // Before there is an address that a guest could reach.
+        let was = before.map_or_else(Vec::new, |before| words(&before.network));
+        let was: Vec<&str> = was.iter().map(String::as_str).collect();
+        changed |= self.settle_firewall(netlink, &was)?;
+        changed |= super::firewalld::trust(name)?;
+        if let Some(old) = before.map(|before| &before.network).filter(|old| *old != network) {
+            netlink
+                .remove_address(link.index, old.address(), old.prefix())
+                .during("set up", name)?;
+        }
+        let (ip, prefix) = (network.address(), network.prefix());
+        if !netlink.addresses()?.contains(&(link.index, ip, prefix)) {
+            changed = true;
+            netlink.add_address(link.index, ip, prefix).during("set up", name)?;
+        }
+        if !link.is_up {
+            changed = true;
+            let nothing = Attributes::default();
+            netlink.change(link.index, true, &nothing).during("set up", name)?;
+        }
+        Ok(changed)
+    }
+}

@@ -1,0 +1,254 @@
+//! The firewall: banger's two tables, and the few rules by which guests pass the host's own.
+//!
+//! nft(8) reads the kernel's rules back, what is missing or too much becomes one transaction, and
+//! they are read once more. Elements and rules of others are never named in it.
+
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::foreign::Foreign;
+use super::netlink::Netlink;
+use super::records::Known;
+use super::routing::Routing;
+use crate::tool::{Input, Tool};
+use crate::{During, Host, HostError, Result};
+
+const NFT: &[&str] = &["/usr/sbin/nft", "/sbin/nft"];
+const LIMIT: Duration = Duration::from_secs(20);
+/// A host with a hundred thousand rules says about this much.
+const LONGEST_LIST: u64 = 64 << 20;
+const RULES: &str = include_str!("rules.nft");
+const TABLES: [&str; 2] = ["inet banger", "bridge banger"];
+
+/// An element: its set (`inet banger nat`), and itself as nft writes it.
+type Element = (String, String);
+
+/// The tables as they are.
+#[derive(Debug, Default)]
+struct Found {
+    tables: BTreeSet<String>,
+    /// The comments of our rules, one for each rule.
+    comments: Vec<String>,
+    elements: BTreeSet<Element>,
+    foreign: Foreign,
+}
+
+/// The parts of an element's text that tell whose it is: ours are our bridges, our taps, and the
+/// addresses in our subnets.
+struct Ours<'a> {
+    known: &'a Known,
+    also: &'a [&'a str],
+    routing: &'a Routing,
+}
+
+impl Ours<'_> {
+    fn has(&self, (set, element): &Element) -> bool {
+        if set.ends_with(" routed") {
+            return self.routing.is_router;
+        }
+        element.split([' ', '"', '/']).any(|word| {
+            let in_subnet = |ip: Ipv4Addr| {
+                let mut networks = self.known.bridges.values().map(|bridge| &bridge.network);
+                networks.any(|n| n.has_guest(ip) || n.address() == ip || n.network() == ip)
+            };
+            self.known.bridges.contains_key(word)
+                || self.known.taps.contains_key(word)
+                || self.also.contains(&word)
+                || word.parse().is_ok_and(in_subnet)
+        })
+    }
+}
+
+/// The names of the sets are those of rules.nft; this is all that is ever put into them.
+fn wanted(known: &Known, routing: &Routing) -> BTreeSet<Element> {
+    let mut all = BTreeSet::new();
+    let mut inet = |set: &str, text: String| all.insert((format!("inet banger {set}"), text));
+    for (name, bridge) in &known.bridges {
+        let (ip, port) = (bridge.network.address(), bridge.dns_port.unwrap_or(53));
+        inet("bridges", format!("\"{name}\""));
+        inet("loops", format!("\"{name}\" . \"{name}\""));
+        inet("addresses", format!("\"{name}\" . {ip}"));
+        inet("services", format!("\"{name}\" . {ip} . {port}"));
+        if bridge.dns_port.is_some() {
+            inet("dns", format!("\"{name}\" . {ip} : {ip} . {port}"));
+        }
+        for (_, tap) in known.taps_of(name) {
+            if let Some(guest) = tap.guest {
+                inet("nat", format!("\"{name}\" . {guest}"));
+                if tap.allows_lan {
+                    inet("lan", format!("\"{name}\" . {guest}"));
+                }
+            }
+        }
+    }
+    for name in &routing.guarded {
+        inet("routed", format!("\"{name}\""));
+    }
+    let mut link = |set: &str, text: String| all.insert((format!("bridge banger {set}"), text));
+    for (name, bridge) in &known.bridges {
+        link("addresses", bridge.network.address().to_string());
+        // A subnet of one address is listed without its length.
+        let (network, prefix) = (bridge.network.network(), bridge.network.prefix());
+        let is_one = prefix == 32;
+        link("subnets", if is_one { network.to_string() } else { format!("{network}/{prefix}") });
+        for (tap_name, tap) in known.taps_of(name) {
+            if let Some((mac, ip)) = &tap.source {
+                link("checked", format!("\"{tap_name}\""));
+                link("macs", format!("\"{tap_name}\" . {mac}"));
+                link("sources", format!("\"{tap_name}\" . {ip}"));
+            }
+            if let Some(guest) = tap.guest {
+                link("sources", format!("\"{tap_name}\" . {guest}"));
+                link("owned", guest.to_string());
+            }
+            if let Some((_, number)) = &tap.group {
+                link("groups", format!("\"{tap_name}\" : {number}"));
+                link("members", format!("{number} . \"{tap_name}\""));
+            }
+        }
+    }
+    all
+}
+
+/// An element of nft's JSON as nft's own language writes it (libnftables-json(5)).
+fn written(element: &Value) -> String {
+    let join = |parts: &[Value], between: &str| {
+        parts.iter().map(written).collect::<Vec<_>>().join(between)
+    };
+    if let Some(prefix) = element.get("prefix") {
+        let addr = prefix.get("addr").and_then(Value::as_str).unwrap_or_default();
+        return format!("{addr}/{}", prefix.get("len").unwrap_or(&Value::Null));
+    }
+    if let Some(inner) = element.get("elem").and_then(|elem| elem.get("val")) {
+        return written(inner);
+    }
+    match (element, element.get("concat").and_then(Value::as_array)) {
+        (_, Some(parts)) => join(parts, " . "),
+        (Value::Array(pair), _) => join(pair, " : "),
+        // Addresses are bare, names are quoted.
+        (Value::String(text), _) if text.parse::<Ipv4Addr>().is_ok() || text.contains(':') => {
+            text.clone()
+        }
+        (Value::String(text), _) => format!("\"{text}\""),
+        (other, _) => other.to_string(),
+    }
+}
+
+/// What every one of our rules has as its comment.
+fn version() -> String {
+    let mut hasher = DefaultHasher::new();
+    RULES.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+impl Found {
+    /// Reads all tables at once: nft 1.0.6 forgets the first of two that it is asked for by name.
+    fn now() -> Result<Self> {
+        let mut found = Self::default();
+        nft(&["-j", "list", "ruleset"], String::new())?.iter().for_each(|list| found.read(list));
+        Ok(found)
+    }
+
+    /// Whether the rules are those of this helper.
+    fn has_rules(&self) -> bool {
+        let version = version();
+        TABLES.iter().all(|table| self.tables.contains(*table))
+            && self.comments.len() == RULES.matches("comment \"VERSION\"").count()
+            && self.comments.iter().all(|comment| *comment == version)
+    }
+
+    fn read(&mut self, list: &Value) {
+        for (kind, object) in objects(list) {
+            let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
+            let table = format!("{} {}", text("family"), text("table"));
+            match kind {
+                "table" if text("name") == "banger" => {
+                    self.tables.insert(format!("{} {}", text("family"), text("name")));
+                }
+                "rule" if TABLES.contains(&table.as_str()) => {
+                    self.comments.push(text("comment").to_owned());
+                }
+                "set" | "map" if TABLES.contains(&table.as_str()) => {
+                    let set = format!("{table} {}", text("name"));
+                    let elements = object.get("elem").and_then(Value::as_array);
+                    let elements = elements.into_iter().flatten();
+                    self.elements.extend(elements.map(|element| (set.clone(), written(element))));
+                }
+                _ => self.foreign.read(kind, &table, object),
+            }
+        }
+    }
+
+    /// What is to be said to nft so that the tables become as they should.
+    fn script(&self, known: &Known, wanted: &BTreeSet<Element>, ours: &Ours) -> String {
+        let mut script = String::new();
+        let (mut found, mut wanted) = (self.elements.clone(), wanted.clone());
+        if known.bridges.is_empty() && found.iter().all(|element| ours.has(element)) {
+            // Nobody has a bridge any more.
+            let tables = TABLES.iter().filter(|table| self.tables.contains(**table));
+            found.clear();
+            script.extend(tables.map(|table| format!("delete table {table}\n")));
+        } else if !self.has_rules() {
+            // Those of another helper of this host are kept.
+            wanted.extend(found.iter().filter(|element| !ours.has(element)).cloned());
+            found.clear();
+            for table in TABLES {
+                script += &format!("add table {table}\ndelete table {table}\n");
+            }
+            script += &RULES.replace("VERSION", &version());
+        }
+        // First what goes: a key of a map can come back with another value.
+        for (set, element) in found.difference(&wanted).filter(|element| ours.has(element)) {
+            let key = element.split(" : ").next().unwrap_or_default();
+            script += &format!("delete element {set} {{ {key} }}\n");
+        }
+        for (set, element) in wanted.difference(&found) {
+            script += &format!("add element {set} {{ {element} }}\n");
+        }
+        script + &self.foreign.script(known, ours.also)
+    }
+}
+
+/// The objects of nft's JSON: `{"nftables": [{"table": {...}}, ...]}`.
+fn objects(list: &Value) -> impl Iterator<Item = (&str, &Value)> {
+    let all = list.get("nftables").and_then(Value::as_array).into_iter().flatten();
+    all.filter_map(|object| object.as_object()?.iter().next()).map(|(kind, o)| (kind.as_str(), o))
+}
+
+fn nft(arguments: &[&str], script: String) -> Result<Vec<Value>> {
+    let input = Input::Bytes(script.into_bytes());
+    let tool = Tool { input, longest_output: LONGEST_LIST, ..Tool::of(NFT, arguments, LIMIT) };
+    let outcome = tool.run()?;
+    if !outcome.status.success() {
+        return Err(HostError::of("change or read", "the firewall")(outcome.error));
+    }
+    let lists = serde_json::Deserializer::from_slice(&outcome.output).into_iter();
+    lists.collect::<Result<_, _>>().during("read", "the firewall")
+}
+
+impl Host {
+    /// Makes the firewall, and what is routed, as the records say. `also` are names that were ours
+    /// and have no record any more. Returns whether anything was otherwise before.
+    pub(super) fn settle_firewall(&self, netlink: &Netlink, also: &[&str]) -> Result<bool> {
+        let known = self.known_network();
+        let routing = Routing::now(netlink, &known)?;
+        self.record_uplinks(&known, &routing)?;
+        let wanted = wanted(&known, &routing);
+        let ours = Ours { known: &known, also, routing: &routing };
+        // Read, write, and read whether it is so now; once more, should another have come between.
+        for attempt in 0..3 {
+            let script = Found::now()?.script(&known, &wanted, &ours);
+            if script.is_empty() {
+                return Ok(routing.apply()? || attempt > 0);
+            }
+            if attempt < 2 {
+                nft(&["-f", "-"], script)?;
+            }
+        }
+        Err(HostError::of("change", "the firewall")("it reads back otherwise than written"))
+    }
+}

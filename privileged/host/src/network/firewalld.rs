@@ -1,0 +1,33 @@
+//! firewalld keeps its rules to itself (its table has an owner, and a reload writes it anew), so it
+//! is asked for a place for the bridge: its zone `trusted`, which lets all pass to banger's tables.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::tool::Tool;
+use crate::{HostError, Result};
+
+const PATHS: &[&str] = &["/usr/bin/firewall-cmd"];
+/// firewalld's own, while it runs.
+const RUNNING: &str = "/run/firewalld.pid";
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn ask(argument: &str) -> Result<(bool, String)> {
+    let outcome = Tool::of(PATHS, &["--zone=trusted", argument], LIMIT).run()?;
+    Ok((outcome.status.success(), outcome.error))
+}
+
+/// Puts a bridge into the zone until firewalld is reloaded; returns whether it was not in it.
+/// Nothing is done where firewalld does not run.
+pub(super) fn trust(bridge: &str) -> Result<bool> {
+    if !Tool::is_there(PATHS) || !Path::new(RUNNING).exists() {
+        return Ok(false);
+    }
+    if ask(&format!("--query-interface={bridge}"))?.0 {
+        return Ok(false);
+    }
+    match ask(&format!("--change-interface={bridge}"))? {
+        (true, _) => Ok(true),
+        (false, error) => Err(HostError::of("ask firewalld to trust", bridge)(error)),
+    }
+}

@@ -1,0 +1,274 @@
+//! The directory of a jail: `JAILS/firecracker/ID/root`.
+//!
+//! JAILS and `firecracker` are root's alone, so the jailer may walk there by name (CVE-2026-1386).
+//! ID is closed to everybody but root while root works in it; it is opened to the owner when
+//! Firecracker runs. Below `root` the VMM, and who has its uid, can put anything: it is emptied by
+//! what is opened, no link is followed and no mount crossed.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use banger_gates::{JailId, Policy, Refusal};
+use banger_helper_api::ErrorCode;
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Uid,
+};
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+
+use super::mounts;
+use crate::{During, HostError, Result, descriptor_path, kind, open_guarded, unlink};
+
+/// The jailer's folder has the name of the file that it runs.
+const FOLDER: &str = "firecracker";
+const ROOT: &str = "root";
+/// Everybody may pass, and see nothing.
+pub(super) const PASS: Mode = Mode::RWXU.union(Mode::XGRP).union(Mode::XOTH);
+/// How long the emptying of a jail may take while another process fills it.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often what moves while it is unmounted is looked for again.
+const UNMOUNT_ROUNDS: usize = 16;
+/// How many names are held in memory at once: a hostile VMM may have made millions of files.
+const BATCH: usize = 1024;
+const STRICT: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// A jail that nobody else works on: the directory is locked (flock(2)) as long as this lives.
+#[derive(Debug)]
+pub(super) struct Jail {
+    /// `JAILS/firecracker/ID`.
+    pub(super) path: PathBuf,
+    folder: OwnedFd,
+    directory: OwnedFd,
+}
+
+/// Where the jail of an id is.
+pub(super) fn path(policy: &Policy, id: &JailId) -> PathBuf {
+    policy.jails.join(FOLDER).join(id.as_str())
+}
+
+/// Opens what lies in a directory, O_PATH, through no link and out of no mount.
+pub(super) fn look(directory: impl AsFd, path: &OsStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat2(directory, path, flags, Mode::empty(), STRICT | ResolveFlags::NO_XDEV)
+}
+
+impl Drop for Jail {
+    fn drop(&mut self) {
+        // A child that is about to execute something else may still hold a copy of the descriptor.
+        let _ = rustix::fs::flock(&self.directory, FlockOperation::Unlock);
+    }
+}
+
+fn open_folder(policy: &Policy) -> Result<Option<OwnedFd>> {
+    let folder = policy.jails.join(FOLDER);
+    let opened = open_guarded(&folder, true).during("use", folder.display())?;
+    Ok(opened.map(|(descriptor, _)| descriptor))
+}
+
+fn no(reason: &str) -> HostError {
+    Refusal::new("chroot_root", reason).with_code(ErrorCode::InvalidPath).into()
+}
+
+impl Jail {
+    /// Makes a jail with an empty root, closed to all but root.
+    ///
+    /// # Errors
+    /// There is one of this id (refused); a base that is not root's alone.
+    pub(super) fn create(policy: &Policy, id: &JailId) -> Result<Self> {
+        let path = path(policy, id);
+        let jails = policy.jails.display();
+        let base = open_guarded(&policy.jails, true).during("use", &jails)?;
+        let (base, _) = base.ok_or_else(|| HostError::of("use", &jails)("it is not there"))?;
+        match rustix::fs::mkdirat(&base, FOLDER, PASS) {
+            Err(Errno::EXIST) => {}
+            made => {
+                made.during("make", path.display())?;
+                let folder = policy.jails.join(FOLDER);
+                rustix::fs::chmod(&folder, PASS).during("make", path.display())?;
+            }
+        }
+        let folder = open_folder(policy)?.ok_or(Errno::NOENT).during("make", path.display())?;
+        match rustix::fs::mkdirat(&folder, id.as_str(), Mode::RWXU) {
+            Err(Errno::EXIST) => {
+                let rule = "there is a jail of this id, which must be cleaned up first";
+                return Err(Refusal::new("vm_id", rule).into());
+            }
+            made => made.during("make", path.display())?,
+        }
+        let make = || -> rustix::io::Result<OwnedFd> {
+            // A clean-up that comes between these calls takes the directory away, and this fails.
+            let directory = rustix::fs::openat(&folder, id.as_str(), DIRECTORY, Mode::empty())?;
+            rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+            rustix::fs::mkdirat(&directory, ROOT, Mode::RWXU)?;
+            Ok(directory)
+        };
+        let made = make().inspect_err(|_| {
+            let _ = rustix::fs::unlinkat(&folder, id.as_str(), AtFlags::REMOVEDIR);
+        });
+        let directory = made.during("make", path.display())?;
+        Ok(Self { path, folder, directory })
+    }
+
+    /// Opens the jail of an id, if there is one.
+    ///
+    /// # Errors
+    /// Another works on it; a link, or what is not root's, in place of its directories (refused).
+    pub(super) fn open(policy: &Policy, id: &JailId) -> Result<Option<Self>> {
+        let path = path(policy, id);
+        let Some(folder) = open_folder(policy)? else { return Ok(None) };
+        let directory = match rustix::fs::openat(&folder, id.as_str(), DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP | Errno::NOTDIR) => return Err(no("not a directory")),
+            opened => opened.during("open", path.display())?,
+        };
+        let stat = rustix::fs::fstat(&directory).during("open", path.display())?;
+        if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 {
+            return Err(no("not root's alone"));
+        }
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(no("another request works on it")),
+            locked => locked.during("open", path.display())?,
+        }
+        match rustix::fs::statat(&directory, ROOT, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if kind(&stat) != FileType::Directory => {
+                return Err(no("root is not a directory"));
+            }
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(HostError::of("open", path.display())(errno)),
+        }
+        Ok(Some(Self { path, folder, directory }))
+    }
+
+    /// The device and inode of the Firecracker that lies in the jail of an id.
+    pub(super) fn executable(policy: &Policy, id: &JailId) -> Option<(u64, u64)> {
+        let folder = open_folder(policy).ok()??;
+        let path = Path::new(id.as_str()).join(ROOT).join(FOLDER);
+        let stat = rustix::fs::fstat(look(folder, path.as_os_str()).ok()?).ok()?;
+        Some((stat.st_dev, stat.st_ino))
+    }
+
+    /// Its root (O_PATH).
+    pub(super) fn root(&self) -> Result<OwnedFd> {
+        look(&self.directory, OsStr::new(ROOT)).during("open", self.path.join(ROOT).display())
+    }
+
+    /// Lets the owner pass to its root, or nobody any more.
+    pub(super) fn set_open(&self, is_open: bool) -> Result<()> {
+        let mode = if is_open { PASS } else { Mode::RWXU };
+        rustix::fs::fchmod(&self.directory, mode).during("change the mode of", self.path.display())
+    }
+
+    /// Takes it away with all that is in it.
+    pub(super) fn remove(self) -> Result<()> {
+        self.set_open(false)?;
+        self.unmount().during("unmount all below", self.path.display())?;
+        self.empty().during("empty", self.path.display())?;
+        let name = self.path.file_name().unwrap_or_default();
+        rustix::fs::unlinkat(&self.folder, name, AtFlags::REMOVEDIR)
+            .during("remove", self.path.display())
+    }
+
+    /// Unmounts what is mounted below, the deepest first.
+    fn unmount(&self) -> io::Result<()> {
+        for _ in 0..UNMOUNT_ROUNDS {
+            let points = mounts::below(&self.path)?;
+            if points.is_empty() {
+                return Ok(());
+            }
+            for point in points {
+                // Moved meanwhile, or gone with what it lay in: the next round sees.
+                let _ = self.unmount_one(point.strip_prefix(&self.path).unwrap_or(&point));
+            }
+        }
+        match mounts::below(&self.path)?.first() {
+            Some(left) => Err(io::Error::other(format!("{} stays mounted", left.display()))),
+            None => Ok(()),
+        }
+    }
+
+    /// The parent is opened without links and the last part is not followed, so what is unmounted
+    /// lies in the jail.
+    fn unmount_one(&self, relative: &Path) -> rustix::io::Result<()> {
+        let leaf = relative.file_name().ok_or(Errno::BUSY)?;
+        let parent = relative.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let parent = rustix::fs::openat2(&self.directory, parent, flags, Mode::empty(), STRICT)?;
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        rustix::mount::unmount(descriptor_path(&parent).join(leaf), flags)
+    }
+
+    /// Removes everything in it. A directory that is not empty is moved up to here, which only root
+    /// can enter, so that neither a deep tree nor one that moves meanwhile costs more than two open
+    /// files; it is made root's first, so that nobody adds to it.
+    fn empty(&self) -> io::Result<()> {
+        let end = Instant::now() + PATIENCE;
+        let mut moved = 0_u64;
+        loop {
+            let names = names(&self.directory)?;
+            if names.is_empty() {
+                return Ok(());
+            }
+            for name in names {
+                if remove(&self.directory, &name)? {
+                    continue;
+                }
+                let flags = STRICT | ResolveFlags::NO_XDEV;
+                let sub =
+                    rustix::fs::openat2(&self.directory, &name, DIRECTORY, Mode::empty(), flags)?;
+                rustix::fs::fchown(&sub, Some(Uid::ROOT), Some(Gid::ROOT))?;
+                rustix::fs::fchmod(&sub, Mode::RWXU)?;
+                for entry in self::names(&sub)? {
+                    while !remove(&sub, &entry)? {
+                        moved += 1;
+                        let place = format!("moved-{moved}");
+                        let flags = RenameFlags::NOREPLACE;
+                        match rustix::fs::renameat_with(&sub, &entry, &self.directory, place, flags)
+                        {
+                            // Left there by a clean-up that was cut off.
+                            Err(Errno::EXIST) => {}
+                            done => done?,
+                        }
+                    }
+                }
+                if Instant::now() > end {
+                    return Err(io::Error::other("it takes too long"));
+                }
+            }
+        }
+    }
+}
+
+/// Removes a file or an empty directory; false for a directory that is not empty.
+fn remove(directory: &OwnedFd, name: &CStr) -> rustix::io::Result<bool> {
+    match unlink(directory, name) {
+        Err(Errno::ISDIR) => {}
+        done => return done.map(|()| true),
+    }
+    match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
+        Err(Errno::NOENT) => Ok(true),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
+        done => done.map(|()| true),
+    }
+}
+
+/// The entries of a directory, or so many of them that there are more.
+fn names(directory: &OwnedFd) -> rustix::io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        if names.len() == BATCH {
+            break;
+        }
+        let name = entry?.file_name().to_owned();
+        if name.as_bytes() != b"." && name.as_bytes() != b".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}

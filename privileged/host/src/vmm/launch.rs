@@ -1,0 +1,328 @@
+//! A machine's start: everything is opened and checked, then made in the jail, then the jailer runs,
+//! and what it leaves running is proven, remembered and waited for. What fails is undone.
+//!
+//! The helper is a subreaper (PR_SET_CHILD_SUBREAPER(2const)): the jailer's child becomes the
+//! helper's own, which nobody else can be. Firecracker outlives the helper; init reaps it then.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, fchown};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use banger_gates::request::Launch;
+use banger_gates::{JailId, JailRoot, ManagedPath, Refusal, State};
+use banger_helper_api::ErrorCode;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+
+use super::executable::Executable;
+use super::jail::{self, Jail};
+use super::process::Process;
+use super::record::{Identity, Launched};
+use super::{API_SOCKET, cgroup, config, sockets};
+use crate::{During, Host, HostError, Result, chain, descriptor_path, tool};
+
+/// How long the jailer may take: it copies 3 MB and makes a few nodes.
+const JAILER_LIMIT: Duration = Duration::from_secs(30);
+/// What is done with it, for errors.
+const RUN: &str = "run the jailer for";
+/// How long Firecracker may take until it answers; it reads the kernel and the initrd first.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// After this it is asked even if its threads have other names.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long a killed process may take to end.
+const END_LIMIT: Duration = Duration::from_secs(10);
+/// How much of a log's end an error shows.
+const LOG_TAIL: u64 = 2048;
+/// A log that is longer is cut to nothing, so that a guest cannot fill the disk by its console.
+const LONGEST_LOG: u64 = 64 << 20;
+/// How often that is looked at.
+const LOG_CHECK: Duration = Duration::from_secs(10);
+
+impl Host {
+    /// Starts a machine in a jail of its own and returns Firecracker's pid once its API answers. The
+    /// log has Firecracker's words and the serial console, appended; it is the owner's, who may
+    /// shorten it at any time, and the helper cuts it beyond 64 MiB while it runs itself.
+    ///
+    /// # Errors
+    /// Refused: executables or files that are not what they must be, a jail of that id, a taken
+    /// place for a link. Failed: the act, which is undone; the log stays.
+    pub fn launch_firecracker(&self, launch: &Launch) -> Result<u32> {
+        let firecracker = Executable::open("binary_path", &launch.firecracker)?;
+        let jailer = Executable::open("jailer.binary", &launch.jailer)?;
+        let sources = self.open_sources(launch, &firecracker)?;
+        self.check_links(launch)?;
+        let old_log = match self.state.look("log_path", &launch.log)? {
+            Some(_) => Some(self.state.open_file("log_path", &launch.log, true)?),
+            None => None,
+        };
+        let is_broken =
+            self.launched(&launch.id).is_some_and(|launched| launched.running().is_some());
+        Refusal::when(is_broken, "vm_id", "a machine of this id runs")?;
+        let jail = Jail::create(&self.policy, &launch.id)?;
+        let mut launched = Launched { links: self.links_of(launch), process: None };
+        let start = || {
+            self.remember(&launch.id, &launched)?;
+            let log = Log::open(self, &launch.log, old_log)?;
+            let root = jail.root()?;
+            self.stage(&root, launch, &sources)?;
+            self.make_links(launch)?;
+            self.run_jailer(launch, &firecracker, &jailer, &log)?;
+            let process = self.take_over(launch, &root, &log, &mut launched)?;
+            jail.set_open(true)?;
+            self.remember(&launch.id, &launched)?;
+            wait_for_answer(&process, &root)
+                .map_err(|error| log.failed("start", &launch.id, error))?;
+            u32::try_from(process.pid).during("start", launch.id.as_str())
+        };
+        let started = start();
+        started.map_err(|error| match self.tear_down(&launch.id, Some(jail), Some(&launched)) {
+            Ok(()) => error,
+            Err(left) => {
+                let both = format!("{}; and undoing it failed: {}", chain(&error), chain(&left));
+                HostError::of("launch", launch.id.as_str())(both)
+            }
+        })
+    }
+
+    /// Takes a jail away with its mounts, its cgroup, the links to its sockets and its record, also
+    /// those of an earlier helper. A jail that is not there is as good.
+    ///
+    /// # Errors
+    /// Its Firecracker runs, another request works on it, a link in its path (all refused with
+    /// `invalid_path`); something cannot be removed, and calling again goes on with it.
+    pub fn cleanup_jailer_chroot(&self, root: &JailRoot) -> Result<()> {
+        let id = root.id();
+        let jail = Jail::open(&self.policy, id)?;
+        let launched = self.launched(id);
+        let recorded = launched.as_ref().and_then(Launched::running);
+        if recorded.or_else(|| self.in_jail(id)).is_some() {
+            let refusal = Refusal::new("chroot_root", "its Firecracker runs");
+            return Err(refusal.with_code(ErrorCode::InvalidPath).into());
+        }
+        self.tear_down(id, jail, launched.as_ref())
+    }
+
+    fn tear_down(
+        &self,
+        id: &JailId,
+        jail: Option<Jail>,
+        launched: Option<&Launched>,
+    ) -> Result<()> {
+        let recorded = launched.and_then(Launched::running);
+        if let Some(process) = recorded.or_else(|| self.in_jail(id)) {
+            process.signal(Signal::KILL)?;
+            if !process.ends_within(END_LIMIT) {
+                return Err(HostError::of("end process", process.pid)("it does not end"));
+            }
+        }
+        if let Some(launched) = launched {
+            self.remove_links(launched)?;
+        }
+        if let Some(jail) = jail {
+            jail.remove()?;
+        }
+        cgroup::remove(id).during("remove the cgroup of", id.as_str())?;
+        self.forget_launch(id)
+    }
+
+    fn run_jailer(
+        &self,
+        launch: &Launch,
+        firecracker: &Executable,
+        jailer: &Executable,
+        log: &Log,
+    ) -> Result<()> {
+        let (owner, id) = (self.policy.owner, launch.id.as_str());
+        let mut command = Command::new(descriptor_path(&jailer.descriptor));
+        command
+            .arg0("jailer")
+            .args(["--id", id, "--new-pid-ns", "--exec-file"])
+            .arg(&firecracker.path)
+            .args(["--uid", &owner.uid().to_string(), "--gid", &owner.gid().to_string()])
+            .arg("--chroot-base-dir")
+            .arg(&self.policy.jails)
+            .args(cgroup::arguments(&launch.limits));
+        let limits = [("fsize", launch.limits.file_size), ("no-file", launch.limits.open_files)];
+        for (name, limit) in limits {
+            if let Some(limit) = limit {
+                command.args(["--resource-limit", &format!("{name}={limit}")]);
+            }
+        }
+        command
+            .args(["--", "--api-sock", API_SOCKET, "--config-file"])
+            .arg(format!("/{}", config::CONFIG))
+            .env_clear()
+            .current_dir("/")
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log.file.try_clone().during(RUN, id)?)
+            .stderr(log.file.try_clone().during(RUN, id)?);
+        let subreaper = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+        subreaper.during(RUN, id)?;
+        // A thread of its own, because what it promises it promises for ever, and its child too.
+        let spawn = || {
+            rustix::thread::set_no_new_privs(true)?;
+            command.spawn()
+        };
+        let spawned = std::thread::scope(|scope| scope.spawn(spawn).join());
+        let spawned = spawned.unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
+        let mut child = spawned.during(RUN, id)?;
+        match tool::wait(&mut child, JAILER_LIMIT) {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(log.failed("jail", &launch.id, status.to_string())),
+            Err(error) => Err(log.failed("jail", &launch.id, error.to_string())),
+        }
+    }
+
+    /// Holds the process that the jailer left, if it is what it must be. The jailer writes its pid
+    /// into the jail, where Firecracker could have written another one: of the helper's own children
+    /// only, of the owner's uid, with what lies in this very jail.
+    fn take_over(
+        &self,
+        launch: &Launch,
+        root: &OwnedFd,
+        log: &Log,
+        launched: &mut Launched,
+    ) -> Result<Process> {
+        let failed = |reason: &str| log.failed("start", &launch.id, reason.to_owned());
+        let mut text = String::new();
+        let mut read = || -> io::Result<usize> {
+            let file = jail::look(root, "firecracker.pid".as_ref())?;
+            // To open a pipe would wait for who writes to it.
+            let mode = rustix::fs::fstat(&file)?.st_mode;
+            if FileType::from_raw_mode(mode) != FileType::RegularFile {
+                return Err(io::Error::other("not a regular file"));
+            }
+            File::open(descriptor_path(&file))?.take(16).read_to_string(&mut text)
+        };
+        read().map_err(|error| failed(&format!("no pid of it: {error}")))?;
+        let process = text.trim().parse().ok().and_then(Process::hold);
+        let process = process.ok_or_else(|| failed("no process has the pid that it wrote"))?;
+        if u32::try_from(process.parent) != Ok(self.policy.own_pid) {
+            return Err(failed("the pid that it wrote is not of a child of the helper"));
+        }
+        watch(&process, log).map_err(|error| failed(&error.to_string()))?;
+        let owner = self.policy.owner;
+        let copy = Jail::executable(&self.policy, &launch.id);
+        let end = Instant::now() + JAILER_LIMIT;
+        loop {
+            // Until it has executed Firecracker, it is the jailer's child still, and root's.
+            let executed = process.executed(owner.uid(), owner.gid());
+            match executed.filter(|executed| Some(executed.file) == copy) {
+                Some(_) if process.is_of(owner.uid()) => {
+                    let (pid, start_time) = (process.pid, process.start_time);
+                    launched.process = Some(Identity { pid, start_time });
+                    return Ok(process);
+                }
+                _ if !process.is_running() => return Err(failed("it ended at once")),
+                _ if Instant::now() > end => {
+                    return Err(failed("the process is not the jail's Firecracker"));
+                }
+                _ => process.ends_within(Duration::from_millis(1)),
+            };
+        }
+    }
+}
+
+/// Reaps a child when it ends, and keeps its log within bounds until then.
+fn watch(process: &Process, log: &Log) -> io::Result<()> {
+    let (descriptor, log) = (process.descriptor.try_clone()?, log.file.try_clone()?);
+    let watcher = std::thread::Builder::new().name("vmm".to_owned()).stack_size(64 << 10);
+    let limit = Timespec::try_from(LOG_CHECK).map_err(io::Error::other)?;
+    watcher.spawn(move || {
+        loop {
+            let mut events = [PollFd::new(&descriptor, PollFlags::IN)];
+            match rustix::event::poll(&mut events, Some(&limit)) {
+                Ok(0) => {
+                    if log.metadata().is_ok_and(|metadata| metadata.len() > LONGEST_LOG) {
+                        let _ = log.set_len(0);
+                    }
+                }
+                Err(Errno::INTR) => {}
+                _ => break,
+            }
+        }
+        let _ = rustix::process::waitid(WaitId::PidFd(descriptor.as_fd()), WaitIdOptions::EXITED);
+    })?;
+    Ok(())
+}
+
+/// Waits until the API answers; only that it does is of interest, not what. It is not asked before
+/// there are virtual CPUs: a Firecracker that gives up on its configuration with a question pending
+/// dies of that and not of what it has to say.
+fn wait_for_answer(process: &Process, root: &OwnedFd) -> Result<(), String> {
+    let start = Instant::now();
+    while start.elapsed() < ANSWER_LIMIT {
+        if !process.is_running() {
+            return Err("it ended".to_owned());
+        }
+        let may_ask = process.has_thread("fc_vcpu") || start.elapsed() > GRACE;
+        if may_ask && sockets::in_root(root, API_SOCKET).is_some_and(|socket| answers(&socket)) {
+            return Ok(());
+        }
+        process.ends_within(Duration::from_millis(2));
+    }
+    Err(format!("it does not answer within {} s", ANSWER_LIMIT.as_secs()))
+}
+
+fn answers(socket: &OwnedFd) -> bool {
+    let Ok(client) = sockets::connect(socket) else { return false };
+    let mut client = File::from(client);
+    let asked = client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let mut events = [PollFd::new(&client, PollFlags::IN)];
+    let limit = Timespec { tv_sec: 1, tv_nsec: 0 };
+    let mut byte = [0];
+    asked.is_ok()
+        && matches!(rustix::event::poll(&mut events, Some(&limit)), Ok(1))
+        && client.read(&mut byte).is_ok_and(|read| read == 1)
+}
+
+/// A machine's log, opened for appending.
+struct Log {
+    file: File,
+    /// How long it was before.
+    start: u64,
+}
+
+impl Log {
+    /// Opens the file that was checked, or makes one of the owner's.
+    fn open(host: &Host, path: &ManagedPath<State>, old: Option<File>) -> Result<Self> {
+        let name = path.relative().display();
+        let file = match old {
+            Some(old) => {
+                let options = File::options().read(true).append(true).clone();
+                options.open(descriptor_path(&old)).during("open the log", &name)?
+            }
+            None => {
+                let (parent, leaf) = host.state.open_parent("log_path", path)?;
+                let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL;
+                let mode = Mode::RUSR | Mode::WUSR;
+                let made = rustix::fs::openat(&parent, leaf, flags | OFlags::CLOEXEC, mode);
+                let made = made.during("open the log", &name)?;
+                let (uid, gid) = (host.policy.owner.uid(), host.policy.owner.gid());
+                fchown(&made, Some(uid), Some(gid)).during("open the log", &name)?;
+                File::from(made)
+            }
+        };
+        let start = file.metadata().during("open the log", &name)?.len();
+        Ok(Self { file, start })
+    }
+
+    /// An error with what the log says since the launch.
+    fn failed(&self, operation: &'static str, id: &JailId, reason: String) -> HostError {
+        let end = self.file.metadata().map_or(0, |metadata| metadata.len());
+        let from = self.start.max(end.saturating_sub(LOG_TAIL));
+        let mut bytes = vec![0; usize::try_from(end.saturating_sub(from)).unwrap_or_default()];
+        let read = self.file.read_at(&mut bytes, from).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes[..read]);
+        let shown = |character: &char| *character == '\n' || !character.is_control();
+        let text: String = text.trim().chars().filter(shown).collect();
+        HostError::of(operation, id.as_str())(format!("{reason}; the log ends with: {text}"))
+    }
+}

@@ -1,0 +1,17 @@
+//! Firecracker: what is executed, the jail it runs in, its start, its process, its sockets.
+
+mod cgroup;
+mod config;
+mod executable;
+mod jail;
+mod launch;
+mod mounts;
+mod process;
+mod record;
+mod sockets;
+mod staging;
+
+/// The API socket as Firecracker sees it.
+const API_SOCKET: &str = "/run/firecracker.socket";
+/// The vsock's socket as Firecracker sees it.
+const VSOCK_SOCKET: &str = "/run/vsock.socket";

@@ -1,0 +1,69 @@
+//! What the helper remembers of a launch, so that a later helper knows its machines.
+
+use std::path::{Path, PathBuf};
+
+use banger_gates::JailId;
+use serde::{Deserialize, Serialize};
+
+use super::process::Process;
+use crate::{Host, Result};
+
+const KIND: &str = "launch";
+
+/// A launch: written before anything of it is made, and forgotten after the last of it is gone.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Launched {
+    /// Links to the jail's sockets, below the runtime directory.
+    pub(super) links: Vec<Link>,
+    /// Firecracker, once there is one.
+    pub(super) process: Option<Identity>,
+}
+
+/// A link in the runtime directory.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Link {
+    /// Where it is, relative to the runtime directory.
+    pub(super) at: PathBuf,
+    /// Where it leads to.
+    pub(super) target: PathBuf,
+}
+
+/// What tells a process from every other since the host's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    /// Its id, which another may have later.
+    pub(super) pid: i32,
+    /// When it was started, in clock ticks since the host's start.
+    pub(super) start_time: u64,
+}
+
+impl Launched {
+    /// Its Firecracker, if that still runs.
+    pub(super) fn running(&self) -> Option<Process> {
+        let identity = self.process?;
+        let process = Process::hold(identity.pid)?;
+        (process.start_time == identity.start_time && process.is_running()).then_some(process)
+    }
+
+    pub(super) fn has_link(&self, at: &Path) -> bool {
+        self.links.iter().any(|link| link.at == at)
+    }
+}
+
+impl Host {
+    pub(super) fn launched(&self, id: &JailId) -> Option<Launched> {
+        self.records.get(KIND, id.as_str())
+    }
+
+    pub(super) fn all_launched(&self) -> Vec<Launched> {
+        self.records.all(KIND).into_iter().map(|(_, launched)| launched).collect()
+    }
+
+    pub(super) fn remember(&self, id: &JailId, launched: &Launched) -> Result<()> {
+        self.records.put(KIND, id.as_str(), launched)
+    }
+
+    pub(super) fn forget_launch(&self, id: &JailId) -> Result<()> {
+        self.records.remove(KIND, id.as_str())
+    }
+}

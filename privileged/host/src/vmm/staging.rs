@@ -1,0 +1,168 @@
+//! What is put into a jail before the jailer runs. All of it is checked before the first is made;
+//! while it is made nobody but root can reach the jail.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use banger_gates::Refusal;
+use banger_gates::request::{Disk, Launch, Volume};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+
+use super::config;
+use super::executable::Executable;
+use crate::{During, Host, Result, descriptor_path};
+
+/// Where the dynamic loader and its libraries lie, links among them on most systems.
+const LIBRARIES: [&str; 4] = ["usr/lib", "usr/lib64", "lib", "lib64"];
+/// What is done, for errors.
+const PUT: &str = "put into the jail";
+const OWNERS_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// What a machine is made of, opened.
+#[derive(Debug)]
+pub(super) struct Sources<'a> {
+    kernel: File,
+    initrd: Option<File>,
+    disks: Vec<(&'a Disk, Source)>,
+    /// Whether the libraries are needed.
+    pub(super) is_dynamic: bool,
+}
+
+#[derive(Debug)]
+enum Source {
+    File(File),
+    Device((u32, u32)),
+}
+
+impl Host {
+    /// Opens what a machine is made of.
+    ///
+    /// A writable disk must have one name: its other could be a disk of another machine. While a
+    /// machine runs, its jail is the second name, and so a second launch on that disk is refused,
+    /// as is one before the jail of a machine that ended is cleaned up.
+    pub(super) fn open_sources<'a>(
+        &self,
+        launch: &'a Launch,
+        firecracker: &Executable,
+    ) -> Result<Sources<'a>> {
+        let kernel = self.state.open_file("kernel_image_path", &launch.kernel, false)?;
+        let initrd = launch.initrd.as_ref();
+        let initrd = initrd.map(|path| self.state.open_file("initrd_path", path, false));
+        let parameter = "drives.path";
+        let open = |disk: &'a Disk| {
+            let source = match &disk.source {
+                Volume::File(path) => {
+                    Source::File(self.state.open_file(parameter, path, !disk.is_read_only)?)
+                }
+                Volume::Device(device) => {
+                    Source::Device(self.device_number(parameter, device, false)?)
+                }
+            };
+            Ok((disk, source))
+        };
+        let disks = launch.disks.iter().map(open).collect::<Result<_>>()?;
+        let is_dynamic = firecracker.is_dynamic();
+        let is_dynamic =
+            is_dynamic.map_err(|error| Refusal::new("binary_path", error.to_string()))?;
+        Ok(Sources { kernel, initrd: initrd.transpose()?, disks, is_dynamic })
+    }
+
+    /// Puts it into the root of a jail.
+    pub(super) fn stage(
+        &self,
+        root: &OwnedFd,
+        launch: &Launch,
+        sources: &Sources<'_>,
+    ) -> Result<()> {
+        let owner = self.policy.owner;
+        let (user, group) = (Some(Uid::from_raw(owner.uid())), Some(Gid::from_raw(owner.gid())));
+        mount_file(&sources.kernel, root, config::KERNEL, true).during(PUT, config::KERNEL)?;
+        if let Some(initrd) = &sources.initrd {
+            mount_file(initrd, root, config::INITRD, true).during(PUT, config::INITRD)?;
+        }
+        for (disk, source) in &sources.disks {
+            let name = config::disk_name(disk);
+            let put = || match source {
+                Source::File(file) if disk.is_read_only => mount_file(file, root, &name, true),
+                Source::File(file) => link_or_mount(file, root, &name),
+                Source::Device((major, minor)) => {
+                    let device = rustix::fs::makedev(*major, *minor);
+                    let mode = if disk.is_read_only { Mode::RUSR } else { OWNERS_ONLY };
+                    rustix::fs::mknodat(root, &name, FileType::BlockDevice, mode, device)?;
+                    Ok(rustix::fs::chownat(root, &name, user, group, AtFlags::SYMLINK_NOFOLLOW)?)
+                }
+            };
+            put().during(PUT, &name)?;
+        }
+        let write = || -> io::Result<()> {
+            let mut file = create(root, config::CONFIG, Mode::RUSR)?;
+            file.write_all(&config::of(launch))?;
+            Ok(rustix::fs::fchown(&file, user, group)?)
+        };
+        write().during(PUT, config::CONFIG)?;
+        if sources.is_dynamic {
+            mount_libraries(root).during(PUT, "the libraries")?;
+        }
+        Ok(())
+    }
+}
+
+fn create(root: &OwnedFd, name: &str, mode: Mode) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(root, name, flags, OWNERS_ONLY)?;
+    rustix::fs::fchmod(&file, mode)?;
+    Ok(File::from(file))
+}
+
+/// Gives what is written to another name, by `/proc/self/fd` because AT_EMPTY_PATH needs
+/// CAP_DAC_READ_SEARCH; it must stay the same file, and is mounted where it cannot be linked.
+fn link_or_mount(file: &File, root: &OwnedFd, name: &str) -> io::Result<()> {
+    match rustix::fs::linkat(CWD, descriptor_path(file), root, name, AtFlags::SYMLINK_FOLLOW) {
+        Err(Errno::XDEV | Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => {
+            mount_file(file, root, name, false)
+        }
+        linked => Ok(linked?),
+    }
+}
+
+/// Shows an open file in the jail. What others share is shown read-only and never linked: a link
+/// would be a file of the VMM's own uid, which a VMM that broke out could change.
+fn mount_file(file: &File, root: &OwnedFd, name: &str, is_read_only: bool) -> io::Result<()> {
+    drop(create(root, name, OWNERS_ONLY)?);
+    mount(&descriptor_path(file), &descriptor_path(root).join(name), is_read_only)
+}
+
+fn mount(source: &Path, place: &Path, is_read_only: bool) -> io::Result<()> {
+    rustix::mount::mount_bind(source, place)?;
+    let hardened = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+    let flags = if is_read_only { hardened | MountFlags::RDONLY } else { hardened };
+    Ok(rustix::mount::mount_remount(place, flags, "")?)
+}
+
+/// Shows the host's libraries in the jail, read-only.
+fn mount_libraries(root: &OwnedFd) -> io::Result<()> {
+    let make = |name: &str| -> io::Result<()> {
+        rustix::fs::mkdirat(root, name, Mode::RWXU)?;
+        let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
+        Ok(rustix::fs::chmod(descriptor_path(root).join(name), mode)?)
+    };
+    make("usr")?;
+    for name in LIBRARIES {
+        let source = Path::new("/").join(name);
+        match source.symlink_metadata() {
+            Ok(metadata) if metadata.is_symlink() => {
+                rustix::fs::symlinkat(std::fs::read_link(&source)?, root, name)?;
+            }
+            Ok(metadata) if metadata.is_dir() => {
+                make(name)?;
+                mount(&source, &descriptor_path(root).join(name), true)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

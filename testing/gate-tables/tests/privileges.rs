@@ -1,0 +1,122 @@
+//! docs/privileges.md against the code and the units that it describes.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use banger_gate_tables::{Expect, Kind, Places, inputs};
+use banger_helper_api::{LONGEST_FRAME, LONGEST_WRITE_FRAME, Method};
+
+fn read(path: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The rows below a heading, each as its cells.
+fn table(page: &str, heading: &str) -> Vec<Vec<String>> {
+    let (_, section) = page.split_once(&format!("{heading}\n")).expect("the heading");
+    section
+        .lines()
+        .skip_while(|line| !line.starts_with('|'))
+        .take_while(|line| line.starts_with('|'))
+        .skip(2)
+        .map(|line| {
+            line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect()
+        })
+        .collect()
+}
+
+/// The words between backquotes.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn the_page_has_every_method_once_and_no_other() {
+    let page = read("docs/privileges.md");
+    let rows = table(&page, "## The twenty operations");
+    let named: Vec<String> = rows.iter().flat_map(|row| code(&row[0])).map(str::to_owned).collect();
+    let methods: Vec<String> = Method::ALL.iter().map(|method| method.name().to_owned()).collect();
+    assert_eq!(named, methods);
+    assert!(rows.iter().all(|row| row.len() == 3 && row.iter().all(|cell| !cell.is_empty())));
+}
+
+#[test]
+fn the_page_and_the_unit_have_the_same_eleven_capabilities() {
+    let page = read("docs/privileges.md");
+    let rows = table(&page, "## The eleven capabilities");
+    let told: BTreeSet<String> =
+        rows.iter().flat_map(|row| code(&row[0])).map(str::to_owned).collect();
+    let unit = read("cli/systemd/bangerd-root.service");
+    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let bound: BTreeSet<String> =
+        line.expect("a bound").split_whitespace().map(str::to_owned).collect();
+    assert_eq!(told, bound);
+    assert_eq!(told.len(), 11);
+    let (_, rest) = page.split_once("Not granted, and why:").expect("what is not granted");
+    for capability in code(rest.split("\n\n").next().expect("a paragraph")) {
+        assert!(!bound.contains(capability), "{capability}");
+    }
+}
+
+#[test]
+fn the_trust_list_names_every_proven_type() {
+    let page = read("docs/privileges.md");
+    let told: BTreeSet<String> = table(&page, "## The trust list")
+        .iter()
+        .flat_map(|row| code(&row[0]))
+        .map(str::to_owned)
+        .collect();
+    let mut sources = String::new();
+    for name in ["device", "launch", "network", "path", "policy", "process"] {
+        sources += &read(&format!("privileged/gates/src/{name}.rs"));
+    }
+    for name in &told {
+        let is_there = [format!("struct {name}"), format!("enum {name}"), format!("    {name}")];
+        assert!(is_there.iter().any(|text| sources.contains(text)), "{name} is no type");
+    }
+    for name in ["BridgeName", "TapName", "DmName", "ManagedPath", "GuestPath", "Pid", "Signal"] {
+        assert!(told.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn places_limits_and_signals_are_as_they_are_told() {
+    let page = read("docs/privileges.md");
+    assert!(page.contains(&format!("at most {} KiB", LONGEST_FRAME >> 10)));
+    assert!(page.contains(&format!("({} MiB for", LONGEST_WRITE_FRAME >> 20)));
+    let policy = read("privileged/gates/src/policy.rs");
+    for folder in [
+        "/usr/bin",
+        "/usr/local/bin",
+        "/usr/lib/banger",
+        "/usr/local/lib/banger",
+        "/opt/firecracker",
+    ] {
+        assert!(policy.contains(&format!("\"{folder}\"")) && page.contains(&format!("`{folder}`")));
+    }
+    let places = Places {
+        state: "/s".to_owned(),
+        runtime: "/r".to_owned(),
+        jails: "/j".to_owned(),
+        vmm: "/v".to_owned(),
+        owner: (1, 1),
+        own_pid: 9,
+        memory_mib: 4096,
+    };
+    let signals = inputs(Kind::Signal, &places);
+    let names: Vec<&str> = signals
+        .iter()
+        .filter(|input| input.class == "name" && input.expect == Expect::Accept)
+        .filter_map(|input| input.value.as_str())
+        .collect();
+    assert!(page.contains(&names.join(" ")), "{names:?}");
+    let services = read("cli/src/commands/system/services.rs") + &read("cli/src/install.rs");
+    let rows = table(&page, "## What an installation changes");
+    let files = rows.iter().flat_map(|row| code(&row[0]));
+    let of_services = files.filter(|path| path.starts_with("/etc") || path.starts_with("/usr"));
+    for path in of_services {
+        let name = path.rsplit('/').next().expect("a name");
+        assert!(services.contains(name), "{path}");
+        assert!(page.matches(name).count() > 1, "{path} is missing from the removal by hand");
+    }
+}

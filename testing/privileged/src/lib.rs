@@ -1,0 +1,148 @@
+//! What tests of the root helper share: a host of their own.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a fixture that cannot be made ends the test")]
+
+pub mod running;
+pub mod vmm;
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::PathBuf;
+
+use banger_gates::{Owner, Policy};
+use banger_host::Host;
+use nix::sched::CloneFlags;
+
+/// The owner in tests: a user that nobody is.
+pub const OWNER: u32 = 60_907;
+
+/// The directories of a helper, below one that is removed with them.
+#[derive(Debug)]
+pub struct Directories {
+    /// The state directory, the owner's.
+    pub state: PathBuf,
+    /// The runtime directory, the owner's.
+    pub runtime: PathBuf,
+    /// The directory of the jails, root's.
+    pub jails: PathBuf,
+    /// The helper's own directory, root's alone.
+    pub own: PathBuf,
+    /// What is nobody's business.
+    pub outside: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Directories {
+    /// Makes them; only root can.
+    #[must_use]
+    pub fn new() -> Self {
+        // Not below /tmp: every parent of a jail is root's, sticky at most.
+        let directory = tempfile::Builder::new().prefix("bgrp").tempdir_in("/var/tmp").unwrap();
+        let root = directory.path();
+        let set_mode = |path: &PathBuf, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        set_mode(&root.to_owned(), 0o711);
+        let make = |name: &str, mode, is_owners: bool| {
+            let path = root.join(name);
+            std::fs::create_dir(&path).unwrap();
+            set_mode(&path, mode);
+            if is_owners {
+                chown(&path, Some(OWNER), Some(OWNER)).unwrap();
+            }
+            path
+        };
+        Self {
+            state: make("state", 0o700, true),
+            runtime: make("runtime", 0o700, true),
+            jails: make("jails", 0o711, false),
+            own: make("own", 0o711, false),
+            outside: make("apart", 0o755, false),
+            _directory: directory,
+        }
+    }
+
+    /// Where the helper's socket is to be.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.own.join("helper.sock")
+    }
+
+    /// Where its log goes.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.outside.join("log")
+    }
+
+    /// What the gates compare with.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        Policy {
+            owner: Owner::new(OWNER, OWNER).unwrap(),
+            state: self.state.clone(),
+            runtime: self.runtime.clone(),
+            jails: self.jails.clone(),
+            vmm_directories: Policy::VMM_DIRECTORIES.map(PathBuf::from).to_vec(),
+            vmm_files: Vec::new(),
+            host_memory_mib: 4096,
+            own_pid: std::process::id(),
+        }
+    }
+}
+
+impl Default for Directories {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A host with roots of its own.
+#[derive(Debug)]
+pub struct Fixture {
+    /// The helper's view.
+    pub host: Host,
+    /// Its directories.
+    pub directories: Directories,
+}
+
+impl std::ops::Deref for Fixture {
+    type Target = Directories;
+
+    fn deref(&self) -> &Directories {
+        &self.directories
+    }
+}
+
+impl Fixture {
+    /// Makes one; only root can.
+    #[must_use]
+    pub fn new() -> Self {
+        let directories = Directories::new();
+        let host = Host::open(directories.policy(), &directories.own).unwrap();
+        Self { host, directories }
+    }
+
+    /// What the gates compare with.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        self.host.policy()
+    }
+}
+
+impl Default for Fixture {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Gives this thread, and those it starts, a network of its own with nothing in it.
+pub fn enter_own_network() {
+    nix::sched::unshare(CloneFlags::CLONE_NEWNET).unwrap();
+}
+
+/// Gives this thread, and those it starts, mounts of its own that nobody else sees.
+pub fn enter_own_mounts() {
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).unwrap();
+    let private =
+        rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).unwrap();
+}

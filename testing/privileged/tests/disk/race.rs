@@ -1,0 +1,190 @@
+//! A thread swaps the file and its folder for links, other files and folders while the helper
+//! works: nothing outside the state root is ever opened for writing or changed.
+
+use std::os::unix::fs::{chown, symlink};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use banger_host::HostError;
+use banger_privileged_tests::{Fixture, OWNER};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+
+use crate::{Numbers, assert_no_loops, create, debugfs, fixture, image, paint, read, write};
+
+const SPAWNING: u32 = 500;
+const OPENING: u32 = 10_000;
+
+/// Swaps what is at `state/folder/disk` and at `state/folder` until it is told to stop.
+fn swap(state: &Path, outside: &Path, stop: &AtomicBool) {
+    let (folder, disk) = (state.join("folder"), state.join("folder/disk"));
+    let (aside, kept) = (state.join("aside"), state.join("kept"));
+    let turn = |step: u32| -> std::io::Result<()> {
+        match step % 6 {
+            0 => {
+                std::fs::rename(&disk, &kept)?;
+                symlink(outside.join("disk"), &disk)?;
+                std::fs::remove_file(&disk)?;
+            }
+            1 => {
+                std::fs::hard_link(outside.join("disk"), &disk)?;
+                std::fs::remove_file(&disk)?;
+            }
+            2 => {
+                std::fs::create_dir(&disk)?;
+                std::fs::remove_dir(&disk)?;
+                std::fs::rename(&kept, &disk)?;
+            }
+            3 => {
+                std::fs::rename(&folder, &aside)?;
+                symlink(outside, &folder)?;
+            }
+            4 => {
+                std::fs::remove_file(&folder)?;
+                std::fs::hard_link(outside.join("disk"), &folder)?;
+                std::fs::remove_file(&folder)?;
+            }
+            _ => std::fs::rename(&aside, &folder)?,
+        }
+        Ok(())
+    };
+    let mut step = 0;
+    let mut numbers = Numbers(0x5eed);
+    // It ends with all at its place.
+    while step % 6 != 0 || !stop.load(Ordering::Relaxed) {
+        turn(step).unwrap();
+        step += 1;
+        let longest = if step % 6 == 0 { 1500 } else { 100 };
+        std::thread::sleep(Duration::from_micros(numbers.below(longest)));
+    }
+}
+
+fn drive(rounds: u32, act: impl Fn(&Fixture, &Path) -> Result<(), HostError>) {
+    let Some(fixture) = fixture() else { return };
+    let state = &fixture.state;
+    std::fs::create_dir(state.join("folder")).unwrap();
+    chown(state.join("folder"), Some(OWNER), Some(OWNER)).unwrap();
+    let disk = image(&fixture, "folder/disk", 8, &[("a", b"inside")]);
+    image(&fixture, "base", 4, &[]);
+    // The owner's too: only its place speaks against it.
+    let outside = fixture.state.parent().unwrap().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::copy(&disk, outside.join("disk")).unwrap();
+    debugfs(&outside.join("disk"), "symlink /outside /");
+    for path in [outside.clone(), outside.join("disk")] {
+        chown(path, Some(OWNER), Some(OWNER)).unwrap();
+    }
+    let look = || {
+        let mut lines = Vec::new();
+        paint(&outside.join("disk"), &mut lines);
+        // Its names come and go, and with them the time of its last change.
+        lines.iter().map(|line| line.replace(char::is_numeric, "")).collect::<Vec<_>>()
+    };
+    let content = || std::fs::read(outside.join("disk")).unwrap();
+    let (seen, bytes) = (look(), content());
+    let watch = inotify::init(CreateFlags::NONBLOCK).unwrap();
+    let flags = WatchFlags::CLOSE_WRITE | WatchFlags::MODIFY;
+    inotify::add_watch(&watch, outside.join("disk"), flags).unwrap();
+
+    let stop = AtomicBool::new(false);
+    let mut numbers = Numbers(0xfeed);
+    let (mut done, mut not_done, mut last) = (0, 0, String::new());
+    std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| swap(state, &outside, &stop));
+        for round in 0..rounds * 20 {
+            // A race in which one side always wins goes on.
+            if round >= rounds && done > 0 && not_done > 0 {
+                break;
+            }
+            match act(&fixture, &disk) {
+                Ok(()) => done += 1,
+                Err(error) => {
+                    // A refusal is quick: the next one is to meet another state.
+                    std::thread::sleep(Duration::from_micros(numbers.below(400)));
+                    not_done += 1;
+                    last = format!("{error:?}");
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        swapper.join().unwrap();
+    });
+    assert!(done > 0 && not_done > 0, "{done} done, {not_done} not: {last}");
+    assert!(content() == bytes, "the file outside was changed");
+    assert_eq!(look(), seen);
+    let mut events = [0; 4096];
+    let events = rustix::io::read(&watch, &mut events[..]);
+    assert_eq!(events, Err(rustix::io::Errno::AGAIN), "the file outside was opened for writing");
+    assert_no_loops(&outside);
+    assert_no_loops(state);
+}
+
+fn writing(rounds: u32) {
+    drive(rounds, |fixture, disk| write(fixture, disk, &[("/new/file", b"inside", 0)]));
+}
+
+fn reading(rounds: u32) {
+    drive(rounds, |fixture, disk| {
+        read(fixture, disk, "/a").map(|content| assert_eq!(content, b"inside"))
+    });
+}
+
+/// As far as the loop device: what comes of the device-mapper does not count.
+fn attaching(rounds: u32) {
+    drive(rounds, |fixture, disk| match create(fixture, &fixture.state.join("base"), disk) {
+        Err(error @ HostError::Refused(_)) => Err(error),
+        Ok(_) => panic!("a snapshot that nobody takes down"),
+        Err(_) => Ok(()),
+    });
+}
+
+#[test]
+fn writing_while_paths_are_swapped() {
+    writing(SPAWNING / 10);
+}
+
+#[test]
+fn reading_while_paths_are_swapped() {
+    reading(SPAWNING / 10);
+}
+
+#[test]
+fn attaching_while_paths_are_swapped() {
+    if Path::new("/dev/mapper/control").exists() {
+        banger_harness::skip("no-device-mapper", "the swaps would race with real snapshots");
+        return;
+    }
+    attaching(OPENING / 10);
+}
+
+#[test]
+#[ignore = "long"]
+fn all_rounds_while_paths_are_swapped() {
+    writing(SPAWNING);
+    reading(SPAWNING);
+    attaching(OPENING);
+}
+
+#[test]
+fn two_writers_of_one_image_take_turns_or_are_refused() {
+    let Some(fixture) = fixture() else { return };
+    let image = image(&fixture, "root.ext4", 16, &[("a", b"a")]);
+    std::thread::scope(|scope| {
+        for name in ["/one", "/two", "/three"] {
+            let (fixture, image) = (&fixture, &image);
+            scope.spawn(move || {
+                for round in 0..10_u8 {
+                    match write(fixture, image, &[(name, &[round; 5000], 0)]) {
+                        Err(HostError::Refused(refusal)) => {
+                            assert!(refusal.reason.contains("another request has it"), "{refusal}");
+                        }
+                        done => done.unwrap(),
+                    }
+                }
+            });
+        }
+    });
+    write(&fixture, &image, &[("/last", b"it is free again", 0)]).unwrap();
+    assert_eq!(read(&fixture, &image, "/a").unwrap(), b"a");
+    super::assert_clean(&image);
+}

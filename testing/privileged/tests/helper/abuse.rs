@@ -1,0 +1,112 @@
+//! Peers that are slow, many, deaf, or all at once.
+
+use banger_helper_api::Method;
+use banger_privileged_tests::running::{Peer, RunningHelper, request};
+use serde_json::json;
+
+use crate::snapshot::Snapshot;
+use crate::{enter_own_world, is_not_root};
+
+/// More than the helper takes.
+const PEERS: usize = 48;
+
+fn harmless(helper: &RunningHelper) -> (Method, serde_json::Value) {
+    let socket = helper.directories.runtime.join("a.sock");
+    (Method::ProcessRunning, json!({"pid": 4_194_304, "api_sock": socket}))
+}
+
+fn assert_answers(helper: &RunningHelper) {
+    let (method, params) = harmless(helper);
+    helper.call(method, &params).expect("it answers");
+}
+
+#[test]
+fn half_open_and_slow_peers_are_kept_to_their_number() {
+    if is_not_root() {
+        return;
+    }
+    enter_own_world();
+    let helper = RunningHelper::start();
+    let before = Snapshot::take(&helper.directories, helper.pid());
+    let mut peers: Vec<Peer> = (0..PEERS)
+        .map(|at| {
+            let mut peer = helper.connect();
+            if at % 2 == 0 {
+                // It may have been refused already.
+                let _ = peer.send(b"{\"version\":1,");
+            }
+            peer
+        })
+        .collect();
+    let refused = peers
+        .iter_mut()
+        .skip(32)
+        .map(|peer| peer.answer().expect("a word"))
+        .filter(|answer| answer["error"]["message"] == "too many connections")
+        .count();
+    assert_eq!(refused, PEERS - 32);
+    drop(peers);
+    // The helper learns of the ends one by one.
+    let (method, params) = harmless(&helper);
+    let line = request(method, &params);
+    while helper.connect().ask(&line).is_none_or(|answer| answer["ok"] == false) {
+        std::thread::yield_now();
+    }
+    assert_answers(&helper);
+    assert_eq!(before, Snapshot::take(&helper.directories, helper.pid()));
+}
+
+#[test]
+fn a_peer_that_never_reads_hinders_nobody() {
+    if is_not_root() {
+        return;
+    }
+    enter_own_world();
+    let helper = RunningHelper::start();
+    let mut deaf = helper.connect();
+    let (method, params) = harmless(&helper);
+    let line = format!("{}\n", request(method, &params)).repeat(256);
+    let short = Some(std::time::Duration::from_millis(200));
+    deaf.stream.get_mut().set_write_timeout(short).unwrap();
+    // Until the helper takes no more, because its answers lie unread.
+    while deaf.send(line.as_bytes()).is_ok() {
+        assert_answers(&helper);
+    }
+    assert_answers(&helper);
+    drop(deaf);
+    assert_answers(&helper);
+}
+
+#[test]
+fn sixteen_at_once_make_and_end_taps_and_leave_none() {
+    if is_not_root() {
+        return;
+    }
+    if !std::path::Path::new("/usr/sbin/nft").exists() {
+        return banger_harness::skip("nft", "makes a bridge with its firewall");
+    }
+    enter_own_world();
+    let helper = RunningHelper::start();
+    let bridge = json!({"bridge_name": "br-fc", "bridge_ip": "172.16.0.1", "cidr": "24"});
+    helper.call(Method::EnsureBridge, &bridge).unwrap();
+    let before = Snapshot::take(&helper.directories, helper.pid());
+    std::thread::scope(|scope| {
+        for at in 0..16 {
+            let (helper, bridge) = (&helper, &bridge);
+            scope.spawn(move || {
+                // Two of them share each tap.
+                let name = format!("tap-fc-{}", at / 2);
+                for _ in 0..8 {
+                    let mut tap = bridge.clone();
+                    tap["tap_name"] = name.clone().into();
+                    // The other one may end it at any moment; that is no reason to hang or leak.
+                    let _ = helper.call(Method::CreateTap, &tap);
+                    let delete = helper.call(Method::DeleteTap, &json!({"tap_name": name}));
+                    assert!(delete.is_ok(), "{delete:?}");
+                }
+            });
+        }
+    });
+    assert_answers(&helper);
+    assert_eq!(before, Snapshot::take(&helper.directories, helper.pid()));
+}

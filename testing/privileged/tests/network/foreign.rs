@@ -1,0 +1,275 @@
+//! Hosts with a firewall of their own that drops what it does not know.
+
+use std::io::Write;
+
+use banger_helper_api::{CreateTapParams, EnsureNatParams};
+use banger_privileged_tests::Fixture;
+
+use crate::guest::{GATEWAY, Guest};
+use crate::is_root;
+use crate::world::{
+    World, bridge_params, create_tap, delete_tap, ensure_bridge, ensure_nat, feed, guest,
+    guest_params, nat_params, picture, run,
+};
+
+/// As `iptables-save` shows Docker's on Debian 12, abridged.
+const DOCKER: &str = "*nat
+:PREROUTING ACCEPT [0:0]
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A DOCKER -i docker0 -j RETURN
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8000 -j DNAT --to-destination 172.31.0.2:80
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+:DOCKER - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A FORWARD -i docker0 -o docker0 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -j RETURN
+-A DOCKER-USER -d 9.9.9.7/32 -j DROP
+-A DOCKER-USER -j RETURN
+COMMIT
+";
+
+/// ufw with `default deny incoming` and `default reject routed`, abridged.
+const UFW: &str = "*filter
+:INPUT DROP [0:0]
+:FORWARD DROP [0:0]
+:ufw-before-logging-forward - [0:0]
+:ufw-before-forward - [0:0]
+:ufw-user-forward - [0:0]
+:ufw-after-forward - [0:0]
+:ufw-reject-forward - [0:0]
+:ufw-before-input - [0:0]
+-A INPUT -j ufw-before-input
+-A FORWARD -j ufw-before-logging-forward
+-A FORWARD -j ufw-before-forward
+-A FORWARD -j ufw-after-forward
+-A FORWARD -j ufw-reject-forward
+-A ufw-before-input -i lo -j ACCEPT
+-A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A ufw-before-forward -j ufw-user-forward
+-A ufw-user-forward -d 9.9.9.7/32 -j DROP
+-A ufw-reject-forward -j REJECT --reject-with icmp-port-unreachable
+COMMIT
+";
+
+/// An administrator's own, with a chain that ends in a word.
+const OWN: &str = "table inet filter {
+    chain input {
+        type filter hook input priority filter; policy drop;
+        iifname lo accept
+        ct state established,related accept
+    }
+    chain forward {
+        type filter hook forward priority filter; policy accept;
+        ct state established,related accept
+        ip daddr 9.9.9.7 drop
+        counter jump last
+    }
+    chain last {
+        log
+        counter reject with icmpx type admin-prohibited
+    }
+}
+";
+
+#[test]
+fn guests_pass_where_forward_drops_and_nobodys_rule_is_touched() {
+    if !is_root() {
+        return;
+    }
+    for (tool, rules) in [
+        (
+            "iptables-restore",
+            "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -d 9.9.9.7 -j DROP\nCOMMIT\n",
+        ),
+        (
+            "iptables-restore",
+            "*filter\n-A FORWARD -d 9.9.9.7 -j DROP\n-A FORWARD -j REJECT\nCOMMIT\n",
+        ),
+        ("iptables-restore", DOCKER),
+        ("iptables-restore", UFW),
+        ("nft -f -", OWN),
+    ] {
+        // Each in a thread: its network goes with it.
+        let test = move || passes(tool, rules);
+        std::thread::spawn(test).join().unwrap_or_else(|_| panic!("{rules}"));
+    }
+}
+
+/// All tables but ours, without our rules in them.
+fn theirs() -> String {
+    let tables = run("nft list tables");
+    let tables = tables.lines().filter(|table| !table.ends_with(" banger"));
+    let lists: String = tables.map(|table| run(&format!("nft -s list {table}"))).collect();
+    let lines = lists.lines().filter(|line| !line.contains("comment \"banger br-fc "));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// Our rules in the tables of others.
+fn ours() -> usize {
+    run("nft -s list ruleset").matches("comment \"banger br-fc ").count()
+}
+
+fn passes(tool: &str, rules: &str) {
+    let world = World::new();
+    world.run("ip address add 9.9.9.7/32 dev lo");
+    let host = Fixture::new();
+    feed(tool, rules);
+    let before = theirs();
+    ensure_bridge(&host, bridge_params()).unwrap();
+    let idle = ours();
+    let mut two = guest(&host, 2, guest_params(2));
+    assert!(two.reaches("172.16.0.1"), "INPUT");
+    let names = std::net::TcpListener::bind((GATEWAY, 5300)).unwrap();
+    assert!(two.connects(GATEWAY, 53, true), "INPUT");
+    drop(names);
+    assert!(two.is_kept_from("9.9.9.9"));
+    assert!(ensure_nat(&host, &nat_params(2)).unwrap());
+    assert!(!ensure_nat(&host, &nat_params(2)).unwrap());
+    assert!(two.reaches("9.9.9.9"));
+    assert!(two.is_kept_from("9.9.9.7"), "what the host's owner forbids stays forbidden");
+    assert!(two.is_kept_from("10.50.0.1"));
+    assert_eq!(before, theirs());
+
+    // The rules stay while one guest needs them.
+    drop(guest(&host, 3, guest_params(3)));
+    ensure_nat(&host, &nat_params(3)).unwrap();
+    ensure_nat(&host, &EnsureNatParams { enable: false, ..nat_params(3) }).unwrap();
+    assert!(two.reaches("9.9.9.9"));
+    assert_eq!(ours(), idle + 2);
+    ensure_nat(&host, &EnsureNatParams { enable: false, ..nat_params(2) }).unwrap();
+    assert_eq!((ours(), theirs()), (idle, before.clone()));
+    ensure_nat(&host, &nat_params(2)).unwrap();
+    assert_eq!(ours(), idle + 2);
+    if tool.starts_with("iptables") {
+        reloads(&host, &mut two, tool, rules);
+    }
+    delete_tap(&host, "tap-fc-2").unwrap();
+    delete_tap(&host, "tap-fc-3").unwrap();
+    assert_eq!((ours(), theirs()), (idle, before));
+}
+
+/// A reload of the host's rules takes ours away; a refresh brings them back.
+fn reloads(host: &Fixture, two: &mut Guest, tool: &str, rules: &str) {
+    let shown = run("iptables -S FORWARD");
+    assert!(shown.contains("banger br-fc out"), "iptables understands them: {shown}");
+    run("iptables -F FORWARD");
+    run("iptables -A FORWARD -j REJECT");
+    assert!(two.is_kept_from("9.9.9.9"));
+    assert!(host.host.refresh_network().unwrap());
+    assert!(two.reaches("9.9.9.9"));
+    run("iptables -I FORWARD -j DROP");
+    assert!(two.is_kept_from("9.9.9.9"));
+    assert!(host.host.refresh_network().unwrap(), "ours have to stand before the new end");
+    assert!(two.reaches("9.9.9.9"));
+    run("iptables -D FORWARD -j DROP");
+    feed(tool, rules);
+    host.host.refresh_network().unwrap();
+    assert!(two.reaches("9.9.9.9"));
+}
+
+#[test]
+fn nothing_is_added_where_nothing_drops() {
+    if !is_root() {
+        return;
+    }
+    let _world = World::new();
+    let host = Fixture::new();
+    feed(
+        "iptables-restore",
+        "*filter\n-A FORWARD -d 1.2.3.4 -j DROP\n-A INPUT -p tcp -j DROP\nCOMMIT\n",
+    );
+    run("nft add table inet mine");
+    run(
+        "nft add chain inet mine forward { type filter hook forward priority 5 ; policy accept ; }",
+    );
+    let listed = |table: &str| run(&format!("nft -s list table {table}"));
+    let before = (listed("ip filter"), listed("inet mine"));
+    ensure_bridge(&host, bridge_params()).unwrap();
+    let grouped = CreateTapParams { group: Some("g".to_owned()), ..guest_params(2) };
+    let mut two = guest(&host, 2, grouped);
+    ensure_nat(&host, &nat_params(2)).unwrap();
+    assert!(two.reaches("9.9.9.9"));
+    assert_eq!(before, (listed("ip filter"), listed("inet mine")));
+    // The day it drops, and the day it does so no longer.
+    run("iptables -P FORWARD DROP");
+    assert!(host.host.refresh_network().unwrap());
+    assert!(two.reaches("9.9.9.9"));
+    run("iptables -P FORWARD ACCEPT");
+    assert!(host.host.refresh_network().unwrap());
+    assert_eq!(before, (listed("ip filter"), listed("inet mine")));
+}
+
+#[test]
+fn a_table_that_a_process_holds_is_let_be() {
+    if !is_root() {
+        return;
+    }
+    let _world = World::new();
+    let host = Fixture::new();
+    let mut holder = std::process::Command::new("nft")
+        .arg("-i")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut words = holder.stdin.take().unwrap();
+    words
+        .write_all(
+            b"add table inet held { flags owner; }\n\
+              add chain inet held f { type filter hook forward priority 0; policy drop; }\n",
+        )
+        .unwrap();
+    while !run("nft list ruleset").contains("chain f") {
+        std::thread::yield_now();
+    }
+    let before = theirs();
+    ensure_bridge(&host, bridge_params()).unwrap();
+    let mut two = guest(&host, 2, guest_params(2));
+    assert!(ensure_nat(&host, &nat_params(2)).unwrap());
+    assert!(two.is_kept_from("9.9.9.9"), "its process alone can change that");
+    assert_eq!(before, theirs());
+    drop(words);
+    holder.wait().unwrap();
+    assert!(two.reaches("9.9.9.9"), "it goes with its process");
+}
+
+#[test]
+fn a_transaction_that_fails_leaves_no_trace() {
+    if !is_root() {
+        return;
+    }
+    let _world = World::new();
+    let host = Fixture::new();
+    ensure_bridge(&host, bridge_params()).unwrap();
+    drop(guest(&host, 2, guest_params(2)));
+    // Somebody's set in our table, of the name but not of the kind that the rules need.
+    run("nft flush chain inet banger from_guest");
+    run("nft flush chain inet banger postrouting");
+    run("nft delete set inet banger nat");
+    run("nft add set inet banger nat { type ipv4_addr ; }");
+    let version = run("nft -s list chain inet banger input");
+    let version = version.split('"').nth(1).unwrap();
+    // As many rules as there were, each with the right comment: nothing looks wrong but the set.
+    for _ in 0..7 {
+        run(&format!("nft add rule inet banger from_guest counter comment \"{version}\""));
+    }
+    run(&format!("nft add rule inet banger postrouting counter comment \"{version}\""));
+    let before = picture();
+    assert!(ensure_nat(&host, &nat_params(2)).is_err());
+    let three = guest_params(3);
+    assert_eq!(before, picture());
+    run("nft delete table inet banger");
+    assert!(ensure_nat(&host, &nat_params(2)).unwrap());
+    assert!(create_tap(&host, three).unwrap().0);
+}

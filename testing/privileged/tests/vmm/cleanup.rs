@@ -1,0 +1,189 @@
+//! Jails that a hostile VMM has filled, and jails of earlier helpers.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{chown, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use banger_helper_api::ErrorCode;
+use banger_host::HostError;
+use banger_privileged_tests::OWNER;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::{MountFlags, mount, mount_bind};
+
+use banger_privileged_tests::vmm::{Scene, scene, set_mode, tree};
+
+fn refused(scene: &Scene, rule: &str) {
+    let before = scene.everything();
+    let error = scene.clean_up("one").unwrap_err();
+    let HostError::Refused(refusal) = &error else { panic!("{rule}: {error:?}") };
+    assert_eq!(refusal.code, ErrorCode::InvalidPath, "{rule}");
+    assert!(error.to_string().contains(rule), "{rule}: {error}");
+    assert_eq!(scene.everything(), before, "{rule}");
+}
+
+/// A jail that is left of an earlier helper, with a root of the owner's.
+fn left_jail(scene: &Scene) -> PathBuf {
+    let root = scene.jail("one").join("root");
+    fs::create_dir_all(&root).unwrap();
+    set_mode(root.parent().unwrap().parent().unwrap(), 0o711);
+    set_mode(root.parent().unwrap(), 0o711);
+    chown(&root, Some(OWNER), Some(OWNER)).unwrap();
+    root
+}
+
+#[test]
+fn links_in_place_of_the_jails_directories_are_refused() {
+    let Some(scene) = scene() else { return };
+    scene.clean_up("one").unwrap();
+    let outside = scene.fixture.state.join("outside");
+    fs::create_dir_all(outside.join("root")).unwrap();
+    fs::write(outside.join("root/precious"), b"keep").unwrap();
+    let before = tree(&outside);
+    fs::create_dir(scene.fixture.jails.join("firecracker")).unwrap();
+    let jail = scene.jail("one");
+    symlink(&outside, &jail).unwrap();
+    refused(&scene, "not a directory");
+    fs::remove_file(&jail).unwrap();
+    fs::write(&jail, b"").unwrap();
+    refused(&scene, "not a directory");
+    fs::remove_file(&jail).unwrap();
+    let root = left_jail(&scene);
+    fs::remove_dir(&root).unwrap();
+    for kind in ["link", "file"] {
+        match kind {
+            "link" => symlink(outside.join("root"), &root).unwrap(),
+            _ => fs::write(&root, b"").unwrap(),
+        }
+        refused(&scene, "root is not a directory");
+        fs::remove_file(&root).unwrap();
+    }
+    chown(&jail, Some(OWNER), None).unwrap();
+    refused(&scene, "not root's alone");
+    chown(&jail, Some(0), None).unwrap();
+    set_mode(&jail, 0o777);
+    refused(&scene, "not root's alone");
+    set_mode(&jail, 0o711);
+    assert_eq!(tree(&outside), before);
+    scene.clean_up("one").unwrap();
+    scene.assert_clean();
+}
+
+/// Whatever can be in a directory of the owner's, and what it leads to.
+#[test]
+fn a_hostile_jail_is_emptied_and_nothing_else() {
+    let Some(scene) = scene() else { return };
+    let outside = scene.fixture.state.join("outside");
+    fs::create_dir_all(outside.join("deep")).unwrap();
+    fs::write(outside.join("deep/precious"), b"keep").unwrap();
+    let before = tree(&outside);
+    let root = left_jail(&scene);
+    symlink(&outside, root.join("link")).unwrap();
+    symlink("/", root.join("to-root")).unwrap();
+    symlink("link", root.join("chain")).unwrap();
+    fs::hard_link(outside.join("deep/precious"), root.join("hard-link")).unwrap();
+    rustix::fs::mknodat(CWD, root.join("fifo"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let null = rustix::fs::makedev(1, 3);
+    rustix::fs::mknodat(CWD, root.join("null"), FileType::CharacterDevice, Mode::RWXU, null)
+        .unwrap();
+    let _socket = UnixListener::bind(root.join("socket")).unwrap();
+    for name in [&b"\n"[..], b" ", b"\xff\xfe", b"-rf", b"\\040", b"moved-1", &[b'x'; 255]] {
+        let directory = root.join(OsStr::from_bytes(name));
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("file"), b"x").unwrap();
+        symlink(&outside, directory.join("link")).unwrap();
+        set_mode(&directory, 0);
+    }
+    let many = root.join("many");
+    fs::create_dir(&many).unwrap();
+    for number in 0..3000 {
+        fs::write(many.join(number.to_string()), b"").unwrap();
+    }
+    // Left by a clean-up that was cut off.
+    fs::create_dir(scene.jail("one").join("moved-1")).unwrap();
+    fs::write(scene.jail("one").join("moved-1/file"), b"").unwrap();
+    // Deeper than there can be open files, and than a path can name.
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let mut at = rustix::fs::open(&root, flags, Mode::empty()).unwrap();
+    for _ in 0..2000 {
+        rustix::fs::mkdirat(&at, "deeper", Mode::RWXU).unwrap();
+        at = rustix::fs::openat(&at, "deeper", flags, Mode::empty()).unwrap();
+    }
+    drop(at);
+    scene.clean_up("one").unwrap();
+    // The hard link is gone: nothing of the file itself has changed but its count and times.
+    assert_eq!(fs::read(outside.join("deep/precious")).unwrap(), b"keep");
+    let names = |lines: Vec<String>| -> Vec<String> {
+        lines.iter().map(|line| line.split(' ').take(4).collect::<Vec<_>>().join(" ")).collect()
+    };
+    assert_eq!(names(tree(&outside)), names(before));
+    scene.assert_clean();
+}
+
+/// Firecracker's "bind-mount propagation" and ours: whatever is mounted goes, whatever its name, and
+/// what was mounted there stays.
+#[test]
+fn mounts_are_taken_down_and_their_contents_stay() {
+    let Some(scene) = scene() else { return };
+    let outside = scene.fixture.state.join("outside");
+    fs::create_dir_all(outside.join("inner")).unwrap();
+    fs::write(outside.join("inner/precious"), b"keep").unwrap();
+    let before = tree(&outside);
+    let root = left_jail(&scene);
+    mount_bind(&root, &root).unwrap();
+    for name in ["lib", "with space", "with\nline\ttab", "with\\040back", "deep"] {
+        let place = root.join(name);
+        fs::create_dir(&place).unwrap();
+        mount_bind(&outside, &place).unwrap();
+        // A second one upon it, and one within.
+        mount_bind(&outside, &place).unwrap();
+        mount("tmpfs", place.join("inner"), "tmpfs", MountFlags::empty(), None).unwrap();
+    }
+    let file = root.join("file");
+    fs::write(&file, b"").unwrap();
+    mount_bind(outside.join("inner/precious"), &file).unwrap();
+    scene.clean_up("one").unwrap();
+    scene.assert_clean();
+    assert_eq!(tree(&outside), before);
+}
+
+/// A process that holds directories of the jail open goes on filling them.
+#[test]
+fn a_jail_that_is_filled_meanwhile_is_emptied() {
+    let Some(scene) = scene() else { return };
+    let is_over = AtomicBool::new(false);
+    for _ in 0..5 {
+        let root = left_jail(&scene);
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        fs::create_dir(root.join("a")).unwrap();
+        chown(root.join("a"), Some(OWNER), Some(OWNER)).unwrap();
+        let held = [root.clone(), root.join("a")]
+            .map(|path| rustix::fs::open(path, flags, Mode::empty()).unwrap());
+        is_over.store(false, Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                banger_privileged_sys::as_file_user(OWNER, OWNER, || {
+                    let mut number = 0_u64;
+                    while !is_over.load(Ordering::Relaxed) {
+                        number += 1;
+                        for directory in &held {
+                            let name = format!("x{number}");
+                            let _ = rustix::fs::mkdirat(directory, &name, Mode::RWXU);
+                            let below = format!("{name}/below");
+                            let _ = rustix::fs::mkdirat(directory, below, Mode::RWXU);
+                        }
+                    }
+                });
+            });
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let done = scene.clean_up("one");
+            is_over.store(true, Ordering::Relaxed);
+            done.unwrap();
+        });
+        assert!(!Path::new(&root).exists());
+    }
+    scene.assert_clean();
+}

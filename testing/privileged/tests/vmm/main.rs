@@ -1,0 +1,12 @@
+//! Firecracker's jail, start, process and sockets, by the real firecracker and jailer.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test ends by it")]
+
+mod cleanup;
+mod executables;
+mod launch;
+mod processes;
+mod races;
+mod refusals;
+mod restart;
+mod sockets;
