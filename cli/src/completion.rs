@@ -46,7 +46,7 @@ fn list<T: DeserializeOwned>(
     candidate: impl Fn(T) -> CompletionCandidate,
 ) -> Vec<CompletionCandidate> {
     let items = || -> Option<Vec<T>> {
-        let client = daemon::client(&environment::direct_mode().ok()?);
+        let client = daemon::client(&environment::site().ok()?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
         let answer = async { tokio::time::timeout(DEADLINE, client.get(path)).await };
         runtime.block_on(answer).ok()?.ok()

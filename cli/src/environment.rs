@@ -55,6 +55,61 @@ pub struct DirectMode {
     pub dropped: bool,
 }
 
+/// Which `bangerd` a command talks to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// This user's own, started when it is needed.
+    Direct(DirectMode),
+    /// The service that `banger system install` wrote; systemd starts and ends it.
+    System {
+        /// The uid that it runs as.
+        owner: u32,
+    },
+}
+
+/// Where the installed service has its socket, and its state.
+pub const SYSTEM_RUNTIME: &str = "/run/banger";
+/// The installed service's state directory.
+pub const SYSTEM_STATE: &str = "/var/lib/banger";
+
+/// Whether `--direct` was given; said once, when the command line was read.
+static DIRECT: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+
+/// Notes what the command line says about the mode.
+pub fn choose_direct(direct: bool) {
+    let _ = DIRECT.set(direct);
+}
+
+/// Works out which `bangerd` to talk to: the installed one where there is one and the user is its
+/// owner or root; the user's own where that is asked for, by option or variable, or a directory of
+/// it is named.
+pub fn site() -> Result<Site, CliError> {
+    let mode = env::var_os(MODE);
+    let names_a_directory = [STATE_DIR, CACHE_DIR, RUNTIME_DIR].map(env::var_os);
+    let wants_direct = DIRECT.get().copied().unwrap_or_default()
+        || mode.as_ref().is_some_and(|mode| mode == "direct");
+    let wants_system = mode.as_ref().is_some_and(|mode| mode == "system");
+    let names_a_directory = names_a_directory.iter().any(Option::is_some);
+    if wants_system && DIRECT.get() == Some(&true) {
+        return Err(CliError::usage(format!("--direct and {MODE}=system contradict each other")));
+    }
+    if wants_direct || (names_a_directory && !wants_system) {
+        return direct_mode().map(Site::Direct);
+    }
+    let uid = rustix::process::geteuid().as_raw();
+    match crate::install::read()? {
+        Some(install) if uid == 0 || uid == install.owner_uid => {
+            Ok(Site::System { owner: install.owner_uid })
+        }
+        Some(install) if wants_system => {
+            let owner = &install.owner;
+            Err(CliError::usage(format!("{MODE}=system: banger is installed here for {owner}"))
+                .hint(format!("unset {MODE}; direct mode needs no installation")))
+        }
+        _ => direct_mode().map(Site::Direct),
+    }
+}
+
 /// Returns whether colours are allowed at all.
 pub fn color_allowed() -> bool {
     allows_color(env::var_os(NO_COLOR), env::var_os(TERM))
@@ -69,7 +124,7 @@ pub fn terminal_type() -> Option<OsString> {
     env::var_os(TERM).filter(|value| !value.is_empty())
 }
 
-/// Works out where the daemon is and whom it runs as.
+/// Works out where the user's own daemon is and whom it runs as.
 pub fn direct_mode() -> Result<DirectMode, CliError> {
     check_mode(env::var_os(MODE))?;
     let uid = rustix::process::geteuid();
@@ -113,11 +168,14 @@ pub fn direct_mode() -> Result<DirectMode, CliError> {
 fn check_mode(mode: Option<OsString>) -> Result<(), CliError> {
     match mode.as_ref().map(|mode| mode.to_str()) {
         None | Some(Some("" | "direct" | "auto")) => Ok(()),
-        Some(Some("system")) => {
-            Err(CliError::usage(format!("{MODE}=system: banger is not installed here"))
-                .hint(format!("unset {MODE}; direct mode needs no installation")))
-        }
-        Some(_) => Err(CliError::usage(format!("{MODE} is neither direct nor auto"))),
+        Some(Some("system")) => Err(CliError::usage(format!(
+            "{MODE}=system: banger is not installed here"
+        ))
+        .hint(format!(
+            "sudo banger system install, or unset {MODE}: direct mode needs no \
+                               installation"
+        ))),
+        Some(_) => Err(CliError::usage(format!("{MODE} is none of direct, system and auto"))),
     }
 }
 

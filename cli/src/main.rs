@@ -15,6 +15,7 @@ mod error;
 mod exec;
 mod host;
 mod host_checks;
+mod install;
 mod interrupt;
 mod operation;
 mod progress;

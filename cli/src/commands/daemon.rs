@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::JsonArgs;
+use crate::environment::Site;
 use crate::error::CliError;
 use crate::table;
 use crate::ui::Ui;
@@ -25,7 +26,12 @@ impl DaemonCommand {
         match self {
             Self::Status(json) => status(ui, json.json).await,
             Self::Stop => {
-                let client = daemon::client(&environment::direct_mode()?);
+                let site = environment::site()?;
+                if matches!(site, Site::System { .. }) {
+                    return Err(CliError::usage("bangerd is a service here, which systemd ends")
+                        .hint("sudo systemctl stop bangerd; --direct means your own bangerd"));
+                }
+                let client = daemon::client(&site);
                 if daemon::shut_down(&client).await? {
                     ui.status("bangerd has ended; machines keep running");
                 } else {

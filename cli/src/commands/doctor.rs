@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::JsonArgs;
+use crate::environment::Site;
 use crate::error::{self, CliError};
 use crate::host_checks;
 use crate::table;
@@ -47,8 +48,11 @@ pub async fn run(ui: &Ui, args: &DoctorArgs) -> Result<u8, CliError> {
 async fn daemon_checks(ui: &Ui) -> Result<Vec<Check>, CliError> {
     let client = daemon::connect(ui).await?;
     let ping = client.ping().await.map_err(|error| client.explain(error))?;
-    let mode = environment::direct_mode()?;
-    let who = if mode.dropped { "root's own bangerd, dropped to" } else { "your own bangerd," };
+    let who = match environment::site()? {
+        Site::Direct(mode) if mode.dropped => "root's own bangerd, dropped to",
+        Site::Direct(_) => "your own bangerd,",
+        Site::System { .. } => "the installed bangerd,",
+    };
     let mut checks = vec![Check {
         name: "bangerd".to_owned(),
         status: CheckStatus::Pass,

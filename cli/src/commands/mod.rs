@@ -7,6 +7,7 @@ mod image;
 mod internal;
 mod kernel;
 mod ps;
+mod system;
 mod version;
 mod vm;
 
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use crate::environment;
 use crate::error::{self, CliError};
 use crate::ui::Ui;
 
@@ -29,7 +31,8 @@ Exit codes:
 
 Environment:
   BANGER_STATE_DIR, BANGER_CACHE_DIR, BANGER_RUNTIME_DIR  where bangerd keeps its files
-  BANGER_MODE       direct (no installation needed) or auto
+  BANGER_MODE       direct (a bangerd of your own), system (the installed one) or auto: the
+                    installed one for its owner, unless one of the directories is named
   BANGER_BANGERD    the bangerd to start, instead of the one beside banger
   BANGER_LOG_LEVEL  what bangerd logs: error, warn, info, debug or trace
   NO_COLOR          no colours, even on a terminal";
@@ -87,6 +90,9 @@ enum Command {
     /// Look at bangerd, which does the work in the background
     #[command(subcommand)]
     Daemon(daemon::DaemonCommand),
+    /// Install banger as services of this machine, or remove them
+    #[command(subcommand)]
+    System(system::SystemCommand),
     #[command(subcommand, hide = true)]
     Internal(internal::InternalCommand),
 }
@@ -110,6 +116,7 @@ impl Command {
             Self::Version(args) => version::run(ui, &args).map(|()| 0),
             Self::Completion(args) => completion::run(ui, &args).map(|()| 0),
             Self::Daemon(command) => command.run(ui).await.map(|()| 0),
+            Self::System(command) => command.run(ui).await.map(|()| 0),
             // Handled before any thread exists.
             Self::Internal(command) => internal::run(&command).map(|()| 0),
         }
@@ -119,6 +126,7 @@ impl Command {
 impl Cli {
     /// Runs the verb and turns its end into an exit code.
     pub fn run(self) -> ExitCode {
+        environment::choose_direct(self.global.direct);
         let ui = Ui::new(self.global.quiet, self.global.verbose > 0);
         let failure = self.command.failure_code();
         let result = match self.command {

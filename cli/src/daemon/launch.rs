@@ -20,6 +20,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::thread::CapabilitySet;
 
 use super::binary::{DaemonBinary, build_id};
+use super::helper;
 use crate::environment::{self, DirectMode};
 use crate::error::CliError;
 
@@ -37,13 +38,13 @@ const DEVICES: [&str; 2] = ["/dev/kvm", "/dev/net/tun"];
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct LaunchArgs {
     #[arg(long)]
-    bangerd: PathBuf,
+    pub(super) bangerd: PathBuf,
     #[arg(long)]
-    state_dir: PathBuf,
+    pub(super) state_dir: PathBuf,
     #[arg(long)]
     cache_dir: PathBuf,
     #[arg(long)]
-    runtime_dir: PathBuf,
+    pub(super) runtime_dir: PathBuf,
     /// Drop to this uid; only root can.
     #[arg(long, requires = "drop_to_gid")]
     drop_to_uid: Option<u32>,
@@ -116,8 +117,10 @@ fn become_daemon(arguments: &LaunchArgs) -> Result<std::convert::Infallible, Cli
     let build = build_id(&metadata);
     // Own session: the terminal's Ctrl-C and hang-up are not for the daemon.
     rustix::process::setsid().map_err(failed("cannot make a session for bangerd"))?;
+    let mut helper_socket = None;
     let executable = match (arguments.drop_to_uid, arguments.drop_to_gid) {
         (Some(uid), Some(gid)) => {
+            helper_socket = Some(helper::start(arguments, uid, gid)?);
             let executable = if metadata.mode() & 0o005 == 0o005 {
                 OwnedFd::from(executable)
             } else {
@@ -138,7 +141,7 @@ fn become_daemon(arguments: &LaunchArgs) -> Result<std::convert::Infallible, Cli
     // Nothing else of the caller's is inherited, such as a pipe that someone waits on.
     close_fds::set_fds_cloexec(3, &[executable.as_raw_fd()]);
 
-    let argv = [
+    let mut argv = vec![
         OsString::from("bangerd"),
         "--direct".into(),
         "--state-dir".into(),
@@ -150,6 +153,9 @@ fn become_daemon(arguments: &LaunchArgs) -> Result<std::convert::Infallible, Cli
         "--build-id".into(),
         build.into(),
     ];
+    if let Some(socket) = helper_socket {
+        argv.extend([OsString::from("--helper-socket"), socket.into()]);
+    }
     let mut environment =
         vec![OsString::from(PATH), OsString::from(LANG), OsString::from(ALLOCATOR)];
     if let Some(level) = std::env::var_os(environment::LOG_LEVEL) {

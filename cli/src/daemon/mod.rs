@@ -11,6 +11,7 @@
 
 mod binary;
 mod directories;
+mod helper;
 mod launch;
 
 use std::fs::File;
@@ -29,7 +30,7 @@ pub use binary::DaemonBinary;
 pub use launch::{LaunchArgs, launch};
 
 use crate::client::{Client, ClientError};
-use crate::environment::{self, DirectMode};
+use crate::environment::{self, DirectMode, Site};
 use crate::error::CliError;
 use crate::ui::Ui;
 
@@ -63,14 +64,20 @@ pub fn log_path(mode: &DirectMode) -> PathBuf {
     mode.directories.state.join(LOG_NAME)
 }
 
-/// Makes a client for direct mode's daemon without asking whether it runs.
-pub fn client(mode: &DirectMode) -> Client {
-    Client::new(&mode.directories.runtime, mode.uid, log_path(mode))
+/// Makes a client without asking whether the daemon runs.
+pub fn client(site: &Site) -> Client {
+    match site {
+        Site::Direct(mode) => Client::new(&mode.directories.runtime, mode.uid, log_path(mode)),
+        Site::System { owner } => {
+            let log = Path::new(environment::SYSTEM_STATE).join(LOG_NAME);
+            Client::new(Path::new(environment::SYSTEM_RUNTIME), *owner, log)
+        }
+    }
 }
 
 /// Returns the running daemon, or `None` where there is none; never starts one.
 pub async fn running() -> Result<Option<Daemon>, CliError> {
-    let client = client(&environment::direct_mode()?);
+    let client = client(&environment::site()?);
     match client.ping().await {
         Ok(ping) => Ok(Some(Daemon { client, ping })),
         Err(ClientError::NotRunning { .. }) => Ok(None),
@@ -80,8 +87,12 @@ pub async fn running() -> Result<Option<Daemon>, CliError> {
 
 /// Returns the daemon, started or replaced where that is needed.
 pub async fn connect(ui: &Ui) -> Result<Client, CliError> {
-    let mode = environment::direct_mode()?;
-    let client = client(&mode);
+    let site = environment::site()?;
+    let client = client(&site);
+    let mode = match site {
+        Site::Direct(mode) => mode,
+        Site::System { .. } => return service(ui, client).await,
+    };
     let binary = DaemonBinary::find();
     if let Found::Use(ping) = look(&client, binary.as_ref().ok()).await? {
         return use_daemon(ui, client, &ping, binary.as_ref().ok());
@@ -109,6 +120,20 @@ pub async fn connect(ui: &Ui) -> Result<Client, CliError> {
     }
     let ping = client.ping().await.map_err(|error| client.explain(error))?;
     use_daemon(ui, client, &ping, Some(&binary))
+}
+
+/// Uses the installed service, which only systemd starts.
+async fn service(ui: &Ui, client: Client) -> Result<Client, CliError> {
+    match client.ping().await {
+        Ok(ping) => use_daemon(ui, client, &ping, None),
+        Err(ClientError::NotRunning { socket, .. }) => {
+            let socket = socket.display();
+            Err(CliError::new(format!("the service bangerd does not answer at {socket}"))
+                .hint("sudo systemctl restart bangerd, or see: systemctl status bangerd")
+                .hint("--direct uses a bangerd of your own"))
+        }
+        Err(error) => Err(client.explain(error)),
+    }
 }
 
 fn use_daemon(

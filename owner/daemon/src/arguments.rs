@@ -12,8 +12,12 @@ use clap::Parser;
 #[command(name = "bangerd", version, about)]
 pub struct Arguments {
     /// Run for one user, without an installation
-    #[arg(long, required_unless_present = "check_migrations")]
+    #[arg(long, required_unless_present_any = ["check_migrations", "system"])]
     pub direct: bool,
+
+    /// Run as the service that 'banger system install' writes
+    #[arg(long, conflicts_with = "direct")]
+    pub system: bool,
 
     /// Where VMs, images, kernels and the database are
     #[arg(long, value_name = "DIR")]
@@ -26,6 +30,10 @@ pub struct Arguments {
     /// Where the daemon's socket and those of its VMs are
     #[arg(long, value_name = "DIR", required_unless_present = "check_migrations")]
     pub runtime_dir: Option<PathBuf>,
+
+    /// The root helper's socket; without one nothing is done that root must do
+    #[arg(long, value_name = "SOCKET")]
+    pub helper_socket: Option<PathBuf>,
 
     /// Which build this is, for a client that wants to replace another one
     #[arg(long, value_name = "TEXT", default_value = "")]
@@ -51,10 +59,24 @@ pub struct Arguments {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     #[test]
     fn command_line_is_well_formed() {
         super::Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn it_is_told_its_places_and_whether_it_is_a_service() {
+        let parse = |text: &str| super::Arguments::try_parse_from(text.split(' '));
+        const PLACES: &str = "--state-dir /s --cache-dir /c --runtime-dir /r";
+        let direct = parse(&format!("bangerd --direct {PLACES}")).unwrap();
+        assert_eq!((direct.idle_timeout, direct.helper_socket), (900, None));
+        assert!(parse(&format!("bangerd --system {PLACES} --helper-socket /h")).unwrap().system);
+        for bad in ["bangerd", "bangerd --direct", "bangerd --system --state-dir /s"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        assert!(parse(&format!("bangerd {PLACES}")).is_err());
+        assert!(parse(&format!("bangerd --direct --system {PLACES}")).is_err());
     }
 }

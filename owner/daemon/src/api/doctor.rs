@@ -8,6 +8,7 @@ use axum::Json;
 use axum::extract::State;
 use banger_daemon_api::daemon::{Check, CheckStatus, DoctorReport};
 use banger_engine::seams::Acceleration;
+use banger_helper_api::{Method, ProcessRunningParams, ProcessRunningResult};
 use banger_vmm::{probe, qemu};
 use rustix::process::Resource;
 use tokio::io::AsyncReadExt;
@@ -34,7 +35,7 @@ const VERSION_DEADLINE: Duration = Duration::from_secs(10);
 /// Checks the daemon and its host.
 #[utoipa::path(get, path = "/v1/doctor", responses((status = 200, body = DoctorReport)))]
 pub async fn get(State(api): Shared) -> Json<DoctorReport> {
-    let mut checks = vec![mode(&api)];
+    let mut checks = vec![mode(&api), helper(&api).await];
     checks.extend(directories(&api));
     checks.extend(store(&api));
     checks.push(vmm(&api).await);
@@ -55,12 +56,40 @@ fn hinted(mut check: Check, hint: impl Into<String>) -> Check {
 }
 
 fn mode(api: &Api) -> Check {
-    let detail = format!(
-        "direct mode, uid {}, pid {}: no root anywhere, but looser than an installed system: VMs \
-         of one user share one uid, without a jail each",
-        api.identity.uid, api.identity.pid
-    );
+    let (uid, pid) = (api.identity.uid, api.identity.pid);
+    let detail = if api.is_service {
+        format!("installed service, uid {uid}, pid {pid}")
+    } else {
+        format!(
+            "direct mode, uid {uid}, pid {pid}: no root anywhere but in the helper, and looser than \
+             an installed system: VMs of one user share one uid, without a jail each"
+        )
+    };
     check("daemon", CheckStatus::Pass, detail)
+}
+
+/// Asks the root helper something that changes nothing.
+async fn helper(api: &Api) -> Check {
+    let Some(helper) = &api.helper else {
+        let detail = "none: VMs run rootless, with a user-mode network and copied disks";
+        return check("root helper", CheckStatus::Pass, detail);
+    };
+    let socket = api.directories.runtime.join("doctor");
+    let question = ProcessRunningParams { pid: 2, api_sock: socket.display().to_string() };
+    let asked = Method::ProcessRunning;
+    match helper.call::<_, ProcessRunningResult>(asked, &question, "").await {
+        Ok(_) => check("root helper", CheckStatus::Pass, "answers"),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            let detail = format!("{error}{}", cause.unwrap_or_default());
+            let hint = if api.is_service {
+                "systemctl status bangerd-root, journalctl -u bangerd-root"
+            } else {
+                "banger daemon stop; the next command starts both again"
+            };
+            hinted(check("root helper", CheckStatus::Fail, detail), hint)
+        }
+    }
 }
 
 fn directories(api: &Api) -> Vec<Check> {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::Request;
 use banger_daemon_api::error::ErrorCode;
+use banger_helper_client::HelperClient;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,10 @@ pub struct Api {
     pub directories: Directories,
     /// The parts that do the work.
     pub services: Services,
+    /// The root helper, where there is one.
+    pub helper: Option<HelperClient>,
+    /// Whether this is the installed service.
+    pub is_service: bool,
     /// Ends the daemon.
     pub end: CancellationToken,
     /// Connections that have left HTTP.
@@ -76,6 +81,8 @@ impl Api {
             started_at: Timestamp::now(),
             directories: directories.clone(),
             services,
+            helper: arguments.helper_socket.clone().map(HelperClient::new),
+            is_service: arguments.system,
             end,
             sessions: TaskTracker::new(),
             open_sessions: Arc::new(Semaphore::new(SESSIONS_MOST)),

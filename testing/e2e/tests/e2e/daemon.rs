@@ -40,11 +40,12 @@ fn many_first_commands_share_one_daemon() {
     for one in running {
         let _ = one.finish().code(0);
     }
-    let daemons = environment
-        .processes()
-        .into_iter()
-        .filter(|process| process.command.contains("--state-dir"));
-    assert_eq!(daemons.count(), 1);
+    let count = |word: &str| {
+        let processes = environment.processes().into_iter();
+        processes.filter(|process| process.command.contains(word)).count()
+    };
+    assert_eq!(count("--cache-dir"), 1, "daemons");
+    assert_eq!(count("--jail-dir"), usize::from(is_root()), "root helpers");
     environment.finish();
 }
 
