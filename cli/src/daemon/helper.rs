@@ -3,8 +3,10 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use super::launch::LaunchArgs;
 use crate::error::CliError;
@@ -21,6 +23,9 @@ const JAILS: &str = "/var/lib/banger-root/jail-direct";
 const LOG: &str = "/var/lib/banger-root/direct.log";
 /// The log's size at which it becomes the old one.
 const LONGEST_LOG: u64 = 4 << 20;
+/// How long the helper of a daemon that has ended may take to end.
+const ENDING_DEADLINE: Duration = Duration::from_secs(5);
+const ATTEMPTS: u32 = 3;
 /// Most bytes of the line by which it reports.
 const REPORT_LIMIT: u64 = 4 << 10;
 
@@ -36,16 +41,42 @@ pub fn start(arguments: &LaunchArgs, uid: u32, gid: u32) -> Result<PathBuf, CliE
     let place = fs::symlink_metadata(runtime).map_err(failed("look at", runtime))?;
     let own = Path::new(RUNTIME).join(format!("direct-{:x}-{:x}", place.dev(), place.ino()));
     let socket = own.join("bangerd-root.sock");
+    // One that is ending may take the directory away in which the next one begins.
+    for _ in 0..ATTEMPTS {
+        wait_until_free(&socket);
+        if spawn(&program, arguments, &socket, uid, gid)? {
+            return Ok(socket);
+        }
+    }
+    Err(CliError::new("the root helper did not start").hint(format!("its log is {LOG}")))
+}
+
+/// Waits for the helper of a bangerd that has just ended: it ends a moment later.
+fn wait_until_free(socket: &Path) {
+    let deadline = Instant::now() + ENDING_DEADLINE;
+    while UnixStream::connect(socket).is_ok() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Starts it once; whether it is ready.
+fn spawn(
+    program: &Path,
+    arguments: &LaunchArgs,
+    socket: &Path,
+    uid: u32,
+    gid: u32,
+) -> Result<bool, CliError> {
     let log = open_log().map_err(failed("write", Path::new(LOG)))?;
-    let mut child = Command::new(&program)
+    let mut child = Command::new(program)
         .arg("--direct")
         .arg("--socket")
-        .arg(&socket)
+        .arg(socket)
         .args(["--owner-uid", &uid.to_string(), "--owner-gid", &gid.to_string()])
         .arg("--state-dir")
         .arg(&arguments.state_dir)
         .arg("--runtime-dir")
-        .arg(runtime)
+        .arg(&arguments.runtime_dir)
         .args(["--jail-dir", JAILS])
         .env_clear()
         .env("LC_ALL", "C")
@@ -54,18 +85,18 @@ pub fn start(arguments: &LaunchArgs, uid: u32, gid: u32) -> Result<PathBuf, CliE
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
-        .map_err(failed("start", &program))?;
+        .map_err(failed("start", program))?;
     let mut report = String::new();
     if let Some(stdout) = child.stdout.take() {
         // It says a line or ends: nothing that it waits for can keep it from both.
         let _ = BufReader::new(stdout.take(REPORT_LIMIT)).read_line(&mut report);
     }
-    if report.trim() == "ready" {
-        return Ok(socket);
+    let is_ready = report.trim() == "ready";
+    if !is_ready {
+        let _ = child.kill();
+        let _ = child.wait();
     }
-    let _ = child.kill();
-    let _ = child.wait();
-    Err(CliError::new("the root helper did not start").hint(format!("its log is {LOG}")))
+    Ok(is_ready)
 }
 
 /// Finds the program beside bangerd, beside banger, or where an installation puts it.
