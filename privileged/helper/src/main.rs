@@ -64,8 +64,7 @@ fn main() -> ExitCode {
     match serve(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let message = banger_host::chain(error.as_ref());
-            audit::say("error", message);
+            audit::say("error", banger_host::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -72,8 +72,7 @@ pub(crate) fn unlink(
     name: impl rustix::path::Arg,
 ) -> rustix::io::Result<()> {
     match rustix::fs::unlinkat(directory, name, rustix::fs::AtFlags::empty()) {
-        // A folder that somebody has put in the file's place meanwhile is not that file.
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::ISDIR) => Ok(()),
+        Err(rustix::io::Errno::NOENT) => Ok(()),
         done => done,
     }
 }

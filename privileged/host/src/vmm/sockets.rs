@@ -100,14 +100,17 @@ impl Host {
     /// Removes the links of a launch that still lead to its jail.
     pub(super) fn remove_links(&self, launched: &Launched) -> Result<()> {
         for link in &launched.links {
-            let path = self.policy.runtime.join(&link.at);
-            let at = path.to_str().unwrap_or_default();
-            let at = ManagedPath::parse("record", at, &self.policy)?;
+            let at = self.policy.runtime.join(&link.at);
+            let at = ManagedPath::parse("record", at.to_str().unwrap_or_default(), &self.policy)?;
             // Where the owner took the directory away, the link is gone with it.
             let Ok((directory, leaf)) = self.runtime.open_parent("record", &at) else { continue };
             let target = rustix::fs::readlinkat(&directory, leaf, Vec::new());
             if target.is_ok_and(|target| target.as_bytes() == link.target.as_os_str().as_bytes()) {
-                unlink(&directory, leaf).during("remove", path.display())?;
+                match unlink(&directory, leaf) {
+                    // The owner has put a folder there meanwhile.
+                    Err(Errno::ISDIR) => {}
+                    done => done.during("remove", link.at.display())?,
+                }
             }
         }
         Ok(())
