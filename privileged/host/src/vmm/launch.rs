@@ -57,10 +57,8 @@ impl Host {
         let jailer = Executable::open("jailer.binary", &launch.jailer)?;
         let sources = self.open_sources(launch, &firecracker)?;
         self.check_links(launch)?;
-        let old_log = match self.state.look("log_path", &launch.log)? {
-            Some(_) => Some(self.state.open_file("log_path", &launch.log, true)?),
-            None => None,
-        };
+        let open_log = |_| self.state.open_file("log_path", &launch.log, true);
+        let old_log = self.state.look("log_path", &launch.log)?.map(open_log).transpose()?;
         let is_broken =
             self.launched(&launch.id).is_some_and(|launched| launched.running().is_some());
         Refusal::when(is_broken, "vm_id", "a machine of this id runs")?;
@@ -78,7 +76,9 @@ impl Host {
             self.remember(&launch.id, &launched)?;
             wait_for_answer(&process, &root)
                 .map_err(|error| log.failed("start", &launch.id, error))?;
-            u32::try_from(process.pid).during("start", launch.id.as_str())
+            let pid = u32::try_from(process.pid).during("start", launch.id.as_str())?;
+            self.machines().insert(process.pid, process);
+            Ok(pid)
         };
         let started = start();
         started.map_err(|error| match self.tear_down(&launch.id, Some(jail), Some(&launched)) {
@@ -121,6 +121,7 @@ impl Host {
                 return Err(HostError::of("end process", process.pid)("it does not end"));
             }
         }
+        self.machines().retain(|_, machine| machine.is_running());
         if let Some(launched) = launched {
             self.remove_links(launched)?;
         }
