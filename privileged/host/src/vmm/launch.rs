@@ -33,6 +33,8 @@ const JAILER_LIMIT: Duration = Duration::from_secs(30);
 const RUN: &str = "run the jailer for";
 /// How long Firecracker may take until it answers; it reads the kernel and the initrd first.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// Between two looks at a process that is to become a machine.
+const STEP: Duration = Duration::from_micros(500);
 /// After this it is asked even if its threads have other names.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a killed process may take to end.
@@ -225,7 +227,7 @@ impl Host {
                 _ if Instant::now() > end => {
                     return Err(failed("the process is not the jail's Firecracker"));
                 }
-                _ => process.ends_within(Duration::from_millis(1)),
+                _ => process.ends_within(STEP),
             };
         }
     }
@@ -267,7 +269,7 @@ fn wait_for_answer(process: &Process, root: &OwnedFd) -> Result<(), String> {
         if may_ask && sockets::in_root(root, API_SOCKET).is_some_and(|socket| answers(&socket)) {
             return Ok(());
         }
-        process.ends_within(Duration::from_millis(2));
+        process.ends_within(STEP);
     }
     Err(format!("it does not answer within {} s", ANSWER_LIMIT.as_secs()))
 }
