@@ -168,6 +168,7 @@ fn is_here(reason: &str, is_root: bool) -> bool {
         "e2fsprogs" => find_program("mke2fs").is_some() && find_program("e2fsck").is_some(),
         "busybox" => find_program("busybox").is_some(),
         "nft" => find_program("nft").is_some(),
+        "strace" => find_program("strace").is_some(),
         "vmm-binaries" => banger_harness::vmm_binaries().is_some(),
         "zstd" => find_program("zstd").is_some(),
         "useradd" => is_root && find_program("useradd").is_some(),

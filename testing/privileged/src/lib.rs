@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be made ends the test")]
 
 pub mod running;
+pub mod trace;
 pub mod vmm;
 
 use std::os::unix::fs::{PermissionsExt, chown};

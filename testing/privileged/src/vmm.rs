@@ -15,7 +15,7 @@ use rustix::process::{PidfdFlags, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde_json::{Value, json};
 
-use crate::{Fixture, OWNER, enter_own_mounts};
+use crate::{Directories, Fixture, OWNER, enter_own_mounts};
 
 /// Where the programs lie in the test's own mounts.
 pub const PROGRAMS: &str = "/usr/local/lib/banger";
@@ -29,6 +29,11 @@ pub struct Scene {
 
 /// Makes a scene, or says why it cannot.
 pub fn scene() -> Option<Scene> {
+    binaries().map(|programs| Scene::with(&programs))
+}
+
+/// The folder of the real firecracker and jailer, or none with a word where they cannot be run.
+pub fn binaries() -> Option<PathBuf> {
     if !banger_harness::is_root() {
         banger_harness::skip("root", "jails are root's");
         return None;
@@ -41,7 +46,41 @@ pub fn scene() -> Option<Scene> {
         banger_harness::skip("kvm", "Firecracker needs /dev/kvm");
         return None;
     }
-    Some(Scene::with(&programs))
+    Some(programs)
+}
+
+/// Puts them at [`PROGRAMS`], where a helper may run them, in mounts that only this test sees.
+pub fn place_binaries(programs: &Path) {
+    mount("tmpfs", "/usr/local/lib", "tmpfs", MountFlags::empty(), c"mode=755").unwrap();
+    fs::create_dir(PROGRAMS).unwrap();
+    set_mode(PROGRAMS, 0o755);
+    for name in ["firecracker", "jailer"] {
+        let place = Path::new(PROGRAMS).join(name);
+        fs::copy(programs.join(name), &place).unwrap();
+        set_mode(&place, 0o755);
+    }
+}
+
+/// What `bangerd` asks for to launch a machine; tests change single fields.
+pub fn launch_params(directories: &Directories, id: &str) -> Value {
+    let state = |name: &str| directories.state.join(name);
+    json!({
+        "binary_path": format!("{PROGRAMS}/firecracker"),
+        "vm_id": id,
+        "socket_path": directories.runtime.join(format!("fc-{id}.sock")),
+        "log_path": state(&format!("{id}.log")),
+        "kernel_image_path": state("kernel"),
+        "kernel_args": "console=ttyS0",
+        "drives": [],
+        "vcpu_count": 1,
+        "memory_mib": 128,
+        "jailer": {
+            "binary": format!("{PROGRAMS}/jailer"),
+            "chroot_base_dir": directories.jails,
+            "uid": OWNER,
+            "gid": OWNER,
+        },
+    })
 }
 
 /// Leaves what the unit of the helper has.
@@ -118,14 +157,7 @@ impl Scene {
     pub fn with(programs: &Path) -> Self {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         enter_own_mounts();
-        mount("tmpfs", "/usr/local/lib", "tmpfs", MountFlags::empty(), c"mode=755").unwrap();
-        fs::create_dir(PROGRAMS).unwrap();
-        set_mode(PROGRAMS, 0o755);
-        for name in ["firecracker", "jailer"] {
-            let place = Path::new(PROGRAMS).join(name);
-            fs::copy(programs.join(name), &place).unwrap();
-            set_mode(&place, 0o755);
-        }
+        place_binaries(programs);
         let fixture = Fixture::new();
         narrow_capabilities();
         let scene = Self { fixture };
@@ -163,24 +195,7 @@ impl Scene {
 
     /// What `bangerd` asks for; tests change single fields.
     pub fn params(&self, id: &str) -> Value {
-        let state = |name: &str| self.fixture.state.join(name);
-        json!({
-            "binary_path": format!("{PROGRAMS}/firecracker"),
-            "vm_id": id,
-            "socket_path": self.fixture.runtime.join(format!("fc-{id}.sock")),
-            "log_path": state(&format!("{id}.log")),
-            "kernel_image_path": state("kernel"),
-            "kernel_args": "console=ttyS0",
-            "drives": [],
-            "vcpu_count": 1,
-            "memory_mib": 128,
-            "jailer": {
-                "binary": format!("{PROGRAMS}/jailer"),
-                "chroot_base_dir": self.fixture.jails,
-                "uid": OWNER,
-                "gid": OWNER,
-            },
-        })
+        launch_params(&self.fixture, id)
     }
 
     /// What the gate makes of what `bangerd` asks for.
