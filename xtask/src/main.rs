@@ -14,6 +14,7 @@ mod kvm_host;
 mod layout;
 mod privileged_budget;
 mod process;
+mod races;
 mod test;
 
 use std::io::Write;
@@ -53,6 +54,8 @@ enum Task {
     KvmHost(kvm_host::Options),
     /// Fetch the real firecracker and jailer for tests; prints their folder
     VmmBinaries,
+    /// Run all rounds of the root helper's races (a few minutes; root)
+    Races(races::Options),
     /// Run the tests, tier by tier, and count them against testing/floors.toml
     Test(test::Options),
 }
@@ -80,6 +83,7 @@ fn run() -> Result<ExitCode> {
         Task::Docs => docs::run(),
         Task::Bench(options) => bench::run(&options),
         Task::Kernel(options) => kernel::run(&options),
+        Task::Races(options) => races::run(&options),
         Task::Test(options) => test::run(&options),
     }?;
     Ok(ExitCode::SUCCESS)

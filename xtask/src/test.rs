@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::junit::{self, Case, Outcome};
 use crate::process::{cargo, find_program, must_succeed};
-use crate::{check, kernel, kvm_host, say};
+use crate::{check, kernel, kvm_host, races, say};
 
 /// The version that is installed where there is none.
 const NEXTEST: &str = "0.9.143";
@@ -177,7 +177,7 @@ fn is_here(reason: &str, is_root: bool) -> bool {
 }
 
 /// Installs nextest below `target/tools` where it is missing; its folder.
-fn nextest(root: &Path) -> Result<Option<std::path::PathBuf>> {
+pub(crate) fn nextest(root: &Path) -> Result<Option<std::path::PathBuf>> {
     if find_program("cargo-nextest").is_some() {
         return Ok(None);
     }
@@ -191,6 +191,17 @@ fn nextest(root: &Path) -> Result<Option<std::path::PathBuf>> {
         )?;
     }
     Ok(Some(tools.join("bin")))
+}
+
+/// Cargo with the tools of a folder, where there is one.
+pub(crate) fn cargo_with(tools: Option<&Path>) -> Result<std::process::Command> {
+    let mut command = cargo();
+    if let Some(tools) = tools {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::iter::once(tools.to_owned()).chain(std::env::split_paths(&path));
+        command.env("PATH", std::env::join_paths(folders).context("PATH")?);
+    }
+    Ok(command)
 }
 
 /// Fetches the image and the kernel that the tests share, outside any test's
@@ -252,12 +263,7 @@ impl Run<'_> {
             }
             let _ = std::fs::remove_file(&report);
         }
-        let mut command = cargo();
-        if let Some(tools) = &self.tools {
-            let path = std::env::var_os("PATH").unwrap_or_default();
-            let folders = std::iter::once(tools.clone()).chain(std::env::split_paths(&path));
-            command.env("PATH", std::env::join_paths(folders).context("PATH")?);
-        }
+        let mut command = cargo_with(self.tools.as_deref())?;
         let mut filter = tier.filter().to_owned();
         if let Some(narrower) = &self.options.filter {
             filter = format!("({filter}) and ({narrower})");
@@ -275,7 +281,9 @@ impl Run<'_> {
         if tier == Tier::OwnKernel {
             command.env("BANGER_TEST_KERNEL", kernel::ensure(kernel::jobs())?.package()?);
         } else if self.options.long {
-            command.args(["--run-ignored", "all"]);
+            command
+                .args(["--run-ignored", "all"])
+                .env("BANGER_RACE_ROUNDS", races::ALL.to_string());
         }
         if let (Tier::Pure, Some(package)) = (tier, &self.kernel_package) {
             command.env("BANGER_TEST_KERNEL_DEB", package);

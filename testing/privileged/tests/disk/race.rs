@@ -25,7 +25,7 @@ fn swap(state: &Path, outside: &Path, stop: &AtomicBool) {
                 std::fs::remove_file(&disk)?;
             }
             1 => {
-                std::fs::hard_link(outside.join("disk"), &disk)?;
+                std::fs::hard_link(outside.join("named"), &disk)?;
                 std::fs::remove_file(&disk)?;
             }
             2 => {
@@ -39,7 +39,7 @@ fn swap(state: &Path, outside: &Path, stop: &AtomicBool) {
             }
             4 => {
                 std::fs::remove_file(&folder)?;
-                std::fs::hard_link(outside.join("disk"), &folder)?;
+                std::fs::hard_link(outside.join("named"), &folder)?;
                 std::fs::remove_file(&folder)?;
             }
             _ => std::fs::rename(&aside, &folder)?,
@@ -64,25 +64,30 @@ fn drive(rounds: usize, act: impl Fn(&Fixture, &Path) -> Result<(), HostError>) 
     chown(state.join("folder"), Some(OWNER), Some(OWNER)).unwrap();
     let disk = image(&fixture, "folder/disk", 8, &[("a", b"inside")]);
     image(&fixture, "base", 4, &[]);
-    // The owner's too: only its place speaks against it.
+    // The owner's too: only their place speaks against them. Links lead to one, which nobody may ever
+    // open; the other has names inside at times, and nobody may write to it.
     let outside = fixture.state.parent().unwrap().join("outside");
     std::fs::create_dir(&outside).unwrap();
-    std::fs::copy(&disk, outside.join("disk")).unwrap();
-    debugfs(&outside.join("disk"), "symlink /outside /");
-    for path in [outside.clone(), outside.join("disk")] {
+    chown(&outside, Some(OWNER), Some(OWNER)).unwrap();
+    let files = ["disk", "named"].map(|name| outside.join(name));
+    for path in &files {
+        std::fs::copy(&disk, path).unwrap();
+        debugfs(path, "symlink /outside /");
         chown(path, Some(OWNER), Some(OWNER)).unwrap();
     }
     let look = || {
         let mut lines = Vec::new();
-        paint(&outside.join("disk"), &mut lines);
+        files.iter().for_each(|path| paint(path, &mut lines));
         // Its names come and go, and with them the time of its last change.
         lines.iter().map(|line| line.replace(char::is_numeric, "")).collect::<Vec<_>>()
     };
-    let content = || std::fs::read(outside.join("disk")).unwrap();
+    let content = || files.each_ref().map(|path| std::fs::read(path).unwrap());
     let (seen, bytes) = (look(), content());
     let watch = inotify::init(CreateFlags::NONBLOCK).unwrap();
-    let flags = WatchFlags::CLOSE_WRITE | WatchFlags::MODIFY;
-    inotify::add_watch(&watch, outside.join("disk"), flags).unwrap();
+    let written = WatchFlags::CLOSE_WRITE | WatchFlags::MODIFY;
+    for (path, flags) in files.iter().zip([written | WatchFlags::OPEN, written]) {
+        inotify::add_watch(&watch, path, flags).unwrap();
+    }
 
     let stop = AtomicBool::new(false);
     let mut numbers = Numbers(0xfeed);
@@ -108,11 +113,11 @@ fn drive(rounds: usize, act: impl Fn(&Fixture, &Path) -> Result<(), HostError>) 
         swapper.join().unwrap();
     });
     assert!(done > 0 && not_done > 0, "{done} done, {not_done} not: {last}");
-    assert!(content() == bytes, "the file outside was changed");
-    assert_eq!(look(), seen);
     let mut events = [0; 4096];
     let events = rustix::io::read(&watch, &mut events[..]);
-    assert_eq!(events, Err(rustix::io::Errno::AGAIN), "the file outside was opened for writing");
+    assert_eq!(events, Err(rustix::io::Errno::AGAIN), "a file outside was opened");
+    assert!(content() == bytes, "a file outside was changed");
+    assert_eq!(look(), seen);
     assert_no_loops(&outside);
     assert_no_loops(state);
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use banger_privileged_tests::OWNER;
 use banger_privileged_tests::race::{PLAIN, SPAWNING, race, rounds};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde_json::json;
 
 use banger_privileged_tests::vmm::{children, elf, scene, set_mode, tree, wait_until_gone};
@@ -38,7 +39,11 @@ fn launches_with_swapped_paths_touch_nothing_outside() {
         fill(&bad, &[], b"");
         symlink(&outside, bad.join("parent-link")).unwrap();
         fs::create_dir(bad.join("parent-directory")).unwrap();
-        pairs.extend(["parent-link", "parent-directory"].map(|b| (directory.clone(), bad.join(b))));
+        // As often as all the leaves together.
+        for _ in 0..names.len() {
+            let others = ["parent-link", "parent-link", "parent-directory"];
+            pairs.extend(others.map(|other| (directory.clone(), bad.join(other))));
+        }
         for name in names {
             let others =
                 ["link", "name", "directory"].map(|kind| bad.join(format!("{name}-{kind}")));
@@ -49,6 +54,11 @@ fn launches_with_swapped_paths_touch_nothing_outside() {
         }
     }
     let before = tree(&outside);
+    // Told of what is done by way of this directory, and not of what is done by the other names.
+    let watch = inotify::init(CreateFlags::NONBLOCK).unwrap();
+    let changes = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE;
+    let flags = WatchFlags::OPEN | WatchFlags::MODIFY | changes;
+    inotify::add_watch(&watch, &outside, flags).unwrap();
     let swap = |step: usize| {
         let (good, bad) = &pairs[step % pairs.len()];
         let pause = |micros| std::thread::sleep(std::time::Duration::from_micros(micros));
@@ -75,7 +85,8 @@ fn launches_with_swapped_paths_touch_nothing_outside() {
     params["vsock_cid"] = json!(3);
     let grant = scene.grant(params);
     let (mut launched, mut failed) = (0, std::collections::BTreeMap::<String, usize>::new());
-    race(rounds(SPAWNING), swap, |_| {
+    // Many paths: fewer rounds would not meet each of them.
+    race(rounds(SPAWNING).max(200), swap, |_| {
         match scene.host().launch_firecracker(&grant) {
             Ok(pid) => {
                 let pid = i32::try_from(pid).unwrap();
@@ -88,6 +99,9 @@ fn launches_with_swapped_paths_touch_nothing_outside() {
         scene.clean_up("one").unwrap();
     });
     assert!(launched > 0 && !failed.is_empty(), "{launched} launched, {failed:#?}");
+    let mut events = [0; 4096];
+    let events = rustix::io::read(&watch, &mut events[..]);
+    assert_eq!(events, Err(rustix::io::Errno::AGAIN), "something outside was opened or made");
     assert_eq!(tree(&outside).len(), before.len());
     for (line, was) in tree(&outside).iter().zip(&before) {
         // All but the count of names and the time of its last change, which jails change.

@@ -49,14 +49,12 @@ fn a_socket_path_that_is_swapped_changes_nothing_outside() {
                     3 => fs::write(&leaf, b"").unwrap(),
                     4 => fs::hard_link(outside.join("x.sock"), &leaf).unwrap(),
                     5 => fs::create_dir(&leaf).unwrap(),
-                    _ => {
-                        drop(UnixListener::bind(&leaf).unwrap());
-                        std::thread::yield_now();
-                        std::thread::sleep(std::time::Duration::from_micros(50));
-                    }
+                    _ => drop(UnixListener::bind(&leaf).unwrap()),
                 }
             }
         }
+        // Each state is there long enough to be met.
+        std::thread::sleep(std::time::Duration::from_micros(50));
     };
     let mut given = 0_usize;
     // Under load the two may run one after the other; then there was no race yet.
@@ -91,7 +89,8 @@ fn questions_about_a_swapped_socket_find_nobody_else() {
     set_mode(program.parent().unwrap(), 0o711);
     let decoy = Idle::start(&program, &["--api-sock", leaf.to_str().unwrap()], OWNER);
     let good = fs::read_link(&leaf).unwrap();
-    symlink(&good, outside.join("x.sock")).unwrap();
+    let others = fs::read_link(runtime.join("fc-other.sock")).unwrap();
+    symlink(&others, outside.join("x.sock")).unwrap();
     fs::write(outside.join("file"), b"").unwrap();
     let before = tree(&outside);
     let aside = runtime.join("aside");
@@ -124,7 +123,7 @@ fn questions_about_a_swapped_socket_find_nobody_else() {
                 fs::rename(&aside, &folder).unwrap();
             }
         }
-        std::thread::yield_now();
+        std::thread::sleep(std::time::Duration::from_micros(20));
     };
     let at = scene.runtime_path("vm/x.sock");
     let is_running = |number| {
