@@ -8,6 +8,7 @@ mod bench;
 mod check;
 mod dep_direction;
 mod docs;
+mod fuzz;
 mod junit;
 mod kernel;
 mod kvm_host;
@@ -48,6 +49,8 @@ enum Task {
     Docs,
     /// Measure the numbers of docs/benchmarks.md, each side by side with its peer
     Bench(bench::Options),
+    /// Feed the root helper's frames and gates with what libFuzzer makes up (nightly, cargo-fuzz)
+    Fuzz(fuzz::Options),
     /// Build banger's own guest kernel from Debian's source (10 to 25 minutes, once)
     Kernel(kernel::Options),
     /// Run the KVM host: build, boot, run, test, shell, stop, clean
@@ -82,6 +85,7 @@ fn run() -> Result<ExitCode> {
         Task::PrivilegedBudget => privileged_budget::run(&root()?),
         Task::Docs => docs::run(),
         Task::Bench(options) => bench::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Kernel(options) => kernel::run(&options),
         Task::Races(options) => races::run(&options),
         Task::Test(options) => test::run(&options),

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::junit::{self, Case, Outcome};
 use crate::process::{cargo, find_program, must_succeed};
-use crate::{check, kernel, kvm_host, races, say};
+use crate::{check, fuzz, kernel, kvm_host, races, say};
 
 /// The version that is installed where there is none.
 const NEXTEST: &str = "0.9.143";
@@ -362,6 +362,22 @@ fn doc_tests() -> Result<Count> {
     Ok(count)
 }
 
+/// Each target of the fuzzing counts as a test.
+fn fuzzed(faults: &mut Vec<String>) -> Count {
+    let none = Count::default();
+    if let Some(hindrance) = fuzz::hindrance() {
+        say(format_args!("SKIP fuzz: {hindrance}"));
+        return Count { skipped: 1, ..none };
+    }
+    match fuzz::all(&fuzz::Options::default()) {
+        Ok(passed) => Count { passed, ..none },
+        Err(error) => {
+            faults.push(format!("fuzz: {error:#}"));
+            Count { failed: 1, ..none }
+        }
+    }
+}
+
 fn remember(root: &Path, total: Count) -> Result<()> {
     let path = root.join("target/test-summary.txt");
     std::fs::write(&path, format!("{total}\n")).with_context(|| format!("write {}", path.display()))
@@ -428,6 +444,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             tier.name(),
             began.elapsed().as_secs()
         ));
+        total.add(count);
+    }
+    if options.long && options.tier.is_empty() && options.filter.is_none() {
+        let count = fuzzed(&mut faults);
+        lines.push(format!("fuzz    {count}"));
         total.add(count);
     }
     for line in &lines {
