@@ -9,7 +9,8 @@ use crate::running::{RunningHelper, program};
 
 /// What is written down: what is executed and by whom, and what changes files by their names.
 const CALLS: &str = "execve,execveat,clone,clone3,fork,vfork,openat,openat2,umount2,\
-                     chown,lchown,fchown,fchownat,chmod,fchmod,fchmodat";
+                     chown,lchown,fchown,fchownat,chmod,fchmod,fchmodat,\
+                     setuid,setgid";
 
 /// A call of one process, as it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct Execution {
     pub environment: Vec<String>,
     /// What executes it.
     pub by: PathBuf,
+    /// The uid and gid that its process has taken before, where it has.
+    pub user: (Option<u32>, Option<u32>),
 }
 
 /// A helper under strace, with an environment that none of its tools may see.
@@ -122,6 +125,7 @@ impl Trace {
                 words: list(&call.arguments, 0),
                 environment: list(&call.arguments, 1),
                 by: self.before(at),
+                user: (self.taken(at, "setuid"), self.taken(at, "setgid")),
             })
             .collect()
     }
@@ -148,10 +152,7 @@ impl Trace {
     fn resolve(&self, at: usize, path: &str) -> PathBuf {
         let Some(rest) = path.strip_prefix("/proc/self/fd/") else { return PathBuf::from(path) };
         let (number, below) = rest.split_once('/').unwrap_or((rest, ""));
-        let mut threads = vec![self.calls[at].pid];
-        while let Some(parent) = threads.last().and_then(|pid| self.parents.get(pid)) {
-            threads.push(*parent);
-        }
+        let threads = self.line_of(at);
         let its_own = self.calls[..at].iter().rev().filter(|call| threads.contains(&call.pid));
         let opened = its_own.into_iter().find_map(|call| {
             let named = call.result.strip_prefix(number)?.strip_prefix('<')?.strip_suffix('>')?;
@@ -159,6 +160,24 @@ impl Trace {
         });
         let opened = opened.unwrap_or_else(|| panic!("{path}: nobody opened that"));
         if below.is_empty() { opened } else { opened.join(below) }
+    }
+
+    /// The number that a call's thread, or who started it, has given to another call before.
+    fn taken(&self, at: usize, name: &str) -> Option<u32> {
+        let threads = self.line_of(at);
+        let mut before = self.calls[..at].iter().rev();
+        let call = before
+            .find(|call| threads.contains(&call.pid) && call.name == name && call.result == "0")?;
+        call.arguments.parse().ok()
+    }
+
+    /// The thread of a call, who started it, and so on.
+    fn line_of(&self, at: usize) -> Vec<i32> {
+        let mut threads = vec![self.calls[at].pid];
+        while let Some(parent) = threads.last().and_then(|pid| self.parents.get(pid)) {
+            threads.push(*parent);
+        }
+        threads
     }
 
     /// What the thread of a call executed before it.

@@ -190,7 +190,7 @@ pub fn signal(text: &str) -> bool {
     let is = |name: &&str| {
         text.eq_ignore_ascii_case(name) || text.eq_ignore_ascii_case(&format!("SIG{name}"))
     };
-    text.is_empty() || SIGNALS.iter().any(|name| is(name))
+    text.is_empty() || SIGNALS.iter().any(is)
 }
 
 /// One word of digits and separators that is an IP address, or one with a port, where somebody can

@@ -1,7 +1,7 @@
 //! All that the helper and what it starts execute, unmount and give away, seen by strace while every
 //! method is driven.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -27,11 +27,16 @@ fn documented() -> Vec<[String; 3]> {
         .collect()
 }
 
-/// The programs that the table names; `jailer` and `firecracker` without a folder.
-fn documented_programs() -> BTreeSet<String> {
-    let rows = documented();
-    let names = rows.iter().flat_map(|row| row[0].split('`').skip(1).step_by(2));
-    names.map(str::to_owned).collect()
+/// The programs that the table names, and as whom they run; `jailer` and `firecracker` are without a
+/// folder.
+fn documented_programs() -> BTreeMap<String, String> {
+    let mut programs = BTreeMap::new();
+    for [cell, _, user] in documented() {
+        for name in cell.split('`').skip(1).step_by(2) {
+            programs.insert(name.to_owned(), user.clone());
+        }
+    }
+    programs
 }
 
 fn run(program: &str, arguments: &[&str]) {
@@ -183,6 +188,17 @@ fn assert_documented(trace: &Trace) -> BTreeSet<String> {
         let name = execution.path.file_name().unwrap().to_str().unwrap();
         assert!(execution.environment.is_empty(), "an environment: {execution:?}");
         let is_helper = execution.by.ends_with("bangerd-root");
+        let of_owner = (Some(OWNER), Some(OWNER));
+        let is_user =
+            match documented.get(path).or_else(|| documented.get(name)).map(String::as_str) {
+                Some("root") => execution.user == (None, None),
+                Some("the owner") => execution.user == of_owner,
+                // The jailer and, when it has given that up, firecracker.
+                Some("root, then the owner") if name == "jailer" => execution.user == (None, None),
+                Some("root, then the owner") => execution.user == of_owner,
+                _ => panic!("not in docs/privileges.md: {execution:?}"),
+            };
+        assert!(is_user, "as another user: {execution:?}");
         match name {
             "jailer" => {
                 let folder = execution.path.parent().unwrap();
@@ -198,7 +214,7 @@ fn assert_documented(trace: &Trace) -> BTreeSet<String> {
             }
             _ => {
                 assert!(is_helper, "{execution:?}");
-                assert!(documented.contains(path), "not in docs/privileges.md: {execution:?}");
+                assert!(documented.contains_key(path), "not in docs/privileges.md: {execution:?}");
                 assert_eq!(execution.words[0], path, "{execution:?}");
                 seen.insert(path.to_owned());
             }
@@ -223,7 +239,7 @@ fn only_documented_programs_are_executed_with_nothing_in_their_environment() {
     let trace = trace::end_helper(&mut helper);
     assert_eq!(
         assert_documented(&trace),
-        documented_programs(),
+        documented_programs().into_keys().collect::<BTreeSet<String>>(),
         "each program of the table is run"
     );
     assert_nothing_follows_a_name(&trace, &helper);
