@@ -132,6 +132,7 @@ impl RunningHelper {
 impl Drop for RunningHelper {
     fn drop(&mut self) {
         self.stop();
+        crate::vmm::unmount_below(self.directories.state.parent().unwrap());
     }
 }
 

@@ -289,12 +289,16 @@ impl Drop for Scene {
                 let _ = rustix::process::pidfd_send_signal(&held, Signal::KILL);
             }
         }
-        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-        let root = self.fixture.state.parent().unwrap().to_str().unwrap();
-        for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
-            if point.starts_with(root) {
-                let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
-            }
+        unmount_below(self.fixture.state.parent().unwrap());
+    }
+}
+
+/// Takes down what a test that failed has left mounted, so that its files can be removed.
+pub fn unmount_below(root: &Path) {
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
+        if Path::new(point).starts_with(root) {
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
         }
     }
 }

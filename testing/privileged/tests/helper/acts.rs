@@ -9,7 +9,7 @@ use banger_helper_api::Method;
 use banger_privileged_tests::running::RunningHelper;
 use banger_privileged_tests::trace::{self, Trace};
 use banger_privileged_tests::{OWNER, vmm};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
 
 use crate::enter_own_world;
@@ -73,6 +73,8 @@ fn place_stand_ins() {
     let options = format!("lowerdir=/usr/bin,upperdir={upper},workdir={work}");
     let options = std::ffi::CString::new(options).unwrap();
     mount("overlay", "/usr/bin", "overlay", MountFlags::empty(), options.as_c_str()).unwrap();
+    // The overlay holds it; without its name the folder can be removed.
+    unmount(own.path(), UnmountFlags::DETACH).unwrap();
     // mov eax, 60; xor edi, edi; syscall
     let program = vmm::elf(&[0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05]);
     for name in ["resolvectl", "firewall-cmd"] {
@@ -86,8 +88,6 @@ fn place_stand_ins() {
     for file in ["/run/systemd/resolve/io.systemd.Resolve", "/run/firewalld.pid"] {
         std::fs::write(file, "").unwrap();
     }
-    // The mount stays in the test's own namespace.
-    drop(own.keep());
 }
 
 /// Has every method done, with each of its tools; what this machine lacks devices for fails.

@@ -118,7 +118,7 @@ fn what_the_helper_makes_is_as_tight_as_documented() {
     params["tap_device"] = "tap-fc-a".into();
     params["vsock_path"] = json!(directories.runtime.join("vsock"));
     params["vsock_cid"] = 3.into();
-    helper.call(Method::LaunchFirecracker, &params).unwrap();
+    let pid = helper.call(Method::LaunchFirecracker, &params).unwrap()["pid"].clone();
 
     let table = documented();
     let mut found = BTreeSet::new();
@@ -150,4 +150,9 @@ fn what_the_helper_makes_is_as_tight_as_documented() {
         let is_absent = name.ends_with("/userfaultfd") && !Path::new("/dev/userfaultfd").exists();
         assert!(is_absent || seen.contains(name), "{name} is documented and was not made");
     }
+    helper.call(Method::KillProcess, &json!({"pid": pid})).unwrap();
+    let clean_up = json!({"chroot_root": directories.jails.join("firecracker/one/root")});
+    let is_gone = || helper.call(Method::CleanupJailerChroot, &clean_up).ok();
+    banger_harness::wait_for("the machine's end", std::time::Duration::from_secs(10), is_gone);
+    assert!(std::fs::read_dir(directories.jails.join("firecracker")).unwrap().next().is_none());
 }
