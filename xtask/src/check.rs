@@ -13,6 +13,8 @@ enum Outcome {
 
 fn formatted() -> Result<Outcome> {
     must_succeed(cargo().args(["fmt", "--all", "--check"]))?;
+    // No member of the workspace.
+    must_succeed(cargo().args(["fmt", "--check", "--manifest-path", "testing/fuzz/Cargo.toml"]))?;
     Ok(Outcome::Passed)
 }
 

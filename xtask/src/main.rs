@@ -8,12 +8,14 @@ mod bench;
 mod check;
 mod dep_direction;
 mod docs;
+mod fuzz;
 mod junit;
 mod kernel;
 mod kvm_host;
 mod layout;
 mod privileged_budget;
 mod process;
+mod races;
 mod test;
 
 use std::io::Write;
@@ -47,12 +49,16 @@ enum Task {
     Docs,
     /// Measure the numbers of docs/benchmarks.md, each side by side with its peer
     Bench(bench::Options),
+    /// Feed the root helper's frames and gates with what libFuzzer makes up (nightly, cargo-fuzz)
+    Fuzz(fuzz::Options),
     /// Build banger's own guest kernel from Debian's source (10 to 25 minutes, once)
     Kernel(kernel::Options),
     /// Run the KVM host: build, boot, run, test, shell, stop, clean
     KvmHost(kvm_host::Options),
     /// Fetch the real firecracker and jailer for tests; prints their folder
     VmmBinaries,
+    /// Run all rounds of the root helper's races (a few minutes; root)
+    Races(races::Options),
     /// Run the tests, tier by tier, and count them against testing/floors.toml
     Test(test::Options),
 }
@@ -79,7 +85,9 @@ fn run() -> Result<ExitCode> {
         Task::PrivilegedBudget => privileged_budget::run(&root()?),
         Task::Docs => docs::run(),
         Task::Bench(options) => bench::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Kernel(options) => kernel::run(&options),
+        Task::Races(options) => races::run(&options),
         Task::Test(options) => test::run(&options),
     }?;
     Ok(ExitCode::SUCCESS)

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use crate::junit::{self, Case, Outcome};
 use crate::process::{cargo, find_program, must_succeed};
-use crate::{check, kernel, kvm_host, say};
+use crate::{check, fuzz, kernel, kvm_host, races, say};
 
 /// The version that is installed where there is none.
 const NEXTEST: &str = "0.9.143";
@@ -172,6 +172,7 @@ fn is_here(reason: &str, is_root: bool) -> bool {
         "e2fsprogs" => find_program("mke2fs").is_some() && find_program("e2fsck").is_some(),
         "busybox" => find_program("busybox").is_some(),
         "nft" => find_program("nft").is_some(),
+        "strace" => find_program("strace").is_some(),
         "vmm-binaries" => banger_harness::vmm_binaries().is_some(),
         "zstd" => find_program("zstd").is_some(),
         "useradd" => is_root && find_program("useradd").is_some(),
@@ -180,7 +181,7 @@ fn is_here(reason: &str, is_root: bool) -> bool {
 }
 
 /// Installs nextest below `target/tools` where it is missing; its folder.
-fn nextest(root: &Path) -> Result<Option<std::path::PathBuf>> {
+pub(crate) fn nextest(root: &Path) -> Result<Option<std::path::PathBuf>> {
     if find_program("cargo-nextest").is_some() {
         return Ok(None);
     }
@@ -194,6 +195,17 @@ fn nextest(root: &Path) -> Result<Option<std::path::PathBuf>> {
         )?;
     }
     Ok(Some(tools.join("bin")))
+}
+
+/// Cargo with the tools of a folder, where there is one.
+pub(crate) fn cargo_with(tools: Option<&Path>) -> Result<std::process::Command> {
+    let mut command = cargo();
+    if let Some(tools) = tools {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::iter::once(tools.to_owned()).chain(std::env::split_paths(&path));
+        command.env("PATH", std::env::join_paths(folders).context("PATH")?);
+    }
+    Ok(command)
 }
 
 /// Fetches the image and the kernel that the tests share, outside any test's
@@ -245,12 +257,7 @@ struct Run<'a> {
 impl Run<'_> {
     /// `cargo nextest run` on the whole workspace.
     fn nextest(&self) -> Result<Command> {
-        let mut command = cargo();
-        if let Some(tools) = &self.tools {
-            let path = std::env::var_os("PATH").unwrap_or_default();
-            let folders = std::iter::once(tools.clone()).chain(std::env::split_paths(&path));
-            command.env("PATH", std::env::join_paths(folders).context("PATH")?);
-        }
+        let mut command = cargo_with(self.tools.as_deref())?;
         command.args(["nextest", "run", "--workspace", "--locked"]).current_dir(self.root);
         Ok(command)
     }
@@ -285,7 +292,9 @@ impl Run<'_> {
         if tier == Tier::OwnKernel {
             command.env("BANGER_TEST_KERNEL", kernel::ensure(kernel::jobs())?.package()?);
         } else if self.options.long {
-            command.args(["--run-ignored", "all"]);
+            command
+                .args(["--run-ignored", "all"])
+                .env("BANGER_RACE_ROUNDS", races::ALL.to_string());
         }
         if let (Tier::Pure, Some(package)) = (tier, &self.kernel_package) {
             command.env("BANGER_TEST_KERNEL_DEB", package);
@@ -363,6 +372,22 @@ fn doc_tests() -> Result<Count> {
     Ok(count)
 }
 
+/// Each target of the fuzzing counts as a test.
+fn fuzzed(faults: &mut Vec<String>) -> Count {
+    let none = Count::default();
+    if let Some(hindrance) = fuzz::hindrance() {
+        say(format_args!("SKIP fuzz: {hindrance}"));
+        return Count { skipped: 1, ..none };
+    }
+    match fuzz::all(&fuzz::Options::default()) {
+        Ok(passed) => Count { passed, ..none },
+        Err(error) => {
+            faults.push(format!("fuzz: {error:#}"));
+            Count { failed: 1, ..none }
+        }
+    }
+}
+
 fn remember(root: &Path, total: Count) -> Result<()> {
     let path = root.join("target/test-summary.txt");
     std::fs::write(&path, format!("{total}\n")).with_context(|| format!("write {}", path.display()))
@@ -432,6 +457,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             tier.name(),
             began.elapsed().as_secs()
         ));
+        total.add(count);
+    }
+    if options.long && options.tier.is_empty() && options.filter.is_none() {
+        let count = fuzzed(&mut faults);
+        lines.push(format!("fuzz    {count}"));
         total.add(count);
     }
     for line in &lines {

@@ -24,7 +24,6 @@ const SILENCE: Duration = Duration::from_secs(10);
 const WHOLE_FRAME: Duration = Duration::from_secs(60);
 /// How long a peer may keep a connection without asking anything.
 const IDLE: Duration = Duration::from_secs(600);
-const CHUNK: usize = 16 << 10;
 const LONGEST_OPERATION_ID: usize = 64;
 
 /// One long frame at a time, so that peers cannot make the helper large.
@@ -129,7 +128,7 @@ impl Frames<'_> {
                 return Err("a frame that took too long");
             }
             let _ = self.stream.set_read_timeout(Some(limit));
-            let mut chunk = [0; CHUNK];
+            let mut chunk = [0; 16 << 10];
             match (&mut &*self.stream).read(&mut chunk) {
                 Ok(0) => return Ok(None),
                 Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
@@ -191,6 +190,9 @@ fn decide(
     method: &mut Option<Method>,
 ) -> Result<dispatch::Answer, dispatch::Failure> {
     let bad = |message: &str| (ErrorCode::BadRequest, message.to_owned());
+    // serde takes an array for the fields of an object, in their order.
+    let is_object = line.trim_ascii_start().starts_with(b"{");
+    is_object.then_some(()).ok_or_else(|| bad("a request is an object"))?;
     let request: Request = serde_json::from_slice(line).map_err(|error| bad(&error.to_string()))?;
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     if request.op_id.len() > LONGEST_OPERATION_ID || !request.op_id.bytes().all(is_plain) {

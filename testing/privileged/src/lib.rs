@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be made ends the test")]
 
+pub mod race;
 pub mod running;
+pub mod trace;
 pub mod vmm;
 
 use std::os::unix::fs::{PermissionsExt, chown};

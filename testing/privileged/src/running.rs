@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use banger_gate_tables::Places;
 use banger_helper_api::{ErrorCode, Method, PROTOCOL_VERSION};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
 use crate::{Directories, OWNER};
@@ -35,8 +36,19 @@ impl RunningHelper {
     /// The same with a program of another build, over directories that are there.
     #[must_use]
     pub fn start_program(program: &Path, directories: Directories) -> Self {
+        Self::start_with(directories, |_| Command::new(program))
+    }
+
+    /// Starts one by a command that its own words are added to; what runs then must be this
+    /// process's child.
+    #[must_use]
+    pub fn start_by(command: impl FnOnce(&Directories) -> Command) -> Self {
+        Self::start_with(Directories::new(), command)
+    }
+
+    fn start_with(directories: Directories, command: impl FnOnce(&Directories) -> Command) -> Self {
         let log = std::fs::File::create(directories.log()).unwrap();
-        let mut child = Command::new(program)
+        let mut child = command(&directories)
             .args(arguments(&directories))
             .env_clear()
             .stdin(Stdio::piped())
@@ -102,18 +114,34 @@ impl RunningHelper {
         }
     }
 
-    /// Ends it, and says whether it had not ended before.
+    /// Ends it and the machines that it has started; says whether it had not ended before.
     pub fn stop(&mut self) -> bool {
         let runs = self.child.try_wait().unwrap().is_none();
+        if runs {
+            self.end_machines();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         runs
+    }
+
+    fn end_machines(&self) {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let of_thread = |path: PathBuf| std::fs::read_to_string(path.join("children"));
+        let children = threads.flatten().filter_map(|thread| of_thread(thread.path()).ok());
+        for pid in children.collect::<String>().split_whitespace() {
+            let pid = pid.parse().ok().and_then(rustix::process::Pid::from_raw).unwrap();
+            if let Ok(held) = pidfd_open(pid, PidfdFlags::empty()) {
+                let _ = pidfd_send_signal(&held, Signal::KILL);
+            }
+        }
     }
 }
 
 impl Drop for RunningHelper {
     fn drop(&mut self) {
         self.stop();
+        crate::unmount_below(self.directories.root());
     }
 }
 

@@ -29,6 +29,11 @@ pub struct Scene {
 
 /// Makes a scene, or says why it cannot.
 pub fn scene() -> Option<Scene> {
+    programs().map(|programs| Scene::with(&programs))
+}
+
+/// The folder of the real firecracker and jailer, or none with a word where they cannot be run.
+pub fn programs() -> Option<PathBuf> {
     if !banger_harness::is_root() {
         banger_harness::skip("root", "jails are root's");
         return None;
@@ -41,7 +46,7 @@ pub fn scene() -> Option<Scene> {
         banger_harness::skip("kvm", "Firecracker needs /dev/kvm");
         return None;
     }
-    Some(Scene::with(&programs))
+    Some(programs)
 }
 
 /// Leaves what the unit of the helper has.

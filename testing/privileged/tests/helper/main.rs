@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test ends by it")]
 
 mod abuse;
+mod acts;
 mod frames;
+mod modes;
 mod peers;
 mod snapshot;
 mod tables;

@@ -59,6 +59,10 @@ fn what_is_no_request_is_refused_with_its_code() {
         ("null".to_owned(), ErrorCode::BadRequest),
         ("[]".to_owned(), ErrorCode::BadRequest),
         ("{}".to_owned(), ErrorCode::BadRequest),
+        (
+            r#"[1,"priv.delete_tap",{"tap_name":"tap-fc-a"},"op-1"]"#.to_owned(),
+            ErrorCode::BadRequest,
+        ),
         ("\u{fffd}".to_owned(), ErrorCode::BadRequest),
         (delete("", ""), ErrorCode::BadVersion),
         (delete("\"version\":0,", ""), ErrorCode::BadVersion),

@@ -5,8 +5,10 @@
 mod cleanup;
 mod executables;
 mod launch;
+mod pid_races;
 mod processes;
 mod races;
 mod refusals;
 mod restart;
+mod socket_races;
 mod sockets;

@@ -25,7 +25,7 @@ fn refused(scene: &Scene, pid: i32, rule: &str) {
 }
 
 /// A program that does nothing, under some name.
-fn program(scene: &Scene, name: &str) -> PathBuf {
+pub(crate) fn program(scene: &Scene, name: &str) -> PathBuf {
     let folder = scene.fixture.state.parent().unwrap().join("programs");
     fs::create_dir_all(&folder).unwrap();
     set_mode(&folder, 0o755);
@@ -130,7 +130,7 @@ fn a_zombie_has_ended() {
 }
 
 /// Gives the next process a pid that was another's: `ns_last_pid` of proc_sys_kernel(5).
-fn start_with_pid(pid: i32, program: &Path, words: &[&str]) -> Idle {
+pub(crate) fn start_with_pid(pid: i32, program: &Path, words: &[&str]) -> Idle {
     let last = "/proc/sys/kernel/ns_last_pid";
     let before = fs::read_to_string(last).unwrap();
     let found = (0..10_000).find_map(|_| {

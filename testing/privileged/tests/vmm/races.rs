@@ -1,95 +1,16 @@
-//! Paths that are swapped while they are used. `BANGER_RACE_ROUNDS` has the number of rounds.
+//! Machines and jails whose paths are swapped while they are used.
 
 use std::fs;
 use std::os::unix::fs::{chown, symlink};
-use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
-use banger_privileged_tests::{Fixture, OWNER};
+use banger_privileged_tests::OWNER;
+use banger_privileged_tests::race::{PLAIN, SPAWNING, race, rounds};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde_json::json;
 
-use banger_privileged_tests::vmm::{children, scene, set_mode, tree, wait_until_gone};
-
-/// A tenth of the full number, unless told otherwise; launches spawn a tool.
-fn rounds(full: usize) -> usize {
-    let text = std::env::var("BANGER_RACE_ROUNDS").ok();
-    text.and_then(|text| text.parse().ok()).map_or(full / 10, |rounds: usize| rounds.min(full))
-}
-
-/// Runs `act` some times while another thread swaps things as fast as it can.
-fn race(rounds: usize, swap: impl Fn(usize) + Sync, mut act: impl FnMut(usize)) {
-    let is_over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut step = 0;
-            while !is_over.load(Ordering::Relaxed) {
-                swap(step);
-                step += 1;
-            }
-        });
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            (0..rounds).for_each(&mut act);
-        }));
-        is_over.store(true, Ordering::Relaxed);
-        if let Err(panic) = done {
-            std::panic::resume_unwind(panic);
-        }
-    });
-}
-
-fn remove(path: &Path) {
-    let _ = fs::remove_file(path);
-    let _ = fs::remove_dir_all(path);
-}
-
-#[test]
-fn a_socket_path_that_is_swapped_changes_nothing_outside() {
-    if !banger_harness::is_root() {
-        banger_harness::skip("root", "files are given away");
-        return;
-    }
-    let fixture = Fixture::new();
-    let outside = fixture.runtime.parent().unwrap().join("outside");
-    fs::create_dir(&outside).unwrap();
-    set_mode(&outside, 0o755);
-    let listener = UnixListener::bind(outside.join("x.sock")).unwrap();
-    let before = tree(&outside);
-    let parent = fixture.runtime.join("parent");
-    let leaf = parent.join("x.sock");
-    let path = banger_gates::ManagedPath::parse("p", leaf.to_str().unwrap(), fixture.policy());
-    let path = path.unwrap();
-    let swap = |step: usize| {
-        remove(&parent);
-        match step % 4 {
-            0 => symlink(&outside, &parent).unwrap(),
-            kind => {
-                fs::create_dir(&parent).unwrap();
-                match kind {
-                    1 => symlink(outside.join("x.sock"), &leaf).unwrap(),
-                    2 => fs::write(&leaf, b"").unwrap(),
-                    _ => {
-                        drop(UnixListener::bind(&leaf).unwrap());
-                        std::thread::yield_now();
-                        std::thread::sleep(std::time::Duration::from_micros(50));
-                    }
-                }
-            }
-        }
-    };
-    let mut given = 0_usize;
-    // Under load the two may run one after the other; then there was no race yet.
-    for _ in 0..20 {
-        let act = |_| given += usize::from(fixture.host.ensure_socket_access(&path).is_ok());
-        race(rounds(10_000), swap, act);
-        if given > 0 {
-            break;
-        }
-    }
-    assert!(given > 0, "the allowed neighbour was never met");
-    assert_eq!(tree(&outside), before);
-    drop(listener);
-}
+use banger_privileged_tests::vmm::{children, elf, scene, set_mode, tree, wait_until_gone};
 
 /// The real jailer, through the launch, with every path parameter and its parent being swapped.
 #[test]
@@ -97,7 +18,7 @@ fn launches_with_swapped_paths_touch_nothing_outside() {
     let Some(scene) = scene() else { return };
     let base = scene.fixture.state.parent().unwrap().to_owned();
     let outside = base.join("outside");
-    let names = ["kernel", "disk", "log", "x.sock", "v.sock"];
+    let names = ["kernel", "initrd", "disk", "shared", "log", "x.sock", "v.sock"];
     let fill = |directory: &Path, names: &[&str], bytes: &[u8]| {
         fs::create_dir(directory).unwrap();
         for name in names {
@@ -111,14 +32,18 @@ fn launches_with_swapped_paths_touch_nothing_outside() {
     // other name outside, and a directory.
     let (folder, links) = (scene.fixture.state.join("vm"), scene.fixture.runtime.join("vm"));
     let mut pairs = Vec::new();
-    for (directory, names) in [(&folder, &names[..3]), (&links, &names[3..])] {
+    for (directory, names) in [(&folder, &names[..5]), (&links, &names[5..])] {
         let kernel = fs::read(scene.fixture.state.join("kernel")).unwrap();
         fill(directory, if directory == &folder { names } else { &[] }, &kernel);
         let bad = directory.with_file_name("bad");
         fill(&bad, &[], b"");
         symlink(&outside, bad.join("parent-link")).unwrap();
         fs::create_dir(bad.join("parent-directory")).unwrap();
-        pairs.extend(["parent-link", "parent-directory"].map(|b| (directory.clone(), bad.join(b))));
+        // As often as all the leaves together.
+        for _ in 0..names.len() {
+            let others = ["parent-link", "parent-link", "parent-directory"];
+            pairs.extend(others.map(|other| (directory.clone(), bad.join(other))));
+        }
         for name in names {
             let others =
                 ["link", "name", "directory"].map(|kind| bad.join(format!("{name}-{kind}")));
@@ -129,6 +54,11 @@ fn launches_with_swapped_paths_touch_nothing_outside() {
         }
     }
     let before = tree(&outside);
+    // Told of what is done by way of this directory, and not of what is done by the other names.
+    let watch = inotify::init(CreateFlags::NONBLOCK).unwrap();
+    let changes = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE;
+    let flags = WatchFlags::OPEN | WatchFlags::MODIFY | changes;
+    inotify::add_watch(&watch, &outside, flags).unwrap();
     let swap = |step: usize| {
         let (good, bad) = &pairs[step % pairs.len()];
         let pause = |micros| std::thread::sleep(std::time::Duration::from_micros(micros));
@@ -144,14 +74,19 @@ fn launches_with_swapped_paths_touch_nothing_outside() {
     };
     let mut params = scene.params("one");
     params["kernel_image_path"] = json!(folder.join("kernel"));
-    params["drives"] = json!([{ "id": "disk", "path": folder.join("disk") }]);
+    params["initrd_path"] = json!(folder.join("initrd"));
+    params["drives"] = json!([
+        { "id": "disk", "path": folder.join("disk") },
+        { "id": "shared", "path": folder.join("shared"), "read_only": true },
+    ]);
     params["log_path"] = json!(folder.join("log"));
     params["socket_path"] = json!(links.join("x.sock"));
     params["vsock_path"] = json!(links.join("v.sock"));
     params["vsock_cid"] = json!(3);
     let grant = scene.grant(params);
     let (mut launched, mut failed) = (0, std::collections::BTreeMap::<String, usize>::new());
-    race(rounds(500), swap, |_| {
+    // Many paths: fewer rounds would not meet each of them.
+    race(rounds(SPAWNING).max(200), swap, |_| {
         match scene.host().launch_firecracker(&grant) {
             Ok(pid) => {
                 let pid = i32::try_from(pid).unwrap();
@@ -164,6 +99,9 @@ fn launches_with_swapped_paths_touch_nothing_outside() {
         scene.clean_up("one").unwrap();
     });
     assert!(launched > 0 && !failed.is_empty(), "{launched} launched, {failed:#?}");
+    let mut events = [0; 4096];
+    let events = rustix::io::read(&watch, &mut events[..]);
+    assert_eq!(events, Err(rustix::io::Errno::AGAIN), "something outside was opened or made");
     assert_eq!(tree(&outside).len(), before.len());
     for (line, was) in tree(&outside).iter().zip(&before) {
         // All but the count of names and the time of its last change, which jails change.
@@ -203,7 +141,7 @@ fn a_jail_that_is_swapped_while_it_is_cleaned_up_harms_nothing_outside() {
             _ => drop(fs::create_dir_all(root.join("a/b/c"))),
         }
     };
-    race(rounds(10_000) / 4, swap, |_| {
+    race(rounds(PLAIN) / 4, swap, |_| {
         let _ = fs::create_dir_all(root.join("a/b"));
         // This one follows links, so it adds to the mounts outside at times.
         let _ = rustix::mount::mount_bind(outside.join("a/b"), root.join("a/b"));
@@ -258,5 +196,159 @@ fn the_owner_enters_a_jail_only_when_the_jailer_is_done() {
         entered
     });
     assert!(entered > 0, "the owner never got in");
+    scene.assert_clean();
+}
+
+/// The jail's own directories are root's alone; were they not, a clean-up would still stay in them.
+#[test]
+fn a_jail_whose_directories_are_swapped_is_cleaned_up_and_nothing_outside() {
+    let Some(scene) = scene() else { return };
+    let base = scene.fixture.jails.parent().unwrap().to_owned();
+    let (outside, bad) = (base.join("outside"), base.join("bad"));
+    fs::create_dir_all(outside.join("root")).unwrap();
+    fs::create_dir(&bad).unwrap();
+    for folder in [&outside, &bad] {
+        set_mode(folder, 0o711);
+    }
+    fs::write(outside.join("root/precious"), b"keep").unwrap();
+    symlink(&outside, bad.join("link")).unwrap();
+    symlink(outside.join("root"), bad.join("root-link")).unwrap();
+    fs::write(bad.join("file"), b"").unwrap();
+    let jail = scene.jail("one");
+    fs::create_dir(jail.parent().unwrap()).unwrap();
+    set_mode(jail.parent().unwrap(), 0o711);
+    let pairs = [
+        (jail.clone(), bad.join("link")),
+        (jail.clone(), bad.join("file")),
+        (jail.join("root"), bad.join("root-link")),
+        (jail.join("root"), bad.join("file")),
+    ];
+    let swap = |step: usize| {
+        let (good, bad) = &pairs[step % pairs.len()];
+        let (at, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+        if rustix::fs::renameat_with(at, good, at, bad, flags).is_ok() {
+            std::thread::yield_now();
+            // Back, whatever has been put there or taken away meanwhile.
+            while rustix::fs::renameat_with(at, good, at, bad, flags).is_err() {
+                let _ = fs::create_dir_all(good);
+            }
+        }
+    };
+    let (mut done, mut not_done) = (0_usize, 0_usize);
+    // Under load the two may run one after the other; then there was no race yet.
+    for _ in 0..20 {
+        race(rounds(PLAIN), swap, |_| {
+            // Some of it may come to lie outside, where these names are links.
+            if fs::create_dir_all(jail.join("root")).is_ok() {
+                let _ =
+                    fs::set_permissions(&jail, std::os::unix::fs::PermissionsExt::from_mode(0o711));
+                let _ = fs::write(jail.join("root/file"), b"");
+            }
+            *if scene.clean_up("one").is_ok() { &mut done } else { &mut not_done } += 1;
+            assert_eq!(fs::read(outside.join("root/precious")).unwrap(), b"keep");
+        });
+        if done > 0 && not_done > 0 {
+            break;
+        }
+    }
+    assert!(done > 0 && not_done > 0, "{done} done, {not_done} not");
+    while scene.clean_up("one").is_err() {}
+    assert_eq!(fs::read(outside.join("root/precious")).unwrap(), b"keep");
+    scene.assert_clean();
+}
+
+/// A program that ends with a status at once.
+fn ends_with(status: u8) -> Vec<u8> {
+    // mov eax, 60; mov edi, STATUS; syscall
+    elf(&[0xb8, 60, 0, 0, 0, 0xbf, status, 0, 0, 0, 0x0f, 0x05])
+}
+
+/// Puts programs of the owner's, links and folders in the places of these and of their folder.
+fn swap_programs(names: &'static [&'static str]) -> impl Fn(usize) + Sync {
+    let programs = Path::new(banger_privileged_tests::vmm::PROGRAMS);
+    // On the same file system, so that they can be exchanged.
+    let bad = programs.with_file_name("bad");
+    fs::create_dir(&bad).unwrap();
+    set_mode(&bad, 0o755);
+    let mut pairs = Vec::new();
+    let all = [("firecracker", 77), ("jailer", 78)];
+    for (name, status) in all.into_iter().filter(|(name, _)| names.contains(name)) {
+        let of = |kind: &str| bad.join(format!("{name}-{kind}"));
+        fs::write(of("file"), ends_with(status)).unwrap();
+        chown(of("file"), Some(OWNER), Some(OWNER)).unwrap();
+        set_mode(of("file"), 0o755);
+        fs::hard_link(of("file"), of("hard-link")).unwrap();
+        symlink(of("file"), of("link")).unwrap();
+        fs::create_dir(of("folder")).unwrap();
+        let kinds = ["file", "hard-link", "link", "folder"];
+        pairs.extend(kinds.map(|kind| (programs.join(name), of(kind))));
+    }
+    // A folder with the same programs, but the owner's.
+    let owners = bad.join("owners");
+    fs::create_dir(&owners).unwrap();
+    for (name, status) in all {
+        fs::write(owners.join(name), ends_with(status)).unwrap();
+        set_mode(owners.join(name), 0o755);
+    }
+    chown(&owners, Some(OWNER), Some(OWNER)).unwrap();
+    symlink(&owners, bad.join("owners-link")).unwrap();
+    fs::write(bad.join("no-folder"), b"").unwrap();
+    let others = ["owners", "owners-link", "no-folder"];
+    pairs.extend(others.map(|other| (programs.to_owned(), bad.join(other))));
+    move |step: usize| {
+        let (good, bad) = &pairs[step % pairs.len()];
+        let (at, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+        let exchange = || rustix::fs::renameat_with(at, good, at, bad, flags).unwrap();
+        let pause = |micros| std::thread::sleep(std::time::Duration::from_micros(micros));
+        exchange();
+        pause(u64::try_from(step % 7).unwrap() * 100);
+        exchange();
+        pause(300);
+    }
+}
+
+#[test]
+fn a_swapped_program_is_never_found() {
+    let Some(scene) = scene() else { return };
+    let path = format!("{}/firecracker", banger_privileged_tests::vmm::PROGRAMS);
+    let kind = banger_gates::VmmKind::Firecracker;
+    let places = [banger_privileged_tests::vmm::place(&path, kind, scene.policy())];
+    let (mut found, mut refused) = (0_usize, 0_usize);
+    let swap = swap_programs(&["firecracker", "jailer"]);
+    race(rounds(PLAIN), swap, |_| match scene.host().resolve_firecracker_binary(&places) {
+        Ok(place) => {
+            assert_eq!(place, Path::new(&path));
+            found += 1;
+        }
+        Err(banger_host::HostError::Refused(_)) => refused += 1,
+        Err(error) => panic!("{error:?}"),
+    });
+    assert!(found > 0 && refused > 0, "{found} found, {refused} refused");
+}
+
+/// Only root could swap it: its folder is root's alone. It is run as it was opened, so that even then
+/// no other program runs as root. (Firecracker is named to the jailer, which runs it as the owner.)
+#[test]
+fn a_swapped_jailer_is_never_executed() {
+    let Some(scene) = scene() else { return };
+    let grant = scene.grant(scene.params("one"));
+    let (mut launched, mut failed) = (0_usize, std::collections::BTreeMap::<String, usize>::new());
+    race(rounds(SPAWNING), swap_programs(&["jailer"]), |_| {
+        match scene.host().launch_firecracker(&grant) {
+            Ok(pid) => {
+                launched += 1;
+                let pid = i32::try_from(pid).unwrap();
+                scene.host().kill_process(scene.pid(pid)).unwrap();
+                wait_until_gone(pid);
+            }
+            Err(error) => {
+                let error = banger_host::chain(&error);
+                assert!(!error.contains("exit status: 78"), "another jailer ran: {error}");
+                *failed.entry(error.chars().take(60).collect()).or_default() += 1;
+            }
+        }
+        scene.clean_up("one").unwrap();
+    });
+    assert!(launched > 0 && !failed.is_empty(), "{launched} launched, {failed:#?}");
     scene.assert_clean();
 }
