@@ -29,6 +29,11 @@ pub struct Scene {
 
 /// Makes a scene, or says why it cannot.
 pub fn scene() -> Option<Scene> {
+    Some(Scene::with(&programs()?))
+}
+
+/// The folder of firecracker and jailer, or says why they cannot run here.
+pub fn programs() -> Option<PathBuf> {
     if !banger_harness::is_root() {
         banger_harness::skip("root", "jails are root's");
         return None;
@@ -41,7 +46,20 @@ pub fn scene() -> Option<Scene> {
         banger_harness::skip("kvm", "Firecracker needs /dev/kvm");
         return None;
     }
-    Some(Scene::with(&programs))
+    Some(programs)
+}
+
+/// Puts the firecracker and jailer of a folder where the helper looks, in mounts of the test's own.
+pub fn install(programs: &Path) {
+    enter_own_mounts();
+    mount("tmpfs", "/usr/local/lib", "tmpfs", MountFlags::empty(), c"mode=755").unwrap();
+    fs::create_dir(PROGRAMS).unwrap();
+    set_mode(PROGRAMS, 0o755);
+    for name in ["firecracker", "jailer"] {
+        let place = Path::new(PROGRAMS).join(name);
+        fs::copy(programs.join(name), &place).unwrap();
+        set_mode(&place, 0o755);
+    }
 }
 
 /// Leaves what the unit of the helper has.
@@ -117,15 +135,7 @@ impl Scene {
     #[must_use]
     pub fn with(programs: &Path) -> Self {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-        enter_own_mounts();
-        mount("tmpfs", "/usr/local/lib", "tmpfs", MountFlags::empty(), c"mode=755").unwrap();
-        fs::create_dir(PROGRAMS).unwrap();
-        set_mode(PROGRAMS, 0o755);
-        for name in ["firecracker", "jailer"] {
-            let place = Path::new(PROGRAMS).join(name);
-            fs::copy(programs.join(name), &place).unwrap();
-            set_mode(&place, 0o755);
-        }
+        install(programs);
         let fixture = Fixture::new();
         narrow_capabilities();
         let scene = Self { fixture };

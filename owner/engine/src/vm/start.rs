@@ -83,7 +83,8 @@ impl Run<'_> {
         self.create_runtime_directory(&chosen).await?;
         self.boot_start = console::boot_start(&self.body.files.console_log()).await;
         let process = self.launch(&chosen, &disks, initrd).await?;
-        self.write_handles(&process, disks).await?;
+        let guest_ip = chosen.vmm.has_user_network().then(|| USER_NETWORK.0.into());
+        self.write_handles(&process, disks, guest_ip).await?;
         self.enter(Step::ResumeVmm).await?;
         process.resume().await?;
         self.done(Step::ResumeVmm).await?;
@@ -321,8 +322,9 @@ impl Run<'_> {
         boot.work = Some(disks.work_uuid);
         boot.hostname = Some(record.name.clone());
         boot.session = Some(SessionToken(*Uuid::new_v4().as_bytes()));
+        let nic = chosen.vmm.has_user_network().then_some(Nic::User { outbound: record.spec.nat });
         let (address, prefix, gateway, dns) = USER_NETWORK;
-        boot.network = Some(StaticNetwork {
+        boot.network = nic.is_some().then(|| StaticNetwork {
             address: address.into(),
             prefix,
             gateway: Some(gateway.into()),
@@ -347,6 +349,7 @@ impl Run<'_> {
         })?;
         let plan = LaunchPlan {
             id: record.id.clone(),
+            op_id: self.control.reporter.id(),
             name: record.name.clone(),
             vcpus: record.spec.vcpus,
             memory: record.spec.memory_mib,
@@ -355,7 +358,7 @@ impl Run<'_> {
             initrd,
             kernel_args,
             disks: planned,
-            nic: Some(Nic::User { outbound: record.spec.nat }),
+            nic,
             runtime_dir: self.body.files.runtime_dir().to_owned(),
             console_log: self.body.files.console_log(),
         };
@@ -375,6 +378,7 @@ impl Run<'_> {
         &mut self,
         process: &Arc<dyn VmmProcess>,
         disks: Disks,
+        guest_ip: Option<std::net::Ipv4Addr>,
     ) -> Result<(), EngineError> {
         self.enter(Step::WriteHandles).await?;
         let identity = process.identity().clone();
@@ -383,8 +387,7 @@ impl Run<'_> {
             Handles { vm: self.body.record.id.clone(), identity: identity.clone(), disks };
         handles.write(&path).map_err(io("writing", &path))?;
         self.undo.push(Undo::File(path));
-        self.body.record.running =
-            Some(Running { guest_ip: Some(USER_NETWORK.0.into()), ..Running::new(identity) });
+        self.body.record.running = Some(Running { guest_ip, ..Running::new(identity) });
         // The record takes over only now: until here the undo list is what knows of new disks.
         self.body.record.disks = Some(handles.disks);
         self.body.shared.promise_belongs_to(&self.body.record.id, process.identity().pid);

@@ -120,10 +120,9 @@ pub(crate) async fn clean_runtime(body: &mut Body, control: &Control) -> Vec<Eng
     for vmm in drivers {
         errors.extend(vmm.clean(&dir).await.err().map(EngineError::from));
     }
-    // The driver's clean-up may be all that failed: what it left goes with the directory.
-    match remove_tree(&dir).await {
-        Ok(_) => errors.clear(),
-        Err(error) => errors.push(error),
+    // What a driver could not remove is found again by this directory.
+    if errors.is_empty() {
+        errors.extend(remove_tree(&dir).await.err());
     }
     // Removed last: while it is there, a restarted daemon looks for the VMM.
     errors.extend(remove_file(&body.files.handles()).await.err());

@@ -28,3 +28,8 @@ pub use reflink::ReflinkDisk;
 pub(crate) fn for_qemu() -> Vec<Arc<dyn RootDisk>> {
     vec![Arc::new(Qcow2Overlay), Arc::new(ReflinkDisk), Arc::new(CopyDisk)]
 }
+
+/// Returns the kinds that Firecracker boots from, best first.
+pub(crate) fn for_firecracker() -> Vec<Arc<dyn RootDisk>> {
+    vec![Arc::new(ReflinkDisk), Arc::new(CopyDisk)]
+}
