@@ -231,6 +231,11 @@ pub trait Vmm: Send + Sync {
         true
     }
 
+    /// Returns whether a guest's power switch ends it; else only a restart does.
+    fn has_power_switch(&self) -> bool {
+        true
+    }
+
     /// Returns whether it has a network of its own making, without root ([`Nic::User`]).
     fn has_user_network(&self) -> bool {
         true

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use banger_agent_api::{BootConfig, SessionToken, StaticNetwork};
+use banger_agent_api::{BootConfig, MachineEnd, SessionToken, StaticNetwork};
 use banger_daemon_api::vm::{VmState, VmmChoice};
 use banger_types::{ByteSize, DiskSize};
 use uuid::Uuid;
@@ -177,6 +177,10 @@ impl Run<'_> {
                     continue;
                 }
             };
+            if wanted.is_none() && !vmm.has_user_network() {
+                refused.push(format!("{}: its machines have no network yet", vmm_name(kind)));
+                continue;
+            }
             let Some(root_disk) = self.root_disk(&vmm, base.as_ref()).await? else {
                 refused.push(format!("{}: it cannot boot from the root disk", vmm_name(kind)));
                 continue;
@@ -322,6 +326,9 @@ impl Run<'_> {
         boot.work = Some(disks.work_uuid);
         boot.hostname = Some(record.name.clone());
         boot.session = Some(SessionToken(*Uuid::new_v4().as_bytes()));
+        if !chosen.vmm.has_power_switch() {
+            boot.end = MachineEnd::Restart;
+        }
         let nic = chosen.vmm.has_user_network().then_some(Nic::User { outbound: record.spec.nat });
         let (address, prefix, gateway, dns) = USER_NETWORK;
         boot.network = nic.is_some().then(|| StaticNetwork {

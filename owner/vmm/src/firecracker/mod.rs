@@ -288,6 +288,10 @@ impl Vmm for FirecrackerVmm {
         false
     }
 
+    fn has_power_switch(&self) -> bool {
+        false
+    }
+
     fn has_user_network(&self) -> bool {
         false
     }
