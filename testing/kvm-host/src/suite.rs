@@ -41,9 +41,16 @@ const RUNNING: &str = "/data/.running";
 pub const INSIDE: &str = "BANGER_KVM_HOST";
 /// How long a test may take whose name begins so; the first that fits. Five to ten times what it
 /// takes on a quiet machine: nested guests run under two translators.
-const LIMITS: [(&str, Duration); 2] =
-    [("nested::", Duration::from_secs(300)), ("", Duration::from_secs(90))];
+const LIMITS: [(&str, Duration); 3] = [
+    ("nested::", Duration::from_secs(300)),
+    ("machines::", Duration::from_secs(300)),
+    ("", Duration::from_secs(90)),
+];
 
+/// A root file system of a busybox, to import.
+const BUSYBOX: &str = "busybox.tar";
+/// The folder of the shared kernel, as banger keeps kernels.
+const KERNELS: &str = "kernels";
 /// How long a small tool in the machine may take.
 const MOMENT: Duration = Duration::from_secs(60);
 
@@ -222,6 +229,7 @@ fn names(program: &Path, filter: Option<&str>) -> Result<Vec<String>> {
 /// Sends what is not there yet.
 async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Path) -> Result<()> {
     let machine = host::parts(cache)?;
+    let kernel = machine.vmlinux.parent().context("the kernel lies in a folder")?.to_owned();
     let stripped = tempfile::tempdir().context("make a folder")?;
     let own = stripped.path().join(PROGRAM);
     std::fs::rename(strip(program, stripped.path())?, &own).context("name the test program")?;
@@ -232,6 +240,11 @@ async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Pa
     std::fs::copy(files.pop().context("an initrd")?, &initrd).context("copy the initrd")?;
     files.push(initrd);
     files.extend(own_kernel(stripped.path())?);
+    if let Some(rootfs) = banger_harness::busybox_rootfs() {
+        files.push(stripped.path().join(BUSYBOX));
+        std::fs::write(stripped.path().join(BUSYBOX), rootfs)
+            .context("write a root file system")?;
+    }
     let folder = banger_harness::program_folder();
     for name in PROGRAMS {
         files.push(strip(&folder.join(name), stripped.path())?);
@@ -240,7 +253,10 @@ async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Pa
     for file in &files {
         key = key.with(std::fs::read(file).with_context(|| format!("read {}", file.display()))?);
     }
-    let key = key.name();
+    let manifest = kernel.join("manifest.json");
+    let manifest =
+        std::fs::read(&manifest).with_context(|| format!("read {}", manifest.display()))?;
+    let key = key.with(manifest).name();
     let (mark, _) = Command::new(["/bin/cat", MARK])?.collect(client, MOMENT).await?;
     if String::from_utf8_lossy(&mark).trim() == key {
         return Ok(());
@@ -254,8 +270,9 @@ async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Pa
     let marked = stripped.path().join(".sent");
     std::fs::write(&marked, &key).context("write a mark")?;
     files.push(marked);
-    let files: Vec<Put> =
+    let mut files: Vec<Put> =
         files.into_iter().map(|local| Put { local, remote: FOLDER.to_owned() }).collect();
+    files.push(Put { local: kernel, remote: format!("{FOLDER}/{KERNELS}") });
     put(client, &files).await?;
     note(format_args!("sent the tests in {:.1} s", started.elapsed().as_secs_f64()));
     Ok(())

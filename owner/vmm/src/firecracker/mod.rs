@@ -44,6 +44,7 @@ use serde::de::DeserializeOwned;
 use self::api::{Api, InstanceState};
 use self::files::RuntimeFiles;
 use self::process::FirecrackerProcess;
+use crate::disk::DmSnapshotDisk;
 use crate::held::{self, HeldProcess};
 use crate::known_version::KnownVersion;
 use crate::probe::{self, AccelerationChoice, KvmStatus};
@@ -67,6 +68,7 @@ struct Inner {
     jails: PathBuf,
     choice: AccelerationChoice,
     version: KnownVersion<FirecrackerVersion>,
+    snapshots: DmSnapshotDisk,
 }
 
 /// Where Firecracker is, and which.
@@ -84,7 +86,8 @@ impl FirecrackerVmm {
     #[must_use]
     pub fn new(helper: HelperClient, jails: PathBuf, choice: AccelerationChoice) -> Self {
         let version = KnownVersion::new(FirecrackerVersion::parse);
-        Self(Arc::new(Inner { helper, jails, choice, version }))
+        let snapshots = DmSnapshotDisk::new(helper.clone());
+        Self(Arc::new(Inner { helper, jails, choice, version, snapshots }))
     }
 
     /// Finds Firecracker and asks which it is.
@@ -281,7 +284,7 @@ impl Vmm for FirecrackerVmm {
     }
 
     fn root_disks(&self) -> Vec<Arc<dyn RootDisk>> {
-        crate::disk::for_firecracker()
+        crate::disk::for_firecracker(self.0.snapshots.clone())
     }
 
     fn holds(&self) -> bool {

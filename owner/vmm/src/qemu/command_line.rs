@@ -223,7 +223,7 @@ mod tests {
     fn plan() -> LaunchPlan {
         let disk = |role: &str, path: &str, format, read_only| PlannedDisk {
             role: role.to_owned(),
-            image: DiskImage { path: path.into(), format, kind: "raw".to_owned() },
+            image: DiskImage { path: path.into(), format, kind: "raw".to_owned(), base: None },
             read_only,
         };
         LaunchPlan {

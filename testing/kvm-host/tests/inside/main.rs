@@ -10,6 +10,7 @@ mod dns;
 mod firecracker;
 mod jail_cgroup;
 mod machine;
+mod machines;
 mod nested;
 mod privileged_disk;
 mod resolver_routing;
@@ -20,7 +21,8 @@ use std::path::PathBuf;
 
 /// The machine, known to be the right one.
 pub(crate) struct Inside {
-    /// What was sent: firecracker, jailer, vmlinux, initrd, banger, bangerd, bangerd-root.
+    /// What was sent: firecracker, jailer, vmlinux, initrd, banger, bangerd, bangerd-root,
+    /// busybox.tar and kernels/.
     pub(crate) data: PathBuf,
 }
 

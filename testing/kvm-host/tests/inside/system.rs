@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 use crate::Inside;
 use crate::tool::run;
 
-const OWNER: &str = "alice";
+pub(crate) const OWNER: &str = "alice";
 const OTHER: &str = "bob";
 const UNITS: [&str; 3] = ["banger-vms.service", "bangerd-root.service", "bangerd.service"];
 /// How long systemd may take for something.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// The installation, undone when it is dropped.
-struct Installed;
+pub(crate) struct Installed;
 
 impl Installed {
-    fn new(inside: &Inside) -> Self {
+    pub(crate) fn new(inside: &Inside) -> Self {
         let undo = Self;
         let banger = inside.data.join("banger");
         run(banger.to_str().expect("a path"), ["system", "install", "--owner", OWNER]);
@@ -38,22 +38,22 @@ impl Drop for Installed {
 }
 
 /// Runs the installed banger as a user of this machine.
-fn banger_as(user: &str, words: &[&str]) -> Output {
+pub(crate) fn banger_as(user: &str, words: &[&str]) -> Output {
     let mut command = Command::new("/usr/sbin/runuser");
     command.args(["-u", user, "--", "/usr/local/bin/banger"]).args(words);
     command.output().expect("runuser")
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     text(&output.stdout) + &text(&output.stderr)
 }
 
-fn main_pid(unit: &str) -> String {
+pub(crate) fn main_pid(unit: &str) -> String {
     run("systemctl", ["show", "--value", "--property", "MainPID", unit]).trim().to_owned()
 }
 
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < end, "{what}");
@@ -61,7 +61,7 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn helper_answers() -> bool {
+pub(crate) fn helper_answers() -> bool {
     said(&banger_as(OWNER, &["doctor"])).contains("PASS  root helper: answers")
 }
 

@@ -31,6 +31,7 @@ impl TinyGuests for Kernels {
             path: self.directory.join("disk"),
             format: DiskFormat::Raw,
             kind: "raw".to_owned(),
+            base: None,
         };
         LaunchPlan {
             id: VmId::random(),
