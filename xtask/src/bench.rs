@@ -3,7 +3,7 @@
 //! That is a crate of its own, `testing/bench`, because it is linked with the
 //! product's own client of the guest agent and this crate is not.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::process::{cargo, must_succeed};
 use crate::{kernel, kvm_host};
@@ -11,7 +11,7 @@ use crate::{kernel, kvm_host};
 /// What to measure; `testing/bench` knows the words.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// boot, exec, image, kernel, kvm-host, sizes or all
+    /// boot, exec, helper (as root), image, kernel, kvm-host, sizes or all
     #[arg(default_value = "all")]
     what: String,
     /// Write the results into docs/benchmarks.md
@@ -30,8 +30,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     } else {
         kernel::cached()?
     };
-    let built = ["build", "--quiet", "--locked", "--release", "--package"];
-    must_succeed(cargo().args(built).args(["banger-cli", "--package", "banger-daemon"]))?;
+    let built = ["build", "--quiet", "--locked", "--release"];
+    // The root helper alone needs nothing of the others.
+    let programs = match options.what.as_str() {
+        "helper" => ["banger-helper"].as_slice(),
+        "all" => &["banger-cli", "banger-daemon", "banger-helper"],
+        _ => &["banger-cli", "banger-daemon"],
+    };
+    let packages = programs.iter().flat_map(|name| ["--package", name]);
+    must_succeed(cargo().args(built).args(packages))?;
+    if ["helper", "all"].contains(&options.what.as_str())
+        && banger_harness::is_root()
+        && banger_harness::vmm_binaries().is_none()
+    {
+        kvm_host::vmm_binaries()?;
+    }
     let mut command = cargo();
     command.args([
         "run",
@@ -49,6 +62,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if ["kvm-host", "all"].contains(&options.what.as_str()) {
         let program = kvm_host::test_program()?;
         command.arg("--kvm-host").arg(program.get_program());
+        command.arg("--xtask").arg(std::env::current_exe().context("find this program")?);
         for (name, value) in program.get_envs() {
             command.env(name, value.unwrap_or_default());
         }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -36,6 +37,9 @@ pub(crate) struct Options {
     /// A nextest filter that narrows the tiers; floors do not apply then
     #[arg(long)]
     filter: Option<String>,
+    /// Only build what the tiers run
+    #[arg(long)]
+    no_run: bool,
 }
 
 /// Tests that need the same things.
@@ -239,6 +243,26 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// `cargo nextest run` on the whole workspace.
+    fn nextest(&self) -> Result<Command> {
+        let mut command = cargo();
+        if let Some(tools) = &self.tools {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let folders = std::iter::once(tools.clone()).chain(std::env::split_paths(&path));
+            command.env("PATH", std::env::join_paths(folders).context("PATH")?);
+        }
+        command.args(["nextest", "run", "--workspace", "--locked"]).current_dir(self.root);
+        Ok(command)
+    }
+
+    /// Builds the tests and runs none.
+    fn build(&self, tiers: &[Tier]) -> Result<()> {
+        if tiers.contains(&Tier::KvmHost) {
+            kvm_host::test_program()?;
+        }
+        must_succeed(self.nextest()?.arg("--no-run"))
+    }
+
     fn tier(&self, tier: Tier) -> Result<Vec<Case>> {
         let report = self.root.join("target/nextest").join(tier.name()).join("junit.xml");
         let _ = std::fs::remove_file(&report);
@@ -251,25 +275,12 @@ impl Run<'_> {
             }
             let _ = std::fs::remove_file(&report);
         }
-        let mut command = cargo();
-        if let Some(tools) = &self.tools {
-            let path = std::env::var_os("PATH").unwrap_or_default();
-            let folders = std::iter::once(tools.clone()).chain(std::env::split_paths(&path));
-            command.env("PATH", std::env::join_paths(folders).context("PATH")?);
-        }
+        let mut command = self.nextest()?;
         let mut filter = tier.filter().to_owned();
         if let Some(narrower) = &self.options.filter {
             filter = format!("({filter}) and ({narrower})");
         }
-        command.args([
-            "nextest",
-            "run",
-            "--workspace",
-            "--locked",
-            "--no-fail-fast",
-            "--no-tests",
-            "pass",
-        ]);
+        command.args(["--no-fail-fast", "--no-tests", "pass"]);
         command.args(["--profile", tier.name(), "--filterset", &filter]);
         if tier == Tier::OwnKernel {
             command.env("BANGER_TEST_KERNEL", kernel::ensure(kernel::jobs())?.package()?);
@@ -282,7 +293,6 @@ impl Run<'_> {
         if tier == Tier::Guest {
             command.env("BANGER_TEST_FAULT_BANGERD", self.root.join(FAULT_BANGERD));
         }
-        command.current_dir(self.root);
         let status = command.status().context("run cargo nextest")?;
         let cases = junit::cases(&std::fs::read_to_string(&report).unwrap_or_default());
         let failed = Count::of(&cases).failed;
@@ -374,6 +384,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     build_programs(&root, tiers.contains(&Tier::Guest))?;
     let mut run =
         Run { root: &root, tools: nextest(&root)?, options, is_root, kernel_package: None };
+    if options.no_run {
+        return run.build(&tiers);
+    }
     if !options.no_check
         && let Err(error) = check::run()
     {

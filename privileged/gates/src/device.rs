@@ -30,12 +30,6 @@ impl DmDevice {
         DmName::parse(parameter, name).map(Self)
     }
 
-    /// The device of a name.
-    #[must_use]
-    pub fn of(name: DmName) -> Self {
-        Self(name)
-    }
-
     /// The snapshot's name.
     #[must_use]
     pub fn name(&self) -> &DmName {

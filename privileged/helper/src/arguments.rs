@@ -40,10 +40,6 @@ impl Arguments {
             _ => Err(USAGE.to_owned()),
         }
     }
-
-    pub(crate) fn is_direct(&self) -> bool {
-        matches!(self, Self::Direct(_))
-    }
 }
 
 /// A path that is absolute and has neither empty parts nor `.` and `..`.

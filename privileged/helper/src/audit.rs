@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde_json::{Map, Value};
+use serde::Serializer as _;
+use serde_json::{Serializer, Value};
 
 /// Writes a line that only says something.
 pub(crate) fn say(level: &str, message: String) {
@@ -14,8 +15,9 @@ pub(crate) fn say(level: &str, message: String) {
 pub(crate) fn line(fields: &[(&str, Value)]) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let time = u64::try_from(now.as_millis()).unwrap_or(0);
-    let mut object = Map::from_iter([("time_ms".to_owned(), time.into())]);
-    object.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-    let text = format!("{}\n", Value::Object(object));
-    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    let (mut text, time) = (Vec::new(), ("time_ms", time.into()));
+    let fields = std::iter::once(&time).chain(fields).map(|(name, value)| (name, value));
+    let _ = Serializer::new(&mut text).collect_map(fields);
+    text.push(b'\n');
+    let _ = std::io::stderr().lock().write_all(&text);
 }

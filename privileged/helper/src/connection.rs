@@ -60,8 +60,7 @@ impl Peer {
 /// Says no and leaves.
 pub(crate) fn refuse(stream: &UnixStream, code: ErrorCode, message: &str) {
     let _ = stream.set_write_timeout(Some(SILENCE));
-    let message = message.to_owned();
-    let error = HelperError { code, message, op_id: String::new() };
+    let error = HelperError { code, message: message.to_owned(), op_id: String::new() };
     let _ = answer(stream, &Response { ok: false, result: None, error: Some(error) }, None);
     // What the peer has sent and nobody read would turn the close into a reset that eats the answer.
     let _ = stream.shutdown(std::net::Shutdown::Write);

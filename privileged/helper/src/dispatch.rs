@@ -37,8 +37,7 @@ fn failed(error: HostError) -> Failure {
 
 fn written(result: &impl Serialize) -> Result<Answer, Failure> {
     let failed = |error: serde_json::Error| (ErrorCode::MarshalFailed, error.to_string());
-    let text = serde_json::to_string(result).map_err(failed)?;
-    let result = RawValue::from_string(text).map_err(failed)?;
+    let result = serde_json::value::to_raw_value(result).map_err(failed)?;
     Ok(Answer { result, descriptor: None, note: None })
 }
 
@@ -57,12 +56,12 @@ fn decoded<P: DeserializeOwned + Serialize>(params: &str) -> Result<P, Failure> 
     let bad = |error: serde_json::Error| (ErrorCode::BadParams, error.to_string());
     let decoded: P = serde_json::from_str(params).map_err(bad)?;
     // serde takes an array for the fields of an object, in their order.
-    let given: Value = serde_json::from_str(params).map_err(bad)?;
-    let meant = serde_json::to_value(&decoded).map_err(bad)?;
-    if has_list_for_object(&given, &meant) {
-        return Err((ErrorCode::BadParams, "a list where an object is meant".to_owned()));
-    }
-    Ok(decoded)
+    let has_list = params.contains('[') && {
+        let given: Value = serde_json::from_str(params).map_err(bad)?;
+        has_list_for_object(&given, &serde_json::to_value(&decoded).map_err(bad)?)
+    };
+    let why = "a list where an object is meant";
+    if has_list { Err((ErrorCode::BadParams, why.to_owned())) } else { Ok(decoded) }
 }
 
 fn has_list_for_object(given: &Value, meant: &Value) -> bool {
@@ -76,14 +75,6 @@ fn has_list_for_object(given: &Value, meant: &Value) -> bool {
         }),
         _ => false,
     }
-}
-
-fn changed(changed: bool) -> Changed {
-    Changed { changed }
-}
-
-fn empty((): ()) -> Empty {
-    Empty {}
 }
 
 /// A line for each method whose gate and act have the same name: what the gate is given, and what
@@ -111,6 +102,7 @@ pub(crate) fn call(method: Method, params: &str, host: &Host) -> Result<Answer, 
     let pid = |pid| LaunchResult { pid };
     let data = |data| ReadExt4FileResult { data: Base64(data) };
     let path = |path: PathBuf| ResolveFirecrackerBinaryResult { path: path.display().to_string() };
+    let (changed, empty) = (|changed| Changed { changed }, |()| Empty {});
     let running = |running| ProcessRunningResult { running };
     let handles = |handles: SnapshotHandles| handles;
     table! { (method, params, host, it) {
@@ -157,8 +149,8 @@ pub(crate) fn call(method: Method, params: &str, host: &Host) -> Result<Answer, 
 /// The one method whose answer carries an open file.
 fn create_tap(params: &str, host: &Host) -> Result<Answer, Failure> {
     let grant = gate::create_tap(decoded(params)?).map_err(|refusal| failed(refusal.into()))?;
-    let (is_changed, descriptor) = host.create_tap(&grant).map_err(failed)?;
-    Ok(Answer { descriptor, ..written(&changed(is_changed))? })
+    let (changed, descriptor) = host.create_tap(&grant).map_err(failed)?;
+    Ok(Answer { descriptor, ..written(&Changed { changed })? })
 }
 
 /// The two methods that have nothing to do where names are blank or systemd-resolved is absent.

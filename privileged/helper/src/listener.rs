@@ -25,25 +25,20 @@ const STACK: usize = 512 << 10;
 /// Takes the socket that systemd passed, or makes one that only root and the owner can open.
 pub(crate) fn open(path: Option<&Path>, owner: Owner) -> Result<UnixListener, Failure> {
     let mut passed = banger_privileged_sys::listen_fds::take()?;
-    match (passed.pop(), passed.is_empty()) {
-        (Some(descriptor), true) => {
-            check_listener(&descriptor)?;
-            return Ok(UnixListener::from(descriptor));
-        }
-        (Some(_), false) => return Err("more than one socket was passed".into()),
-        (None, _) => {}
+    if passed.len() > 1 {
+        return Err("more than one socket was passed".into());
+    }
+    if let Some(descriptor) = passed.pop() {
+        check_listener(&descriptor)?;
+        return Ok(UnixListener::from(descriptor));
     }
     let path = path.ok_or("no socket was passed, and no path for one")?;
     let named = |error: std::io::Error| format!("listen at {}: {error}", path.display());
     if UnixStream::connect(path).is_ok() {
         return Err(format!("another bangerd-root listens at {}", path.display()).into());
     }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(named(error).into());
-        }
-        _ => {}
-    }
+    // One that cannot be removed is in the way of the next line, which says so.
+    let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).map_err(named)?;
     std::os::unix::fs::lchown(path, Some(owner.uid()), Some(owner.gid())).map_err(named)?;
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(named)?;

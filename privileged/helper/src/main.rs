@@ -36,8 +36,9 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error + Send +
     let listener = listener::open(settings.socket.as_deref(), host.policy().owner)?;
     refresh::start(Arc::clone(&host))?;
     // Before it is said to be ready: the parent lives, so that the pid is its own.
-    let parent = arguments.is_direct().then(watch_parent).transpose()?;
-    notify::ready(arguments.is_direct())?;
+    let is_direct = matches!(arguments, Arguments::Direct(_));
+    let parent = is_direct.then(watch_parent).transpose()?;
+    notify::ready(is_direct)?;
     listener::accept(&listener, &host, parent.as_ref())?;
     settings::leave(&settings.own, settings.socket.as_deref());
     Ok(())
@@ -51,6 +52,7 @@ fn watch_parent() -> rustix::io::Result<OwnedFd> {
 }
 
 fn main() -> ExitCode {
+    banger_privileged_sys::keep_little_memory();
     let arguments = match Arguments::parse(std::env::args_os().skip(1)) {
         Ok(arguments) => arguments,
         Err(usage) => {

@@ -23,8 +23,6 @@ pub(crate) fn ready(is_direct: bool) -> std::io::Result<()> {
 /// A line to standard output.
 pub(crate) fn say(line: &str) -> ExitCode {
     let mut out = std::io::stdout().lock();
-    match writeln!(out, "{line}").and_then(|()| out.flush()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
+    let said = writeln!(out, "{line}").and_then(|()| out.flush());
+    said.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
 }

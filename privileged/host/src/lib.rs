@@ -35,6 +35,8 @@ pub struct Host {
     records: Records,
     /// The files and snapshots that a request has for itself.
     changing: std::sync::Mutex<std::collections::BTreeSet<String>>,
+    /// The machines that this helper launched and that are not cleaned up, by their pids.
+    machines: std::sync::Mutex<std::collections::BTreeMap<i32, vmm::Process>>,
 }
 
 impl Host {
@@ -49,6 +51,7 @@ impl Host {
             runtime: Directory::open(&policy)?,
             records: Records::open(own)?,
             changing: std::sync::Mutex::default(),
+            machines: std::sync::Mutex::default(),
             policy,
         })
     }

@@ -69,7 +69,8 @@ impl Records {
     fn read<T: DeserializeOwned>(&self, file: &str) -> Option<T> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = rustix::fs::openat(&self.directory, file, flags, Mode::empty()).ok()?;
-        let mut bytes = Vec::new();
+        // Most are shorter, and read at once.
+        let mut bytes = Vec::with_capacity(1 << 10);
         File::from(opened).take(LONGEST).read_to_end(&mut bytes).ok()?;
         serde_json::from_slice(&bytes).ok()
     }

@@ -93,10 +93,7 @@ impl Tool {
         };
         let mut command = Command::new(path);
         command.args(&self.arguments).env_clear().env("LC_ALL", "C");
-        match &self.folder {
-            Some(folder) => command.current_dir(descriptor_path(folder)),
-            None => command.current_dir("/"),
-        };
+        command.current_dir(self.folder.as_ref().map_or_else(|| "/".into(), descriptor_path));
         if let Some((uid, gid)) = self.user {
             // Without groups named, the standard library drops all others for root.
             command.gid(gid).uid(uid);

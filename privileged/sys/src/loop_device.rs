@@ -102,8 +102,7 @@ impl LoopDevice {
             let path = PathBuf::from(format!("/dev/loop{number}"));
             let device = File::options().read(true).write(!read_only).open(&path)?;
             let mut config = Buffer::zeroed(LOOP_CONFIG);
-            let descriptor = u32::try_from(backing.as_raw_fd()).unwrap_or(u32::MAX);
-            config.put_u32(OFFSET_FD, descriptor);
+            config.put_u32(OFFSET_FD, u32::try_from(backing.as_raw_fd()).unwrap_or(u32::MAX));
             let mode = if read_only { LO_FLAGS_READ_ONLY } else { 0 };
             config.put_u32(8 + INFO_FLAGS, LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO | mode);
             match with_buffer(&device, LOOP_CONFIGURE, LOOP_CONFIG, &mut config) {
@@ -125,8 +124,7 @@ impl LoopDevice {
     /// # Errors
     /// None that is expected.
     pub fn device_number(&self) -> io::Result<DeviceNumber> {
-        let metadata = self.device.metadata()?;
-        let device = metadata.rdev();
+        let device = self.device.metadata()?.rdev();
         Ok(DeviceNumber { major: libc::major(device), minor: libc::minor(device) })
     }
 

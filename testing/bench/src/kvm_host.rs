@@ -12,30 +12,44 @@ use crate::say;
 /// What the whole may take, in seconds.
 const MOST: f64 = 600.0;
 
-/// Runs the tests twice: after a cold boot, and after a start from the saved state.
+/// The programs that are needed.
+#[derive(Debug)]
+pub(crate) struct Programs<'a> {
+    /// The one that keeps the machine.
+    pub(crate) kvm_host: &'a Path,
+    /// `cargo xtask`, which `make test` is.
+    pub(crate) xtask: &'a Path,
+}
+
+/// Runs the tier twice, the tests inside the machine and those of the tool, as `make test` does:
+/// after a cold boot, and after a start from the saved state.
 ///
-/// The image and the test program are built before; nothing else is.
-pub(crate) fn measure(program: &Path) -> Result<Vec<Number>> {
-    let succeeds = |words: &[&str]| {
+/// The image and all test programs are built before; nothing else is.
+pub(crate) fn measure(programs: &Programs<'_>) -> Result<Vec<Number>> {
+    let succeeds = |program: &Path, words: &[&str]| {
         let output = Command::new(program).args(words).stdin(Stdio::null()).output();
         let output = output.with_context(|| format!("run {}", program.display()))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "kvm-host {}: {text}{errors}", words.join(" "));
+        let name = program.file_name().unwrap_or_default().display();
+        ensure!(output.status.success(), "{name} {}: {text}{errors}", words.join(" "));
         Ok(text)
     };
-    if let Err(error) = succeeds(&["build"]) {
+    let kvm_host = |words: &[&str]| succeeds(programs.kvm_host, words);
+    let tier = ["test", "--no-check", "--tier", "kvm-host"];
+    if let Err(error) = kvm_host(&["build"]) {
         say(format_args!("left out: the KVM host: {error:#}"));
         return Ok(Vec::new());
     }
+    succeeds(programs.xtask, &[&tier[..], &["--no-run"]].concat())?;
     let mut numbers = Vec::new();
     for (start, stop) in [
         ("a cold boot", ["stop", "--forget"].as_slice()),
         ("a start from the saved state", &["stop"]),
     ] {
-        succeeds(stop)?;
+        kvm_host(stop)?;
         let began = Instant::now();
-        let text = succeeds(&["test"])?;
+        let text = succeeds(programs.xtask, &tier)?;
         let took = began.elapsed().as_secs_f64();
         let counts = text.lines().last().unwrap_or_default();
         say(format_args!("kvm-host: {start} and all tests: {took:.1} s ({counts})"));
@@ -47,6 +61,6 @@ pub(crate) fn measure(program: &Path) -> Result<Vec<Number>> {
             limit: Limit::AtMost(MOST),
         });
     }
-    succeeds(&["stop"])?;
+    kvm_host(&["stop"])?;
     Ok(numbers)
 }

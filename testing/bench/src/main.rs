@@ -6,6 +6,7 @@ mod api;
 mod bare;
 mod boot;
 mod exec;
+mod helper;
 mod image;
 mod kernel;
 mod kvm_host;
@@ -21,6 +22,7 @@ use anyhow::{Context, Result, bail};
 use banger_harness::{Contents, Environment};
 use clap::Parser;
 
+use crate::kvm_host::Programs;
 use crate::number::Number;
 
 /// What to measure.
@@ -30,6 +32,8 @@ enum What {
     Boot,
     /// One command in a running guest
     Exec,
+    /// The root helper: its answers, taps, launches and memory; needs root
+    Helper,
     /// From a tar to a finished ext4
     Image,
     /// banger's own kernel against Debian's
@@ -45,7 +49,7 @@ enum What {
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Arguments {
-    #[arg(value_enum)]
+    #[arg(value_enum, default_value = "all")]
     what: What,
     /// Write the results into docs/benchmarks.md
     #[arg(long)]
@@ -59,6 +63,15 @@ struct Arguments {
     /// The program that runs the KVM host; without it, that is left out
     #[arg(long)]
     kvm_host: Option<PathBuf>,
+    /// The program of `cargo xtask`, which runs the KVM host's tests as `make test` does
+    #[arg(long)]
+    xtask: Option<PathBuf>,
+    /// Measure nothing: be the echo that the root helper is compared with, at this socket
+    #[arg(long, hide = true, requires = "answer")]
+    answer_at: Option<PathBuf>,
+    /// What the echo answers
+    #[arg(long, hide = true)]
+    answer: Option<String>,
 }
 
 /// Prints one line.
@@ -81,6 +94,9 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 fn run() -> Result<()> {
     let arguments = Arguments::parse();
+    if let (Some(socket), Some(answer)) = (&arguments.answer_at, &arguments.answer) {
+        return helper::answer_echoes(socket, answer);
+    }
     let wants = |what| arguments.what == What::All || arguments.what == what;
     let mut numbers: Vec<Number> = Vec::new();
     if wants(What::Boot) {
@@ -88,6 +104,9 @@ fn run() -> Result<()> {
     }
     if wants(What::Exec) {
         numbers.extend(exec::measure(arguments.rounds)?);
+    }
+    if wants(What::Helper) {
+        numbers.extend(helper::measure(arguments.rounds)?);
     }
     if wants(What::Image) {
         numbers.extend(image::measure(arguments.rounds.min(3))?);
@@ -99,9 +118,11 @@ fn run() -> Result<()> {
         }
     }
     if wants(What::KvmHost) {
-        match &arguments.kvm_host {
-            Some(program) => numbers.extend(kvm_host::measure(program)?),
-            None => say("left out: the KVM host; `cargo xtask bench kvm-host` measures it"),
+        match (&arguments.kvm_host, &arguments.xtask) {
+            (Some(kvm_host), Some(xtask)) => {
+                numbers.extend(kvm_host::measure(&Programs { kvm_host, xtask })?);
+            }
+            _ => say("left out: the KVM host; `cargo xtask bench kvm-host` measures it"),
         }
     }
     if wants(What::Sizes) {

@@ -25,7 +25,7 @@ pub(crate) struct Number {
     pub(crate) ours: f64,
     /// The peer and its value, where there is one.
     pub(crate) peer: Option<(String, f64)>,
-    /// `ms`, `s` or `MiB`.
+    /// `µs`, `ms`, `s` or `MiB`.
     pub(crate) unit: &'static str,
     /// What it must keep to.
     pub(crate) limit: Limit,
@@ -80,6 +80,11 @@ impl fmt::Display for Number {
         }
         Ok(())
     }
+}
+
+/// The middle of some durations, in microseconds.
+pub(crate) fn median_us(durations: &[Duration]) -> f64 {
+    median_ms(durations) * 1000.0
 }
 
 /// The middle of some durations, in milliseconds.

@@ -12,7 +12,7 @@ use crate::number::{Limit, Number};
 const MIB: f64 = 1_048_576.0;
 
 #[expect(clippy::cast_precision_loss, reason = "sizes of programs are far below 2^52")]
-fn mib(bytes: u64) -> f64 {
+pub(crate) fn mib(bytes: u64) -> f64 {
     bytes as f64 / MIB
 }
 

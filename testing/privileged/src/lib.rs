@@ -6,7 +6,7 @@ pub mod running;
 pub mod vmm;
 
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use banger_gates::{Owner, Policy};
 use banger_host::Host;
@@ -28,7 +28,7 @@ pub struct Directories {
     pub own: PathBuf,
     /// What is nobody's business.
     pub outside: PathBuf,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Directories {
@@ -57,7 +57,7 @@ impl Directories {
             jails: make("jails", 0o711, false),
             own: make("own", 0o711, false),
             outside: make("apart", 0o755, false),
-            _directory: directory,
+            directory,
         }
     }
 
@@ -71,6 +71,20 @@ impl Directories {
     #[must_use]
     pub fn log(&self) -> PathBuf {
         self.outside.join("log")
+    }
+
+    /// Writes a file of the owner's below the state directory.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.state.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        chown(&path, Some(OWNER), Some(OWNER)).unwrap();
+        path
+    }
+
+    /// What they all lie in.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.directory.path()
     }
 
     /// What the gates compare with.
@@ -145,4 +159,14 @@ pub fn enter_own_mounts() {
     let private =
         rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).unwrap();
+}
+
+/// Unmounts what is mounted below a path, the latest first; what cannot be unmounted stays.
+pub fn unmount_below(path: &Path) {
+    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
+        if Path::new(point).starts_with(path) {
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
 }

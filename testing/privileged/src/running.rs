@@ -29,9 +29,14 @@ impl RunningHelper {
     /// Starts one in the namespaces of this thread.
     #[must_use]
     pub fn start() -> Self {
-        let directories = Directories::new();
+        Self::start_program(&program(), Directories::new())
+    }
+
+    /// The same with a program of another build, over directories that are there.
+    #[must_use]
+    pub fn start_program(program: &Path, directories: Directories) -> Self {
         let log = std::fs::File::create(directories.log()).unwrap();
-        let mut child = Command::new(program())
+        let mut child = Command::new(program)
             .args(arguments(&directories))
             .env_clear()
             .stdin(Stdio::piped())

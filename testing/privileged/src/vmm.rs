@@ -2,7 +2,7 @@
 //! capabilities and no more. Nextest gives each test its own process, so every child is the test's.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use rustix::process::{PidfdFlags, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde_json::{Value, json};
 
-use crate::{Fixture, OWNER, enter_own_mounts};
+use crate::{Directories, Fixture, OWNER, enter_own_mounts, unmount_below};
 
 /// Where the programs lie in the test's own mounts.
 pub const PROGRAMS: &str = "/usr/local/lib/banger";
@@ -47,19 +47,6 @@ pub fn programs() -> Option<PathBuf> {
         return None;
     }
     Some(programs)
-}
-
-/// Puts the firecracker and jailer of a folder where the helper looks, in mounts of the test's own.
-pub fn install(programs: &Path) {
-    enter_own_mounts();
-    mount("tmpfs", "/usr/local/lib", "tmpfs", MountFlags::empty(), c"mode=755").unwrap();
-    fs::create_dir(PROGRAMS).unwrap();
-    set_mode(PROGRAMS, 0o755);
-    for name in ["firecracker", "jailer"] {
-        let place = Path::new(PROGRAMS).join(name);
-        fs::copy(programs.join(name), &place).unwrap();
-        set_mode(&place, 0o755);
-    }
 }
 
 /// Leaves what the unit of the helper has.
@@ -130,12 +117,47 @@ pub fn idle_program() -> Vec<u8> {
     elf(&[0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7])
 }
 
+/// Puts firecracker and jailer into this thread's own mounts, at [`PROGRAMS`].
+pub fn put_programs(programs: &Path) {
+    mount("tmpfs", "/usr/local/lib", "tmpfs", MountFlags::empty(), c"mode=755").unwrap();
+    fs::create_dir(PROGRAMS).unwrap();
+    set_mode(PROGRAMS, 0o755);
+    for name in ["firecracker", "jailer"] {
+        let place = Path::new(PROGRAMS).join(name);
+        fs::copy(programs.join(name), &place).unwrap();
+        set_mode(&place, 0o755);
+    }
+}
+
+/// The parameters of a launch of the kernel `kernel` in the state directory, without disks.
+pub fn launch_params(directories: &Directories, id: &str) -> Value {
+    let state = |name: &str| directories.state.join(name);
+    json!({
+        "binary_path": format!("{PROGRAMS}/firecracker"),
+        "vm_id": id,
+        "socket_path": directories.runtime.join(format!("fc-{id}.sock")),
+        "log_path": state(&format!("{id}.log")),
+        "kernel_image_path": state("kernel"),
+        "kernel_args": "console=ttyS0",
+        "drives": [],
+        "vcpu_count": 1,
+        "memory_mib": 128,
+        "jailer": {
+            "binary": format!("{PROGRAMS}/jailer"),
+            "chroot_base_dir": directories.jails,
+            "uid": OWNER,
+            "gid": OWNER,
+        },
+    })
+}
+
 impl Scene {
     /// Makes one with the firecracker and jailer of a folder.
     #[must_use]
     pub fn with(programs: &Path) -> Self {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-        install(programs);
+        enter_own_mounts();
+        put_programs(programs);
         let fixture = Fixture::new();
         narrow_capabilities();
         let scene = Self { fixture };
@@ -160,10 +182,7 @@ impl Scene {
 
     /// Writes a file of the owner's below the state directory.
     pub fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.fixture.state.join(name);
-        fs::write(&path, bytes).unwrap();
-        chown(&path, Some(OWNER), Some(OWNER)).unwrap();
-        path
+        self.fixture.write(name, bytes)
     }
 
     /// Writes a kernel that says some words.
@@ -173,24 +192,7 @@ impl Scene {
 
     /// What `bangerd` asks for; tests change single fields.
     pub fn params(&self, id: &str) -> Value {
-        let state = |name: &str| self.fixture.state.join(name);
-        json!({
-            "binary_path": format!("{PROGRAMS}/firecracker"),
-            "vm_id": id,
-            "socket_path": self.fixture.runtime.join(format!("fc-{id}.sock")),
-            "log_path": state(&format!("{id}.log")),
-            "kernel_image_path": state("kernel"),
-            "kernel_args": "console=ttyS0",
-            "drives": [],
-            "vcpu_count": 1,
-            "memory_mib": 128,
-            "jailer": {
-                "binary": format!("{PROGRAMS}/jailer"),
-                "chroot_base_dir": self.fixture.jails,
-                "uid": OWNER,
-                "gid": OWNER,
-            },
-        })
+        launch_params(&self.fixture.directories, id)
     }
 
     /// What the gate makes of what `bangerd` asks for.
@@ -284,13 +286,7 @@ impl Drop for Scene {
                 let _ = rustix::process::pidfd_send_signal(&held, Signal::KILL);
             }
         }
-        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-        let root = self.fixture.state.parent().unwrap().to_str().unwrap();
-        for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
-            if point.starts_with(root) {
-                let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
-            }
-        }
+        unmount_below(self.fixture.root());
     }
 }
 

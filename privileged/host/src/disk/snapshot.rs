@@ -86,7 +86,7 @@ impl Host {
             base_loop: base_loop.path().display().to_string(),
             cow_loop: cow_loop.path().display().to_string(),
             dm_name: name.to_owned(),
-            dm_dev: DmDevice::of(grant.name.clone()).path(),
+            dm_dev: format!("/dev/mapper/{name}"),
         })
     }
 

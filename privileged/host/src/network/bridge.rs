@@ -94,8 +94,7 @@ impl Host {
             let reason = format!("the bridge belongs to another: {owner}");
             let is_broken = !owner.is_empty() && owner != alias(self.policy().owner.uid());
             Refusal::when(is_broken, "bridge_name", reason)?;
-            let reason = "somebody's bridge, with ports: not banger's to change";
-            let rule = reason;
+            let rule = "somebody's bridge, with ports: not banger's to change";
             Refusal::when(owner.is_empty() && netlink.has_ports(link.index)?, "bridge_name", rule)?;
         }
         let has_other = |bridge: &Bridge| bridge.network != *network;
@@ -169,9 +168,8 @@ impl Host {
         changed |= self.settle_firewall(netlink, &was)?;
         changed |= super::firewalld::trust(name)?;
         if let Some(old) = before.map(|before| &before.network).filter(|old| *old != network) {
-            netlink
-                .remove_address(link.index, old.address(), old.prefix())
-                .during("set up", name)?;
+            let removed = netlink.remove_address(link.index, old.address(), old.prefix());
+            removed.during("set up", name)?;
         }
         let (ip, prefix) = (network.address(), network.prefix());
         if !netlink.addresses()?.contains(&(link.index, ip, prefix)) {
@@ -180,8 +178,7 @@ impl Host {
         }
         if !link.is_up {
             changed = true;
-            let nothing = Attributes::default();
-            netlink.change(link.index, true, &nothing).during("set up", name)?;
+            netlink.change(link.index, true, &Attributes::default()).during("set up", name)?;
         }
         Ok(changed)
     }

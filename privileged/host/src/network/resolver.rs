@@ -47,10 +47,7 @@ impl Host {
     pub fn sync_resolver_routing(&self, route: &ResolverRoute) -> Result<Resolver> {
         let _turn = turn()?;
         let name = route.bridge.as_str();
-        let link = Netlink::open()?.link(name)?;
-        let link = link.ok_or_else(|| Refusal::new("bridge_name", "no such interface"))?;
-        let is_ours = is_owners(&link, self.policy().owner.uid());
-        Refusal::when(!is_ours, "bridge_name", "no bridge of this owner's")?;
+        Refusal::when(!self.has_bridge(name)?, "bridge_name", "no such interface")?;
         if is_absent() {
             return Ok(Resolver::Absent);
         }
@@ -70,12 +67,18 @@ impl Host {
     pub fn clear_resolver_routing(&self, bridge: &BridgeName) -> Result<Resolver> {
         let _turn = turn()?;
         let name = bridge.as_str();
-        let Some(link) = Netlink::open()?.link(name)? else { return Ok(Resolver::Told) };
+        match self.has_bridge(name)? {
+            true if is_absent() => Ok(Resolver::Absent),
+            true => tell(&["revert", name]).map(|()| Resolver::Told),
+            false => Ok(Resolver::Told),
+        }
+    }
+
+    /// Whether there is an interface of this name, which is a bridge of this owner's then.
+    fn has_bridge(&self, name: &str) -> Result<bool> {
+        let Some(link) = Netlink::open()?.link(name)? else { return Ok(false) };
         let is_ours = is_owners(&link, self.policy().owner.uid());
         Refusal::when(!is_ours, "bridge_name", "no bridge of this owner's")?;
-        if is_absent() {
-            return Ok(Resolver::Absent);
-        }
-        tell(&["revert", name]).map(|()| Resolver::Told)
+        Ok(true)
     }
 }

@@ -126,8 +126,7 @@ impl Host {
         }
         if !link.is_up {
             changed = true;
-            let nothing = Attributes::default();
-            netlink.change(link.index, true, &nothing).during("set up", name)?;
+            netlink.change(link.index, true, &Attributes::default()).during("set up", name)?;
         }
         Ok((changed, open.map(|tap| tap.into_file().into())))
     }

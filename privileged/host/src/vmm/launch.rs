@@ -33,6 +33,8 @@ const JAILER_LIMIT: Duration = Duration::from_secs(30);
 const RUN: &str = "run the jailer for";
 /// How long Firecracker may take until it answers; it reads the kernel and the initrd first.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// Between two looks at a process that is to become a machine.
+const STEP: Duration = Duration::from_micros(500);
 /// After this it is asked even if its threads have other names.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a killed process may take to end.
@@ -57,10 +59,8 @@ impl Host {
         let jailer = Executable::open("jailer.binary", &launch.jailer)?;
         let sources = self.open_sources(launch, &firecracker)?;
         self.check_links(launch)?;
-        let old_log = match self.state.look("log_path", &launch.log)? {
-            Some(_) => Some(self.state.open_file("log_path", &launch.log, true)?),
-            None => None,
-        };
+        let open_log = |_| self.state.open_file("log_path", &launch.log, true);
+        let old_log = self.state.look("log_path", &launch.log)?.map(open_log).transpose()?;
         let is_broken =
             self.launched(&launch.id).is_some_and(|launched| launched.running().is_some());
         Refusal::when(is_broken, "vm_id", "a machine of this id runs")?;
@@ -78,7 +78,9 @@ impl Host {
             self.remember(&launch.id, &launched)?;
             wait_for_answer(&process, &root)
                 .map_err(|error| log.failed("start", &launch.id, error))?;
-            u32::try_from(process.pid).during("start", launch.id.as_str())
+            let pid = u32::try_from(process.pid).during("start", launch.id.as_str())?;
+            self.machines().insert(process.pid, process);
+            Ok(pid)
         };
         let started = start();
         started.map_err(|error| match self.tear_down(&launch.id, Some(jail), Some(&launched)) {
@@ -121,6 +123,7 @@ impl Host {
                 return Err(HostError::of("end process", process.pid)("it does not end"));
             }
         }
+        self.machines().retain(|_, machine| machine.is_running());
         if let Some(launched) = launched {
             self.remove_links(launched)?;
         }
@@ -224,7 +227,7 @@ impl Host {
                 _ if Instant::now() > end => {
                     return Err(failed("the process is not the jail's Firecracker"));
                 }
-                _ => process.ends_within(Duration::from_millis(1)),
+                _ => process.ends_within(STEP),
             };
         }
     }
@@ -266,7 +269,7 @@ fn wait_for_answer(process: &Process, root: &OwnedFd) -> Result<(), String> {
         if may_ask && sockets::in_root(root, API_SOCKET).is_some_and(|socket| answers(&socket)) {
             return Ok(());
         }
-        process.ends_within(Duration::from_millis(2));
+        process.ends_within(STEP);
     }
     Err(format!("it does not answer within {} s", ANSWER_LIMIT.as_secs()))
 }

@@ -11,6 +11,8 @@ mod record;
 mod sockets;
 mod staging;
 
+pub(crate) use process::Process;
+
 /// The API socket as Firecracker sees it.
 const API_SOCKET: &str = "/run/firecracker.socket";
 /// The vsock's socket as Firecracker sees it.

@@ -2,10 +2,12 @@
 //! /proc said of a pid is believed only if the pidfd shows afterwards that the process still runs:
 //! until it has ended nobody else has its pid.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use banger_gates::request::Running;
@@ -18,11 +20,12 @@ use rustix::process::PidfdFlags;
 
 use super::cgroup;
 use super::jail::Jail;
+use super::record::Launched;
 use crate::{Host, HostError, Result};
 
 /// A process that is held.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     pub(super) pid: i32,
     /// The pidfd.
     pub(super) descriptor: OwnedFd,
@@ -131,7 +134,7 @@ impl Host {
     /// A link on the way to the socket's directory (refused).
     pub fn process_running(&self, asked: &Running) -> Result<bool> {
         let found = self.behind("api_sock", &asked.api_socket)?;
-        Ok(found.is_some_and(|process| process.pid == asked.pid.get()))
+        Ok(found == Some(asked.pid.get()))
     }
 
     /// The pid of the Firecracker with an API socket.
@@ -140,16 +143,16 @@ impl Host {
     /// A link on the way to the socket's directory (refused); none that runs.
     pub fn find_firecracker_pid(&self, socket: &ManagedPath<Runtime>) -> Result<u32> {
         let found = self.behind("api_sock", socket)?;
-        found.and_then(|process| u32::try_from(process.pid).ok()).ok_or_else(|| {
+        found.and_then(|pid| u32::try_from(pid).ok()).ok_or_else(|| {
             let name = socket.relative().display();
             HostError::of("find the Firecracker behind", name)("none runs with that API socket")
         })
     }
 
-    /// The running Firecracker with an API socket: the record of the jail that the link at that path
-    /// leads to, or of the jail that ever had a link there; where the records are lost, whoever
-    /// executes what lies in that jail.
-    fn behind(&self, parameter: Name, socket: &ManagedPath<Runtime>) -> Result<Option<Process>> {
+    /// The pid of the running Firecracker with an API socket: the record of the jail that the link at
+    /// that path leads to, or of the jail that ever had a link there; where the records are lost,
+    /// whoever executes what lies in that jail.
+    fn behind(&self, parameter: Name, socket: &ManagedPath<Runtime>) -> Result<Option<i32>> {
         let id = self.jail_behind(parameter, socket)?;
         let named = id.as_ref().and_then(|id| self.launched(id));
         let named = named.filter(|launched| launched.has_link(socket.relative()));
@@ -158,9 +161,23 @@ impl Host {
             all.find(|launched| launched.has_link(socket.relative()))
         });
         if let Some(launched) = launched {
-            return Ok(launched.running());
+            return Ok(self.running_pid(&launched));
         }
-        Ok(id.and_then(|id| self.in_jail(&id)))
+        Ok(id.and_then(|id| self.in_jail(&id)).map(|process| process.pid))
+    }
+
+    /// The machines that this helper launched and that are not cleaned up, by their pids.
+    pub(super) fn machines(&self) -> MutexGuard<'_, BTreeMap<i32, Process>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One that this helper launched is held already, which spares a look at /proc.
+    fn running_pid(&self, launched: &Launched) -> Option<i32> {
+        let known = launched.process?;
+        let machines = self.machines();
+        let held = machines.get(&known.pid).filter(|held| held.start_time == known.start_time);
+        let runs = held.map_or_else(|| launched.running().is_some(), Process::is_running);
+        runs.then_some(known.pid)
     }
 
     /// Whoever executes what lies in a jail.
@@ -187,7 +204,7 @@ impl Host {
         if !process.is_of(owner.uid()) {
             return Err(no("a process of another user"));
         }
-        let is_recorded = |launched: &super::record::Launched| {
+        let is_recorded = |launched: &Launched| {
             let identity = launched.process;
             identity.is_some_and(|it| (it.pid, it.start_time) == (process.pid, process.start_time))
         };

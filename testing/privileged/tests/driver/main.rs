@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use banger_helper_client::HelperClient;
-use banger_privileged_tests::OWNER;
 use banger_privileged_tests::running::RunningHelper;
-use banger_privileged_tests::vmm::{install, programs, set_mode};
+use banger_privileged_tests::vmm::{programs, put_programs, set_mode};
+use banger_privileged_tests::{OWNER, enter_own_mounts};
 use banger_vmm::firecracker::FirecrackerVmm;
 use banger_vmm::probe::AccelerationChoice;
 
@@ -41,7 +41,9 @@ fn as_owner(test: &str) -> Option<Owner> {
         let driver = FirecrackerVmm::new(HelperClient::new(socket), jails, choice);
         return Some(Owner { state: place.join("state"), runtime: place.join("runtime"), driver });
     }
-    install(&programs()?);
+    let programs = programs()?;
+    enter_own_mounts();
+    put_programs(&programs);
     let helper = RunningHelper::start();
     let directories = &helper.directories;
     // The owner may not be able to reach the folder that it was built in.

@@ -1,5 +1,6 @@
 //! Peers that are slow, many, deaf, or all at once.
 
+use banger_harness::Process;
 use banger_helper_api::Method;
 use banger_privileged_tests::running::{Peer, RunningHelper, request};
 use serde_json::json;
@@ -109,4 +110,26 @@ fn sixteen_at_once_make_and_end_taps_and_leave_none() {
     });
     assert_answers(&helper);
     assert_eq!(before, Snapshot::take(&helper.directories, helper.pid()));
+}
+
+#[test]
+fn long_frames_on_many_connections_are_not_kept_in_memory() {
+    if is_not_root() {
+        return;
+    }
+    enter_own_world();
+    let helper = RunningHelper::start();
+    let process = Process { pid: helper.pid(), command: String::new() };
+    let file = json!({"guest_path": "/x", "data": "A".repeat(2 << 20)});
+    let params = json!({"image_path": "/etc/passwd", "files": [file]});
+    let line = request(Method::WriteExt4Files, &params);
+    let before = process.resident().unwrap();
+    let mut peers: Vec<Peer> = (0..16).map(|_| helper.connect()).collect();
+    for _ in 0..2 {
+        for peer in &mut peers {
+            assert_eq!(peer.ask(&line).expect("an answer")["ok"], false);
+        }
+    }
+    let grown = process.resident().unwrap().saturating_sub(before);
+    assert!(grown < 4 << 20, "{before} bytes and {grown} more");
 }
