@@ -41,8 +41,15 @@ const RUNNING: &str = "/data/.running";
 pub const INSIDE: &str = "BANGER_KVM_HOST";
 /// How long a test may take whose name begins so; the first that fits. Five to ten times what it
 /// takes on a quiet machine: nested guests run under two translators.
-const LIMITS: [(&str, Duration); 2] =
-    [("nested::", Duration::from_secs(300)), ("", Duration::from_secs(90))];
+const LIMITS: [(&str, Duration); 4] = [
+    ("nested::", Duration::from_secs(300)),
+    ("installed::", Duration::from_secs(400)),
+    ("removal::", Duration::from_secs(300)),
+    ("", Duration::from_secs(90)),
+];
+/// How many rounds the races have; passed on, and then each test may take as long as it needs.
+const ROUNDS: &str = "BANGER_RACE_ROUNDS";
+const LONG: Duration = Duration::from_secs(3600);
 
 /// How long a small tool in the machine may take.
 const MOMENT: Duration = Duration::from_secs(60);
@@ -305,12 +312,17 @@ fn strip(program: &Path, folder: &Path) -> Result<PathBuf> {
 /// Runs one test and looks at what it left.
 async fn one(client: &AgentClient, name: &str, before: &Inventory) -> Result<Case> {
     let limit = LIMITS.iter().find(|(prefix, _)| name.starts_with(prefix));
-    let limit = limit.map_or(Duration::from_secs(90), |(_, limit)| *limit);
+    let mut limit = limit.map_or(Duration::from_secs(90), |(_, limit)| *limit);
     let started = Instant::now();
-    let command = Command::new([&format!("{FOLDER}/{PROGRAM}"), "--exact", name, "--nocapture"])?
-        .folder(FOLDER)?
-        .variable(INSIDE, FOLDER)?
-        .variable("RUST_BACKTRACE", "1")?;
+    let mut command =
+        Command::new([&format!("{FOLDER}/{PROGRAM}"), "--exact", name, "--nocapture"])?
+            .folder(FOLDER)?
+            .variable(INSIDE, FOLDER)?
+            .variable("RUST_BACKTRACE", "1")?;
+    if let Ok(rounds) = std::env::var(ROUNDS) {
+        command = command.variable(ROUNDS, &rounds)?;
+        limit = LONG;
+    }
     let (output, status) = command.collect(client, limit).await?;
     let seconds = started.elapsed().as_secs_f64();
     let mut failure = match status {

@@ -8,11 +8,15 @@ mod device_mapper;
 mod disk;
 mod dns;
 mod firecracker;
+mod installation;
+mod installed;
 mod jail_cgroup;
 mod machine;
 mod nested;
 mod privileged_disk;
+mod removal;
 mod resolver_routing;
+mod snapshot_race;
 mod system;
 mod tool;
 
