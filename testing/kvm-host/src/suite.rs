@@ -18,6 +18,7 @@ use banger_image::{AgentBinary, CancelFlag, KernelStore, NewKernel, NoProgress, 
 use crate::cache::{Cache, Key};
 use crate::host_image;
 use crate::inventory::Inventory;
+use crate::keeper::Kept;
 use crate::machine::agent;
 use crate::session::{Command, Put, put};
 use crate::{host, note, vmm_binaries};
@@ -121,15 +122,16 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
         note("a run of tests was ended in the middle; the machine starts afresh");
         (client, before) = afresh(cache, &program, &binaries).await?;
     }
+    let kept = Kept::of(cache);
     let mut cases = Vec::new();
     for name in &names {
-        let mut case = one(&client, name, &before).await?;
+        let mut case = kept.during(one(&client, name, &before)).await?;
         tell(&case);
         // What a failed test left is no other test's failure, nor that of its own second try.
         if case.failure.is_some() {
             (client, before) = afresh(cache, &program, &binaries).await?;
             let first = case;
-            case = one(&client, name, &before).await?;
+            case = kept.during(one(&client, name, &before)).await?;
             tell(&case);
             case.first_failure = first.failure;
             case.output = first.output + &case.output;
