@@ -18,6 +18,7 @@ use banger_image::{AgentBinary, CancelFlag, KernelStore, NewKernel, NoProgress, 
 use crate::cache::{Cache, Key};
 use crate::host_image;
 use crate::inventory::Inventory;
+use crate::keeper::Kept;
 use crate::machine::agent;
 use crate::session::{Command, Put, put};
 use crate::{host, note, vmm_binaries};
@@ -41,11 +42,16 @@ const RUNNING: &str = "/data/.running";
 pub const INSIDE: &str = "BANGER_KVM_HOST";
 /// How long a test may take whose name begins so; the first that fits. Five to ten times what it
 /// takes on a quiet machine: nested guests run under two translators.
-const LIMITS: [(&str, Duration); 3] = [
+const LIMITS: [(&str, Duration); 5] = [
     ("nested::", Duration::from_secs(300)),
+    ("installed::", Duration::from_secs(400)),
     ("machines::", Duration::from_secs(300)),
+    ("removal::", Duration::from_secs(300)),
     ("", Duration::from_secs(90)),
 ];
+/// How many rounds the races have; passed on, and then each test may take as long as it needs.
+const ROUNDS: &str = "BANGER_RACE_ROUNDS";
+const LONG: Duration = Duration::from_secs(3600);
 
 /// A root file system of a busybox, to import.
 const BUSYBOX: &str = "busybox.tar";
@@ -121,15 +127,16 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
         note("a run of tests was ended in the middle; the machine starts afresh");
         (client, before) = afresh(cache, &program, &binaries).await?;
     }
+    let kept = Kept::of(cache);
     let mut cases = Vec::new();
     for name in &names {
-        let mut case = one(&client, name, &before).await?;
+        let mut case = kept.during(one(&client, name, &before)).await?;
         tell(&case);
         // What a failed test left is no other test's failure, nor that of its own second try.
         if case.failure.is_some() {
             (client, before) = afresh(cache, &program, &binaries).await?;
             let first = case;
-            case = one(&client, name, &before).await?;
+            case = kept.during(one(&client, name, &before)).await?;
             tell(&case);
             case.first_failure = first.failure;
             case.output = first.output + &case.output;
@@ -322,12 +329,17 @@ fn strip(program: &Path, folder: &Path) -> Result<PathBuf> {
 /// Runs one test and looks at what it left.
 async fn one(client: &AgentClient, name: &str, before: &Inventory) -> Result<Case> {
     let limit = LIMITS.iter().find(|(prefix, _)| name.starts_with(prefix));
-    let limit = limit.map_or(Duration::from_secs(90), |(_, limit)| *limit);
+    let mut limit = limit.map_or(Duration::from_secs(90), |(_, limit)| *limit);
     let started = Instant::now();
-    let command = Command::new([&format!("{FOLDER}/{PROGRAM}"), "--exact", name, "--nocapture"])?
-        .folder(FOLDER)?
-        .variable(INSIDE, FOLDER)?
-        .variable("RUST_BACKTRACE", "1")?;
+    let mut command =
+        Command::new([&format!("{FOLDER}/{PROGRAM}"), "--exact", name, "--nocapture"])?
+            .folder(FOLDER)?
+            .variable(INSIDE, FOLDER)?
+            .variable("RUST_BACKTRACE", "1")?;
+    if let Ok(rounds) = std::env::var(ROUNDS) {
+        command = command.variable(ROUNDS, &rounds)?;
+        limit = LONG;
+    }
     let (output, status) = command.collect(client, limit).await?;
     let seconds = started.elapsed().as_secs_f64();
     let mut failure = match status {

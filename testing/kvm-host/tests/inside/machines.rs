@@ -1,31 +1,21 @@
 //! Firecracker machines of the installed banger: its own command line, its two services, real
 //! guests.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::Inside;
-use crate::system::{Installed, OWNER, banger_as, main_pid, said, wait_until};
+use crate::installation::{Installed, OWNER, banger_as, main_pid, said, wait_until};
 use crate::tool::run;
-
-/// Where the helper looks for Firecracker.
-const PROGRAMS: &str = "/usr/local/bin";
 
 /// An installation with Firecracker, a kernel and an image; undone when dropped.
 struct Ready {
     _installed: Installed,
-    programs: Vec<PathBuf>,
 }
 
 impl Ready {
     fn new(inside: &Inside) -> Self {
-        let installed = Installed::new(inside);
-        let mut ready = Self { _installed: installed, programs: Vec::new() };
-        for name in ["firecracker", "jailer"] {
-            let to = Path::new(PROGRAMS).join(name);
-            run("install", ["-m755", text(&inside.data.join(name)), text(&to)]);
-            ready.programs.push(to);
-        }
+        let ready = Self { _installed: Installed::with_firecracker(inside) };
         let kernels = "/var/lib/banger/kernels";
         run("cp", ["-r", "-T", text(&inside.data.join("kernels")), kernels]);
         run("chown", ["-R", &format!("{OWNER}:"), kernels]);
@@ -45,9 +35,6 @@ impl Drop for Ready {
         let list: Vec<serde_json::Value> = serde_json::from_slice(&list).unwrap_or_default();
         for name in list.iter().filter_map(|vm| vm["name"].as_str()) {
             let _ = banger_as(OWNER, &["vm", "delete", name]);
-        }
-        for program in &self.programs {
-            let _ = std::fs::remove_file(program);
         }
     }
 }

@@ -8,12 +8,16 @@ mod device_mapper;
 mod disk;
 mod dns;
 mod firecracker;
+mod installation;
+mod installed;
 mod jail_cgroup;
 mod machine;
 mod machines;
 mod nested;
 mod privileged_disk;
+mod removal;
 mod resolver_routing;
+mod snapshot_race;
 mod system;
 mod tool;
 
