@@ -86,19 +86,19 @@ fn a_firecracker_machine_lives_and_outlives_both_services() {
 
     // Both services end in every way, and the machine does not notice.
     let restart = || run("systemctl", ["restart", "bangerd.service", "bangerd-root.service"]);
-    let kill = |unit: &str| {
-        let before = main_pid(unit);
-        run("systemctl", ["kill", "--signal=KILL", "--kill-whom=main", unit]);
-        wait_until("the unit comes back", || ![before.as_str(), "0"].contains(&&*main_pid(unit)));
+    let kill = |units: &[&str]| {
+        let pids = || units.iter().map(|unit| main_pid(unit)).collect::<Vec<_>>();
+        let before = pids();
+        run("systemctl", [&["kill", "--signal=KILL", "--kill-whom=main"][..], units].concat());
+        let is_back = |(now, before): (&String, &String)| now != "0" && now != before;
+        wait_until("the units come back", || pids().iter().zip(&before).all(is_back));
     };
-    let kill_both = || {
-        kill("bangerd-root.service");
-        kill("bangerd.service");
-    };
-    let acts: [&dyn Fn(); 4] =
-        [&|| kill("bangerd.service"), &|| kill("bangerd-root.service"), &kill_both, &|| {
-            drop(restart())
-        }];
+    let acts: [&dyn Fn(); 4] = [
+        &|| kill(&["bangerd.service"]),
+        &|| kill(&["bangerd-root.service"]),
+        &|| kill(&["bangerd.service", "bangerd-root.service"]),
+        &|| drop(restart()),
+    ];
     for (number, act) in acts.iter().enumerate() {
         act();
         wait_until("the daemon answers", || banger_as(OWNER, &["vm", "list"]).status.success());
