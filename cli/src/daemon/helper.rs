@@ -18,7 +18,7 @@ const INSTALLED: &str = "/usr/local/lib/banger/bangerd-root";
 /// directory's device and inode.
 const RUNTIME: &str = "/run/banger-root";
 /// The jails of all direct daemons; ids of VMs are unique.
-const JAILS: &str = "/var/lib/banger-root/jail-direct";
+pub const JAILS: &str = "/var/lib/banger-root/jail-direct";
 /// What the helpers of direct mode did, one line of JSON a call.
 const LOG: &str = "/var/lib/banger-root/direct.log";
 /// The log's size at which it becomes the old one.

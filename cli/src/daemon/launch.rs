@@ -155,6 +155,7 @@ fn become_daemon(arguments: &LaunchArgs) -> Result<std::convert::Infallible, Cli
     ];
     if let Some(socket) = helper_socket {
         argv.extend([OsString::from("--helper-socket"), socket.into()]);
+        argv.extend([OsString::from("--jail-dir"), helper::JAILS.into()]);
     }
     let mut environment =
         vec![OsString::from(PATH), OsString::from(LANG), OsString::from(ALLOCATOR)];

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use banger_agent_api::{BootConfig, MachineEnd};
 use banger_guest_sys::first_realtime_signal;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, Signal};
@@ -9,18 +10,24 @@ use rustix::system::RebootCommand;
 
 use crate::console;
 
-/// What systemd understands as "power off", and the supervisor as PID 1 too (systemd(1),
-/// SIGRTMIN+4).
-pub(crate) fn power_off_signal() -> i32 {
-    first_realtime_signal() + 4
+/// Whether this machine ends by a restart, as the host said: it has no power switch.
+pub(crate) fn ends_by_restart() -> bool {
+    let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    BootConfig::parse(&line).is_ok_and(|config| config.end == MachineEnd::Restart)
 }
 
-/// Returns whether PID 1 takes the signal of [`power_off_signal`]: it has a handler for it, or
+/// What ends the machine, for systemd, and for the supervisor as PID 1 too (systemd(1): SIGRTMIN+4
+/// powers off, SIGRTMIN+5 restarts).
+pub(crate) fn end_signal() -> i32 {
+    first_realtime_signal() + if ends_by_restart() { 5 } else { 4 }
+}
+
+/// Returns whether PID 1 takes the signal of [`end_signal`]: it has a handler for it, or
 /// blocks it to read it from a descriptor as systemd does (proc_pid_status(5), SigCgt and SigBlk).
 /// Says nothing about a process in sigtimedwait(2), which shows neither while it waits.
 pub(crate) fn init_listens() -> bool {
     let status = std::fs::read_to_string("/proc/1/status").unwrap_or_default();
-    takes_signal(&status, power_off_signal())
+    takes_signal(&status, end_signal())
 }
 
 fn takes_signal(status: &str, signal: i32) -> bool {
@@ -69,8 +76,35 @@ pub(crate) fn power_off() -> ! {
             }
         }
     }
+    end()
+}
+
+/// Where systemd-shutdown(8) looks for a program that takes over when it has ended everything and
+/// unmounted what it could (bootup(7), "System Manager Shutdown").
+const LAST_PROGRAM: &str = "/run/initramfs/shutdown";
+/// Its name when it is executed, from the directory that has become the root.
+pub(crate) const LAST_PROGRAM_NAME: &str = "/shutdown";
+
+/// Has systemd end the machine by us: told to power off, it would halt one that has no power switch,
+/// whose VMM would then stay for ever.
+pub(crate) fn take_over_from_systemd() {
+    if !ends_by_restart() {
+        return;
+    }
+    // The initrd's own file system is out of sight; this process outlives systemd's killing.
+    let program = format!("/proc/{}/exe", std::process::id());
+    let made = std::fs::create_dir_all("/run/initramfs")
+        .and_then(|()| std::os::unix::fs::symlink(program, LAST_PROGRAM));
+    if let Err(error) = made {
+        console::error(&format!("cannot make {LAST_PROGRAM}: {error}"));
+    }
+}
+
+/// Ends the machine, whose disks are clean.
+pub(crate) fn end() -> ! {
     rustix::fs::sync();
-    let result = rustix::system::reboot(RebootCommand::PowerOff);
+    let command = if ends_by_restart() { RebootCommand::Restart } else { RebootCommand::PowerOff };
+    let result = rustix::system::reboot(command);
     loop {
         if let Err(error) = result {
             console::error(&format!("cannot power off: {error}"));

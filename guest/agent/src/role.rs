@@ -3,7 +3,7 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
-use crate::{boot, console, serve, supervise};
+use crate::{boot, console, power, serve, supervise};
 
 /// What a process of the agent does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub enum Role {
     Supervisor,
     /// Answers the host.
     Server,
+    /// Ends the machine when systemd has ended everything else; PID 1 again.
+    Last,
 }
 
 impl Role {
@@ -25,6 +27,7 @@ impl Role {
             Self::Late => "late",
             Self::Supervisor => "supervisor",
             Self::Server => "server",
+            Self::Last => "last",
         }
     }
 
@@ -35,6 +38,7 @@ impl Role {
             Self::Late => "@banger-late",
             Self::Supervisor => "@banger-supervisor",
             Self::Server => "@banger-agent",
+            Self::Last => power::LAST_PROGRAM_NAME,
         }
     }
 
@@ -54,7 +58,9 @@ impl Role {
 
     fn of_this_process() -> Option<Self> {
         let mut args = std::env::args_os();
-        args.next();
+        if args.next().is_some_and(|name| name == power::LAST_PROGRAM_NAME) {
+            return Some(Self::Last);
+        }
         let first = args.next();
         let named = [Self::Late, Self::Supervisor, Self::Server]
             .into_iter()
@@ -83,5 +89,6 @@ pub fn run() -> ExitCode {
         Role::Late => boot::run_late(),
         Role::Supervisor => supervise::run(supervise::Duty::Beside),
         Role::Server => serve::run(),
+        Role::Last => power::end(),
     }
 }

@@ -35,8 +35,8 @@ pub(crate) fn run(duty: Duty) -> ExitCode {
         Signal::TERM.as_raw(),
         Signal::INT.as_raw(),
         Signal::HUP.as_raw(),
-        power::power_off_signal(),
-        // systemd(1): SIGRTMIN+5 reboots; the machine ends either way, the host starts it again.
+        // systemd(1): one powers off, the other restarts; the machine ends either way.
+        first_realtime_signal() + 4,
         first_realtime_signal() + 5,
     ];
     let set = match SignalSet::block(&signals) {
@@ -46,6 +46,9 @@ pub(crate) fn run(duty: Duty) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if duty == Duty::Beside {
+        power::take_over_from_systemd();
+    }
     let mut server = Server::default();
     loop {
         // First, for what ended while signals were not blocked yet.

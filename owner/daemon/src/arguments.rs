@@ -35,6 +35,10 @@ pub struct Arguments {
     #[arg(long, value_name = "SOCKET")]
     pub helper_socket: Option<PathBuf>,
 
+    /// The directory in which the root helper makes jails
+    #[arg(long, value_name = "DIR", requires = "helper_socket")]
+    pub jail_dir: Option<PathBuf>,
+
     /// Which build this is, for a client that wants to replace another one
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub build_id: String,

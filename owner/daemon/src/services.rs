@@ -10,6 +10,7 @@ use banger_engine::{Engine, EngineConfig, Faults, LinuxHost, Operations, Reconci
 use banger_guest_client::{BoxedStream, ChannelError};
 use banger_store::StateLock;
 use banger_types::VmReference;
+use banger_vmm::firecracker::FirecrackerVmm;
 use banger_vmm::probe::AccelerationChoice;
 use banger_vmm::qemu::QemuVmm;
 
@@ -27,6 +28,7 @@ pub struct Services {
     artifacts: ArtifactStores,
     importer: Importer,
     acceleration: AccelerationChoice,
+    firecracker: Option<FirecrackerVmm>,
     notices: Notices,
 }
 
@@ -45,9 +47,13 @@ impl Services {
         directories: &Directories,
         lock: StateLock,
         acceleration: AccelerationChoice,
+        firecracker: Option<FirecrackerVmm>,
     ) -> Result<Self, StartError> {
         let artifacts = ArtifactStores::open(directories)?;
-        let vmms: Vec<Arc<dyn Vmm>> = vec![Arc::new(QemuVmm::new(acceleration))];
+        let mut vmms: Vec<Arc<dyn Vmm>> = vec![Arc::new(QemuVmm::new(acceleration))];
+        if let Some(driver) = &firecracker {
+            vmms.push(Arc::new(driver.clone()));
+        }
         let config = EngineConfig {
             runtime_dir: directories.runtime.clone(),
             vmms,
@@ -77,7 +83,7 @@ impl Services {
             directories.state.clone(),
         );
         let notices = Notices { store, reconciled };
-        Ok(Self { engine, artifacts, importer, acceleration, notices })
+        Ok(Self { engine, artifacts, importer, acceleration, firecracker, notices })
     }
 
     /// Returns whether anything runs that the daemon must stay for.
@@ -118,6 +124,11 @@ impl Services {
     /// Returns how the user wants guest instructions to run.
     pub const fn acceleration(&self) -> AccelerationChoice {
         self.acceleration
+    }
+
+    /// Returns the Firecracker driver, where there is a root helper.
+    pub const fn firecracker(&self) -> Option<&FirecrackerVmm> {
+        self.firecracker.as_ref()
     }
 
     /// Returns what the daemon's start had to say.

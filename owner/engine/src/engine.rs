@@ -339,7 +339,11 @@ impl Engine {
             ephemeral: record.lease.is_some(),
             runtime: record.running.as_ref().map(crate::record::Running::shown),
             disks: self.show_disks(record).await,
-            network: "user".to_owned(),
+            // A guest without an address has no card; one that does not run would get the user's.
+            network: match &record.running {
+                Some(running) if running.guest_ip.is_none() => "none".to_owned(),
+                _ => "user".to_owned(),
+            },
             workspace: record.workspace.clone(),
             last_error: record.last_error.clone(),
             created_at: record.created_at,
@@ -358,12 +362,8 @@ impl Engine {
     async fn show_disks(&self, record: &VmRecord) -> Vec<Disk> {
         use std::os::unix::fs::MetadataExt;
         let Some(disks) = &record.disks else { return Vec::new() };
-        let driver = self
-            .shared
-            .vmms
-            .iter()
-            .flat_map(|vmm| vmm.root_disks())
-            .find(|driver| driver.kind() == disks.root.kind);
+        let kind = &disks.root.kind;
+        let driver = self.shared.root_disks().into_iter().find(|driver| driver.kind() == kind);
         let root = match driver {
             Some(driver) => driver.measure(&disks.root).await.ok(),
             None => None,

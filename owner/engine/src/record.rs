@@ -167,6 +167,7 @@ mod tests {
             path: name.into(),
             format: DiskFormat::Raw,
             kind: "raw".to_owned(),
+            base: None,
         };
         Handles {
             vm: VmId::random(),

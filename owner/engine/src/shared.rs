@@ -14,7 +14,7 @@ use crate::admission::memory_room;
 use crate::error::EngineError;
 use crate::fault::Faults;
 use crate::operation::Operations;
-use crate::seams::{Artifacts, HostFacts, Vmm};
+use crate::seams::{Artifacts, HostFacts, RootDisk, Vmm};
 use crate::vm::{Message, View};
 
 /// Deadlines.
@@ -71,6 +71,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Returns every kind of root disk that some VMM boots from, once.
+    pub(crate) fn root_disks(&self) -> Vec<Arc<dyn RootDisk>> {
+        let mut disks: Vec<Arc<dyn RootDisk>> = Vec::new();
+        for disk in self.vmms.iter().flat_map(|vmm| vmm.root_disks()) {
+            if disks.iter().all(|known| known.kind() != disk.kind()) {
+                disks.push(disk);
+            }
+        }
+        disks
+    }
+
     pub(crate) fn new(config: crate::engine::EngineConfig, store: Store) -> Self {
         Self {
             vms_dir: store.vms_dir(),

@@ -46,6 +46,8 @@ steps! {
     BuildInitrd "build_initrd" "building the initial RAM disk",
     /// Make the directory of the VM's sockets.
     CreateRuntimeDirectory "create_runtime_directory" "making the runtime directory",
+    /// Make what the VMM opens of the root disk.
+    AttachRootDisk "attach_root_disk" "attaching the root disk",
     /// Start the VMM with its CPUs held.
     LaunchVmm "launch_vmm" "starting the VMM",
     /// Write the VMM's identity down.
@@ -62,6 +64,8 @@ steps! {
     StopGuest "stop_guest" "waiting for the guest to power off",
     /// End the VMM.
     EndVmm "end_vmm" "ending the VMM",
+    /// End what the VMM opened of the root disk.
+    DetachRootDisk "detach_root_disk" "detaching the root disk",
     /// Remove sockets and handles.
     CleanRuntime "clean_runtime" "removing the runtime directory",
     /// Remove the disks.

@@ -1,13 +1,18 @@
-//! VMM drivers and root disks: the engine's seams to the host, for QEMU.
+//! VMM drivers and root disks: the engine's seams to the host.
 //!
-//! - [`qemu`]: the driver behind the engine's `Vmm` seam;
-//! - [`disk`]: the root disks behind its `RootDisk` seam;
+//! - [`firecracker`]: the driver of Firecracker, jailed by the root helper;
+//! - [`qemu`]: the driver of QEMU;
+//! - [`disk`]: the root disks;
 //! - [`probe`]: how guest instructions can run on this host, and why.
 //!
 //! All of it runs as the daemon's unprivileged user.
 #![forbid(unsafe_code)]
 
+pub mod console_log;
 pub mod disk;
+pub mod firecracker;
 mod held;
+mod known_version;
 pub mod probe;
 pub mod qemu;
+mod task;

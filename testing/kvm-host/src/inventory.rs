@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use banger_guest_client::AgentClient;
 
-use crate::session::Command;
+use crate::session::{Command, MARK};
 
 /// The script that lists it all; its lines are compared as they are.
 const SCRIPT: &str = include_str!("../host/inventory");
@@ -51,11 +51,16 @@ impl Inventory {
         self.0.iter().filter(more).map(|(line, _)| line.clone()).collect()
     }
 
+    /// Looks once at what has come since, but for others' commands.
+    pub async fn new_ones(&self, client: &AgentClient) -> Result<Vec<String>> {
+        without_commands(client, Self::take(client).await?.beyond(self)).await
+    }
+
     /// Looks until nothing is left of what has come since, or long enough; returns what is left.
     pub async fn leftovers(&self, client: &AgentClient) -> Result<Vec<String>> {
         let mut look = 1;
         loop {
-            let left = Self::take(client).await?.beyond(self);
+            let left = self.new_ones(client).await?;
             if left.is_empty() || look == LOOKS {
                 return Ok(left);
             }
@@ -63,6 +68,25 @@ impl Inventory {
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
+
+/// Leaves out the processes of another's `run` or `shell`, which goes on beside the tests.
+async fn without_commands(client: &AgentClient, left: Vec<String>) -> Result<Vec<String>> {
+    let pid = |line: &str| Some(line.strip_prefix("process ")?.split_once(' ')?.0.to_owned());
+    let files: Vec<String> =
+        left.iter().filter_map(|line| Some(format!("/proc/{}/environ", pid(line)?))).collect();
+    if files.is_empty() {
+        return Ok(left);
+    }
+    let mark = format!("^{MARK}=");
+    let words = ["/bin/grep", "-lzs", &mark].into_iter().chain(files.iter().map(String::as_str));
+    // Its exit code tells whether there is one; a process may have ended meanwhile.
+    let (output, _) = Command::new(words)?.collect(client, PATIENCE).await?;
+    let text = String::from_utf8_lossy(&output).into_owned();
+    let is_marked = |line: &String| {
+        pid(line).is_some_and(|pid| text.lines().any(|it| it == format!("/proc/{pid}/environ")))
+    };
+    Ok(left.into_iter().filter(|line| !is_marked(line)).collect())
 }
 
 #[cfg(test)]

@@ -263,6 +263,17 @@ impl Kept {
         }
     }
 
+    /// Does work in the machine; its failure says so where that has ended meanwhile.
+    pub async fn during<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        match work.await {
+            // Who is about to end it answers no more, or not any more with a key.
+            Err(error) if self.info().await.is_none() => {
+                Err(error.context("the KVM host was stopped meanwhile, by another command"))
+            }
+            result => result,
+        }
+    }
+
     /// Makes calls to the machine's agent.
     #[must_use]
     pub fn client(&self) -> AgentClient {

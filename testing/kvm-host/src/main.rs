@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use banger_guest_client::AgentClient;
 use banger_kvm_host::cache::Cache;
 use banger_kvm_host::session::{self, Get, Put};
 use banger_kvm_host::{host, keeper, note, suite, vmm_binaries};
@@ -74,23 +75,15 @@ async fn run(action: Action) -> Result<ExitCode> {
             host::boot(&cache).await?;
         }
         Action::Run { put, get, user, command } => {
-            let client = host::find_or_boot(&cache).await?.client();
-            session::put(&client, &put).await?;
-            let command = session::Command::new(command)?.user(user.as_deref())?;
-            let status = command.run(&client).await?;
-            for file in &get {
-                match session::get(&client, file).await {
-                    // The command failed, so it may well not have made its file.
-                    Err(error) if status.shell_code() != 0 => note(format_args!("{error:#}")),
-                    result => result?,
-                }
-            }
-            return Ok(ExitCode::from(status.shell_code()));
+            let kept = host::find_or_boot(&cache).await?;
+            let code = kept.during(run_one(&kept.client(), put, get, user, command)).await?;
+            return Ok(ExitCode::from(code));
         }
         Action::Test(options) => return suite::run(&cache, &options).await,
         Action::Shell => {
-            let client = host::find_or_boot(&cache).await?.client();
-            let status = session::Command::new(["/bin/bash", "-l"])?.terminal(&client).await?;
+            let kept = host::find_or_boot(&cache).await?;
+            let shell = session::Command::new(["/bin/bash", "-l"])?;
+            let status = kept.during(shell.terminal(&kept.client())).await?;
             return Ok(ExitCode::from(status.shell_code()));
         }
         Action::Stop { forget } => {
@@ -103,6 +96,27 @@ async fn run(action: Action) -> Result<ExitCode> {
         Action::Keep => keeper::keep().await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a command between sending and fetching files, and returns its exit code.
+async fn run_one(
+    client: &AgentClient,
+    put: Vec<Put>,
+    get: Vec<Get>,
+    user: Option<String>,
+    command: Vec<std::ffi::OsString>,
+) -> Result<u8> {
+    session::put(client, &put).await?;
+    let command = session::Command::new(command)?.user(user.as_deref())?;
+    let status = command.run(client).await?;
+    for file in &get {
+        match session::get(client, file).await {
+            // The command failed, so it may well not have made its file.
+            Err(error) if status.shell_code() != 0 => note(format_args!("{error:#}")),
+            result => result?,
+        }
+    }
+    Ok(status.shell_code())
 }
 
 fn say(line: impl std::fmt::Display) -> Result<()> {

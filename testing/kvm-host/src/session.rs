@@ -13,6 +13,8 @@ use banger_guest_client::{AgentClient, ExecEvent, ExecEvents, ExecStdin};
 use rustix::termios::{OptionalActions, Termios};
 use tokio::sync::mpsc;
 
+/// A variable of the processes of `run` and `shell`: tests that run beside them did not start them.
+pub const MARK: &str = "BANGER_KVM_HOST_COMMAND";
 /// Most bytes that are fetched at once.
 const MOST_FETCHED: u64 = 4 << 30;
 
@@ -92,11 +94,12 @@ impl Command {
     }
 
     /// Runs it with this process's input and output, until its end.
-    pub async fn run(mut self, client: &AgentClient) -> Result<ExitStatus> {
+    pub async fn run(self, client: &AgentClient) -> Result<ExitStatus> {
+        let mut marked = self.variable(MARK, "1")?;
         // At a terminal there is nobody who would end the input; `shell` is for people.
         let input = !std::io::stdin().is_terminal();
-        self.call.stdin = input;
-        let (stdin, mut events, _control) = client.exec(self.call).await?.split();
+        marked.call.stdin = input;
+        let (stdin, mut events, _control) = client.exec(marked.call).await?.split();
         let sender = input.then(|| tokio::spawn(send_input(stdin)));
         let status = relay(&mut events).await;
         if let Some(sender) = sender {
@@ -133,7 +136,8 @@ impl Command {
     }
 
     /// Runs it on a terminal of the machine, joined to this process's own.
-    pub async fn terminal(mut self, client: &AgentClient) -> Result<ExitStatus> {
+    pub async fn terminal(self, client: &AgentClient) -> Result<ExitStatus> {
+        let mut marked = self.variable(MARK, "1")?;
         let own = std::io::stdin();
         ensure!(own.is_terminal(), "a shell needs a terminal; `run` does not");
         let size = || -> WindowSize {
@@ -144,9 +148,9 @@ impl Command {
             })
         };
         let term = std::env::var("TERM").ok().and_then(|term| Argument::new(term).ok());
-        self.call.pty = Some(PtyCall { size: size(), term });
-        self.call.stdin = true;
-        let (stdin, mut events, control) = client.exec(self.call).await?.split();
+        marked.call.pty = Some(PtyCall { size: size(), term });
+        marked.call.stdin = true;
+        let (stdin, mut events, control) = client.exec(marked.call).await?.split();
         let raw = RawTerminal::enter()?;
         let sender = tokio::spawn(send_input(stdin));
         let mut resized =
@@ -169,8 +173,7 @@ impl Command {
 
 /// Writes a command's output to this process's, until it ends.
 async fn relay(events: &mut ExecEvents) -> Result<ExitStatus> {
-    const LOST: &str = "lost the command; the KVM host may have been stopped meanwhile";
-    while let Some(event) = events.next().await.context(LOST)? {
+    while let Some(event) = events.next().await.context("lost the command")? {
         match event {
             ExecEvent::Stdout(bytes) => write(std::io::stdout().lock(), &bytes)?,
             ExecEvent::Stderr(bytes) => write(std::io::stderr().lock(), &bytes)?,

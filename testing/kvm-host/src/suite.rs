@@ -18,6 +18,7 @@ use banger_image::{AgentBinary, CancelFlag, KernelStore, NewKernel, NoProgress, 
 use crate::cache::{Cache, Key};
 use crate::host_image;
 use crate::inventory::Inventory;
+use crate::keeper::Kept;
 use crate::machine::agent;
 use crate::session::{Command, Put, put};
 use crate::{host, note, vmm_binaries};
@@ -41,9 +42,21 @@ const RUNNING: &str = "/data/.running";
 pub const INSIDE: &str = "BANGER_KVM_HOST";
 /// How long a test may take whose name begins so; the first that fits. Five to ten times what it
 /// takes on a quiet machine: nested guests run under two translators.
-const LIMITS: [(&str, Duration); 2] =
-    [("nested::", Duration::from_secs(300)), ("", Duration::from_secs(90))];
+const LIMITS: [(&str, Duration); 5] = [
+    ("nested::", Duration::from_secs(300)),
+    ("installed::", Duration::from_secs(400)),
+    ("machines::", Duration::from_secs(300)),
+    ("removal::", Duration::from_secs(300)),
+    ("", Duration::from_secs(90)),
+];
+/// How many rounds the races have; passed on, and then each test may take as long as it needs.
+const ROUNDS: &str = "BANGER_RACE_ROUNDS";
+const LONG: Duration = Duration::from_secs(3600);
 
+/// A root file system of a busybox, to import.
+const BUSYBOX: &str = "busybox.tar";
+/// The folder of the shared kernel, as banger keeps kernels.
+const KERNELS: &str = "kernels";
 /// How long a small tool in the machine may take.
 const MOMENT: Duration = Duration::from_secs(60);
 
@@ -114,15 +127,16 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
         note("a run of tests was ended in the middle; the machine starts afresh");
         (client, before) = afresh(cache, &program, &binaries).await?;
     }
+    let kept = Kept::of(cache);
     let mut cases = Vec::new();
     for name in &names {
-        let mut case = one(&client, name, &before).await?;
+        let mut case = kept.during(one(&client, name, &before)).await?;
         tell(&case);
         // What a failed test left is no other test's failure, nor that of its own second try.
         if case.failure.is_some() {
             (client, before) = afresh(cache, &program, &binaries).await?;
             let first = case;
-            case = one(&client, name, &before).await?;
+            case = kept.during(one(&client, name, &before)).await?;
             tell(&case);
             case.first_failure = first.failure;
             case.output = first.output + &case.output;
@@ -222,6 +236,7 @@ fn names(program: &Path, filter: Option<&str>) -> Result<Vec<String>> {
 /// Sends what is not there yet.
 async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Path) -> Result<()> {
     let machine = host::parts(cache)?;
+    let kernel = machine.vmlinux.parent().context("the kernel lies in a folder")?.to_owned();
     let stripped = tempfile::tempdir().context("make a folder")?;
     let own = stripped.path().join(PROGRAM);
     std::fs::rename(strip(program, stripped.path())?, &own).context("name the test program")?;
@@ -232,6 +247,11 @@ async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Pa
     std::fs::copy(files.pop().context("an initrd")?, &initrd).context("copy the initrd")?;
     files.push(initrd);
     files.extend(own_kernel(stripped.path())?);
+    if let Some(rootfs) = banger_harness::busybox_rootfs() {
+        files.push(stripped.path().join(BUSYBOX));
+        std::fs::write(stripped.path().join(BUSYBOX), rootfs)
+            .context("write a root file system")?;
+    }
     let folder = banger_harness::program_folder();
     for name in PROGRAMS {
         files.push(strip(&folder.join(name), stripped.path())?);
@@ -240,7 +260,10 @@ async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Pa
     for file in &files {
         key = key.with(std::fs::read(file).with_context(|| format!("read {}", file.display()))?);
     }
-    let key = key.name();
+    let manifest = kernel.join("manifest.json");
+    let manifest =
+        std::fs::read(&manifest).with_context(|| format!("read {}", manifest.display()))?;
+    let key = key.with(manifest).name();
     let (mark, _) = Command::new(["/bin/cat", MARK])?.collect(client, MOMENT).await?;
     if String::from_utf8_lossy(&mark).trim() == key {
         return Ok(());
@@ -254,8 +277,9 @@ async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Pa
     let marked = stripped.path().join(".sent");
     std::fs::write(&marked, &key).context("write a mark")?;
     files.push(marked);
-    let files: Vec<Put> =
+    let mut files: Vec<Put> =
         files.into_iter().map(|local| Put { local, remote: FOLDER.to_owned() }).collect();
+    files.push(Put { local: kernel, remote: format!("{FOLDER}/{KERNELS}") });
     put(client, &files).await?;
     note(format_args!("sent the tests in {:.1} s", started.elapsed().as_secs_f64()));
     Ok(())
@@ -305,12 +329,17 @@ fn strip(program: &Path, folder: &Path) -> Result<PathBuf> {
 /// Runs one test and looks at what it left.
 async fn one(client: &AgentClient, name: &str, before: &Inventory) -> Result<Case> {
     let limit = LIMITS.iter().find(|(prefix, _)| name.starts_with(prefix));
-    let limit = limit.map_or(Duration::from_secs(90), |(_, limit)| *limit);
+    let mut limit = limit.map_or(Duration::from_secs(90), |(_, limit)| *limit);
     let started = Instant::now();
-    let command = Command::new([&format!("{FOLDER}/{PROGRAM}"), "--exact", name, "--nocapture"])?
-        .folder(FOLDER)?
-        .variable(INSIDE, FOLDER)?
-        .variable("RUST_BACKTRACE", "1")?;
+    let mut command =
+        Command::new([&format!("{FOLDER}/{PROGRAM}"), "--exact", name, "--nocapture"])?
+            .folder(FOLDER)?
+            .variable(INSIDE, FOLDER)?
+            .variable("RUST_BACKTRACE", "1")?;
+    if let Ok(rounds) = std::env::var(ROUNDS) {
+        command = command.variable(ROUNDS, &rounds)?;
+        limit = LONG;
+    }
     let (output, status) = command.collect(client, limit).await?;
     let seconds = started.elapsed().as_secs_f64();
     let mut failure = match status {

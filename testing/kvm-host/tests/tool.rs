@@ -1,11 +1,17 @@
 //! The tool itself, used as a person uses it, on the machine that the tier's other tests run in.
 #![forbid(unsafe_code)]
 
+use std::ffi::CString;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 
 use banger_harness::{GUEST_DEADLINE, Terminal, skip, wait_for};
+use banger_kvm_host::cache::Cache;
+use banger_kvm_host::inventory::Inventory;
+use banger_kvm_host::session::MARK;
+use rustix::mount::{MountFlags, UnmountFlags};
 
 /// What the tool ends with where a command's own exit code is expected and there is none.
 const TOOL_FAILED: i32 = 125;
@@ -171,4 +177,139 @@ fn two_who_boot_at_once_have_one_machine() {
     }
     let boots = [(); 2].map(|()| run(&["--", "cat", "/proc/sys/kernel/random/boot_id"]).stdout);
     assert!(!boots[0].is_empty() && boots[0] == boots[1], "{boots:?}");
+}
+
+/// A view of the build cache in which this test, and what it starts, sees what was built before,
+/// and nobody else sees what changes: a machine of its own, which others cannot stop.
+struct OwnCache {
+    root: PathBuf,
+    _changes: tempfile::TempDir,
+}
+
+impl OwnCache {
+    /// Makes one, or says why it cannot.
+    fn enter() -> Option<Self> {
+        if !can_run() {
+            return None;
+        }
+        if !banger_harness::is_root() {
+            skip("root", "an overlay is mounted over the cache");
+            return None;
+        }
+        // Others need it anyway; and so no cold boot is needed here.
+        assert!(tool(&["boot"]).status().expect("run the tool").success());
+        banger_privileged_tests::enter_own_mounts();
+        let root = Cache::open().expect("the cache").root().to_owned();
+        let changes = tempfile::tempdir_in("/var/tmp").expect("a folder");
+        let folder = |name: &str| {
+            let path = changes.path().join(name);
+            std::fs::create_dir(&path).expect("a folder");
+            path
+        };
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            root.display(),
+            folder("upper").display(),
+            folder("work").display()
+        );
+        let options = CString::new(options).expect("a path without NUL");
+        rustix::mount::mount("overlay", &root, "overlay", MountFlags::empty(), options.as_c_str())
+            .expect("an overlay");
+        std::fs::remove_dir_all(root.join("run")).expect("forget the machine of the others");
+        Some(Self { root, _changes: changes })
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.root).expect("the cache").flatten();
+        let mut names: Vec<_> =
+            entries.map(|it| it.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for OwnCache {
+    fn drop(&mut self) {
+        let _ = tool(&["stop"]).status();
+        let _ = rustix::mount::unmount(&self.root, UnmountFlags::DETACH);
+    }
+}
+
+fn start(words: &[&str]) -> Child {
+    let mut command = tool(words);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("start the tool")
+}
+
+fn end(child: Child) -> Output {
+    child.wait_with_output().expect("its end")
+}
+
+/// Starts a command that does not end by itself, and waits until it runs; with its pid there.
+fn start_sleep(before: &[&str]) -> (Child, String) {
+    let words = ["run", "--"].iter().chain(before).copied();
+    let words: Vec<&str> = words.chain(["sh", "-c", "echo $$; exec sleep 1000"]).collect();
+    let mut child = start(&words);
+    let output = child.stdout.as_mut().expect("its output");
+    let mut pid = String::new();
+    BufReader::with_capacity(1, output).read_line(&mut pid).expect("it runs");
+    (child, pid.trim().to_owned())
+}
+
+/// Asserts that a command was ended with the machine, and that this is what is said.
+fn assert_stopped(child: Child) {
+    let output = end(child);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(TOOL_FAILED), "{output:?}");
+    // Before it there may be a word on how long the machine took to start.
+    let last = errors.lines().last().unwrap_or_default();
+    assert!(last.starts_with("kvm-host: the KVM host was stopped meanwhile"), "{errors}");
+}
+
+#[test]
+fn who_stops_or_cleans_the_machine_of_others_leaves_them_a_clear_word_and_nothing_else() {
+    let Some(cache) = OwnCache::enter() else { return };
+    let built = cache.names();
+    // Three who need a machine where none runs have one.
+    let id = ["run", "--", "cat", "/proc/sys/kernel/random/boot_id"];
+    let outputs = [&id[..], &["boot"], &id].map(start).map(end);
+    assert!(outputs.iter().all(|output| output.status.success()), "{outputs:?}");
+    assert!(!outputs[0].stdout.is_empty() && outputs[0].stdout == outputs[2].stdout, "{outputs:?}");
+
+    let (sleep, _) = start_sleep(&[]);
+    let stops = [["stop"]; 2].map(|words| start(&words)).map(end);
+    assert!(stops.iter().all(|output| output.status.success()), "{stops:?}");
+    assert_stopped(sleep);
+    assert_eq!(cache.names(), built, "all is there but the machine");
+    let again = tool(&["stop"]).output().expect("run the tool");
+    assert!(text(&again.stdout).contains("no KVM host runs"), "{again:?}");
+
+    let (sleep, _) = start_sleep(&[]);
+    let cleaned = tool(&["clean"]).output().expect("run the tool");
+    assert!(cleaned.status.success() && cleaned.stdout.is_empty(), "{cleaned:?}");
+    assert_stopped(sleep);
+    let left = cache.names();
+    assert!(left.iter().all(|name| name.ends_with("lock")), "{left:?}");
+}
+
+#[test]
+fn a_command_beside_the_tests_is_not_taken_for_theirs() {
+    if !can_run() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let cache = Cache::open().expect("the cache");
+    let host = runtime.block_on(banger_kvm_host::host::find_or_boot(&cache)).expect("a machine");
+    let before = runtime.block_on(Inventory::take(&host.client())).expect("a look");
+    let (mut beside, its_pid) = start_sleep(&[]);
+    // What a test leaves behind has no such mark.
+    let (mut left, left_pid) = start_sleep(&["env", "-u", MARK]);
+    let found = runtime.block_on(before.new_ones(&host.client())).expect("a look");
+    for child in [&mut beside, &mut left] {
+        child.kill().expect("kill the tool");
+        child.wait().expect("its end");
+    }
+    assert!(found.contains(&format!("process {left_pid} sleep")), "{found:?}");
+    assert!(!found.contains(&format!("process {its_pid} sleep")), "{found:?}");
 }

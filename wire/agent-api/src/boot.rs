@@ -14,6 +14,7 @@
 //! | `banger.dns` | up to three name servers, with commas |
 //! | `banger.init` | `auto` (the image's init, or none), `none`, or a path |
 //! | `banger.session` | 32 hexadecimal digits that name this start of the VM |
+//! | `banger.end` | `power-off`, or `restart` where the machine has no other way to end |
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -41,6 +42,8 @@ pub struct BootConfig {
     pub init: InitChoice,
     /// Names this start of the VM.
     pub session: Option<SessionToken>,
+    /// How the machine ends.
+    pub end: MachineEnd,
 }
 
 /// A static IPv4 configuration.
@@ -71,6 +74,16 @@ pub enum InitChoice {
 /// 16 bytes that name one start of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionToken(pub [u8; 16]);
+
+/// How a machine ends when its system is down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MachineEnd {
+    /// It is powered off.
+    #[default]
+    PowerOff,
+    /// It is restarted, which ends a VMM that knows no power switch (Firecracker on x86).
+    Restart,
+}
 
 impl fmt::Display for SessionToken {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -113,7 +126,7 @@ pub enum BootConfigError {
     },
 }
 
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "banger.root",
     "banger.work",
     "banger.modules",
@@ -123,6 +136,7 @@ const KEYS: [&str; 9] = [
     "banger.dns",
     "banger.init",
     "banger.session",
+    "banger.end",
 ];
 
 impl BootConfig {
@@ -137,6 +151,7 @@ impl BootConfig {
             network: None,
             init: InitChoice::Auto,
             session: None,
+            end: MachineEnd::PowerOff,
         }
     }
 
@@ -165,6 +180,7 @@ impl BootConfig {
         };
         push("init", Some(init.clone()));
         push("session", self.session.map(|token| token.to_string()));
+        push("end", (self.end == MachineEnd::Restart).then(|| "restart".to_owned()));
         let text = args.join(" ");
         if Self::parse(&text)? == *self {
             Ok(text)
@@ -185,7 +201,7 @@ impl BootConfig {
                 return Err(BootConfigError::Duplicate { key: KEYS[index] });
             }
         }
-        let [root, work, modules, hostname, address, gateway, dns, init, session] = values;
+        let [root, work, modules, hostname, address, gateway, dns, init, session, end] = values;
         let uuid = |key, value: Option<&str>| parse_value::<Uuid>(key, value);
         Ok(Self {
             root: uuid(KEYS[0], root)?.ok_or(BootConfigError::Missing { key: KEYS[0] })?,
@@ -200,6 +216,11 @@ impl BootConfig {
                 Some(path) => InitChoice::Path(path.parse().map_err(|_| bad_value(KEYS[7], path))?),
             },
             session: parse_value(KEYS[8], session)?,
+            end: match end {
+                None | Some("power-off") => MachineEnd::PowerOff,
+                Some("restart") => MachineEnd::Restart,
+                Some(other) => return Err(bad_value(KEYS[9], other)),
+            },
         })
     }
 }
@@ -277,6 +298,7 @@ mod tests {
             &format!("{ROOT} banger.init=sbin/init"),
             &format!("{ROOT} banger.init=/a/../b"),
             &format!("{ROOT} banger.session=12"),
+            &format!("{ROOT} banger.end=halt"),
         ] {
             assert!(BootConfig::parse(bad).is_err(), "{bad:?}");
         }
@@ -305,7 +327,7 @@ mod tests {
             root: u128, work: Option<u128>, modules: Option<u128>,
             hostname in proptest::option::of("[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?"),
             network in proptest::option::of((any::<[u8; 4]>(), 1u8..=32, any::<Option<[u8; 4]>>(), proptest::collection::vec(any::<[u8; 4]>(), 0..=3))),
-            session: Option<[u8; 16]>, init in 0..3,
+            session: Option<[u8; 16]>, init in 0..3, restarts: bool,
         ) {
             let config = BootConfig {
                 root: Uuid::from_u128(root),
@@ -326,6 +348,7 @@ mod tests {
                     _ => InitChoice::Path(GuestPath::new("/usr/lib/systemd/systemd").unwrap()),
                 },
                 session: session.map(SessionToken),
+                end: if restarts { MachineEnd::Restart } else { MachineEnd::PowerOff },
             };
             let line = config.to_kernel_args().unwrap();
             prop_assert_eq!(BootConfig::parse(&format!("quiet {line} panic=-1")).unwrap(), config);

@@ -26,7 +26,7 @@ mod message;
 pub mod mux;
 mod wire;
 
-pub use boot::{BootConfig, BootConfigError, InitChoice, SessionToken, StaticNetwork};
+pub use boot::{BootConfig, BootConfigError, InitChoice, MachineEnd, SessionToken, StaticNetwork};
 pub use bytes_text::{
     Argument, EnvironmentEntry, GuestPath, Hex, TextError, UserSpec, printable_excerpt,
 };

@@ -1,5 +1,6 @@
 //! `banger system uninstall`: the services and their files go, the owner's data stays.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,17 +10,21 @@ use banger_daemon_api::vm::{Vm, VmState};
 use clap::Args;
 
 use super::services::{NAMES, PROGRAMS, SYSCTL, TMPFILES, UNITS, systemctl};
-use crate::environment::Site;
+use crate::environment::{SYSTEM_RUNTIME, Site};
 use crate::error::CliError;
 use crate::ui::Ui;
 use crate::{daemon, install};
 
+/// The cgroup of the machines' unit, which has one of each machine below it.
+const MACHINES: &str = "/sys/fs/cgroup/system.slice/banger-vms.service";
+/// The runtime directory of the root helper.
+const HELPER_RUNTIME: &str = "/run/banger-root";
+
 /// Arguments of `banger system uninstall`.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Kept: /var/lib/banger (machines, images, kernels), /var/cache/banger, and \
-    the bridge\nwith its firewall tables. docs/privileges.md says how to remove those by hand."
-)]
+#[command(after_help = "Kept: /var/lib/banger (machines, images, kernels), /var/cache/banger, \
+    /var/lib/banger-root, and\nthe bridge with its firewall tables. docs/privileges.md says how to \
+    remove those by hand.")]
 pub struct UninstallArgs {
     /// Go on although machines run; they keep running and nobody manages them
     #[arg(long)]
@@ -28,10 +33,15 @@ pub struct UninstallArgs {
 
 /// Uninstalls; what is not there is no failure, so that a half installation can be removed.
 pub async fn run(ui: &Ui, args: UninstallArgs) -> Result<(), CliError> {
-    if !args.force
-        && let Ok(Some(install)) = install::read()
-    {
-        refuse_running(&daemon::client(&Site::System { owner: install.owner_uid })).await?;
+    let jailed = jailed();
+    if !args.force {
+        let mut running = jailed.clone();
+        if let Ok(Some(install)) = install::read() {
+            running.extend(
+                running_vms(&daemon::client(&Site::System { owner: install.owner_uid })).await,
+            );
+        }
+        refuse_running(&running)?;
     }
     let unit = |name: &&str| Path::new(UNITS).join(name).exists();
     let there: Vec<&str> = NAMES.into_iter().rev().filter(unit).collect();
@@ -53,6 +63,18 @@ pub async fn run(ui: &Ui, args: UninstallArgs) -> Result<(), CliError> {
             }
         }
     }
+    if jailed.is_empty() {
+        for directory in [SYSTEM_RUNTIME, HELPER_RUNTIME] {
+            match fs::remove_dir_all(directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(CliError::new(format!("cannot remove {directory}"))
+                        .because(&error)
+                        .hint("run the command again"));
+                }
+                _ => {}
+            }
+        }
+    }
     for directory in ["/etc/banger", "/usr/local/lib/banger"] {
         // Somebody else's file keeps it.
         let _ = fs::remove_dir(directory);
@@ -68,19 +90,30 @@ pub async fn run(ui: &Ui, args: UninstallArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+/// The names of the machines whose Firecracker runs: whether or not a daemon answers, the cgroups of
+/// their unit tell.
+fn jailed() -> BTreeSet<String> {
+    let cgroups = fs::read_dir(MACHINES).into_iter().flatten().flatten();
+    let is_used = |cgroup: &fs::DirEntry| {
+        fs::read_to_string(cgroup.path().join("cgroup.procs")).is_ok_and(|pids| !pids.is_empty())
+    };
+    cgroups.filter(is_used).map(|it| it.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// The names of the machines that run, as the daemon says; one that does not answer cannot say.
+async fn running_vms(client: &crate::client::Client) -> Vec<String> {
+    let vms = client.get::<Vec<Vm>>(routes::VMS).await.unwrap_or_default();
+    let vms = vms.into_iter().filter(|vm| vm.state == VmState::Running);
+    vms.map(|vm| vm.name.to_string()).collect()
+}
+
 /// Machines that run would be left to nobody.
-async fn refuse_running(client: &crate::client::Client) -> Result<(), CliError> {
-    // A daemon that does not answer cannot say.
-    let Ok(vms) = client.get::<Vec<Vm>>(routes::VMS).await else { return Ok(()) };
-    let running: Vec<String> = vms
-        .iter()
-        .filter(|vm| vm.state == VmState::Running)
-        .map(|vm| vm.name.to_string())
-        .collect();
+fn refuse_running(running: &BTreeSet<String>) -> Result<(), CliError> {
     if running.is_empty() {
         return Ok(());
     }
-    Err(CliError::new(format!("machines are running: {}", running.join(", ")))
-        .hint(format!("banger vm stop {}", running.join(" ")))
+    let names: Vec<&str> = running.iter().map(String::as_str).collect();
+    Err(CliError::new(format!("machines are running: {}", names.join(", ")))
+        .hint(format!("banger vm stop {}", names.join(" ")))
         .hint("--force leaves them running without anybody to manage them"))
 }

@@ -60,21 +60,22 @@ async fn ask_init() -> std::io::Result<Infallible> {
     match init_kind() {
         // It blocks the signal before it starts this server, and waits for it.
         InitKind::Agent => loop {
-            banger_guest_sys::send_signal(1, power::power_off_signal())?;
+            banger_guest_sys::send_signal(1, power::end_signal())?;
             tokio::time::sleep(ASK_AGAIN).await;
         },
         InitKind::Systemd => loop {
             // The kernel drops a signal that PID 1 is not prepared for, which systemd is not in its
             // first moments. Asked again, it merges the request with the one under way.
             if power::init_listens() {
-                banger_guest_sys::send_signal(1, power::power_off_signal())?;
+                banger_guest_sys::send_signal(1, power::end_signal())?;
                 tokio::time::sleep(ASK_AGAIN).await;
             } else {
                 tokio::time::sleep(EXEC_PAUSE).await;
             }
         },
         InitKind::Other => {
-            let asked = std::process::Command::new("poweroff")
+            let word = if power::ends_by_restart() { "reboot" } else { "poweroff" };
+            let asked = std::process::Command::new(word)
                 .env("PATH", "/sbin:/usr/sbin:/bin:/usr/bin")
                 .spawn();
             drop(asked?);

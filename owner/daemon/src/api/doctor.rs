@@ -7,8 +7,9 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use banger_daemon_api::daemon::{Check, CheckStatus, DoctorReport};
-use banger_engine::seams::Acceleration;
+use banger_engine::seams::{Acceleration, Vmm, VmmError};
 use banger_helper_api::{Method, ProcessRunningParams, ProcessRunningResult};
+use banger_vmm::firecracker::Exposure;
 use banger_vmm::{probe, qemu};
 use rustix::process::Resource;
 use tokio::io::AsyncReadExt;
@@ -39,6 +40,7 @@ pub async fn get(State(api): Shared) -> Json<DoctorReport> {
     checks.extend(directories(&api));
     checks.extend(store(&api));
     checks.push(vmm(&api).await);
+    checks.extend(firecracker(&api).await);
     checks.extend(PROGRAMS.map(|(program, package)| installed(program, package)));
     checks.push(agent());
     checks.extend(leftovers(&api));
@@ -174,8 +176,7 @@ async fn vmm(api: &Api) -> Check {
     };
     let report = probe::host_report(api.services.acceleration());
     let detail = format!(
-        "QEMU {version} ({}), {}; this build has no Firecracker driver; the guest's agent is \
-         reached through a virtio-serial port",
+        "QEMU {version} ({}), {}; the guest's agent is reached through a virtio-serial port",
         program.display(),
         report.reason
     );
@@ -187,6 +188,37 @@ async fn vmm(api: &Api) -> Check {
             check
         }
     }
+}
+
+/// Says whether Firecracker can be used, and what is known against it. Where it is missing, QEMU
+/// does.
+async fn firecracker(api: &Api) -> Vec<Check> {
+    const NAME: &str = "Firecracker";
+    let Some(driver) = api.services.firecracker() else { return Vec::new() };
+    let program = match driver.program().await {
+        Ok(program) => program,
+        Err(VmmError::Unavailable { why, hint, .. }) => {
+            return vec![hinted(check(NAME, CheckStatus::Warn, why), hint)];
+        }
+        Err(error) => return vec![check(NAME, CheckStatus::Fail, error.to_string())],
+    };
+    let about = format!("{} ({})", program.version, program.path.display());
+    let usable = match driver.probe().await {
+        Ok(_) => {
+            check(NAME, CheckStatus::Pass, format!("{about}; asked for with --vmm firecracker"))
+        }
+        Err(error) => check(NAME, CheckStatus::Pass, format!("{about}; not used here: {error}")),
+    };
+    let flaws = program.version.flaws().map(|flaw| {
+        let detail = match flaw.exposure {
+            Exposure::NotReached(why) => {
+                format!("{}: {}; not reached: {why}", flaw.name, flaw.what)
+            }
+            Exposure::Reached => format!("{}: {}", flaw.name, flaw.what),
+        };
+        check(NAME, CheckStatus::Warn, detail)
+    });
+    std::iter::once(usable).chain(flaws).collect()
 }
 
 /// Returns what stands behind `version` in the first line of `--version`.

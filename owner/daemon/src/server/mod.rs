@@ -21,7 +21,9 @@ use std::time::Duration;
 
 use axum::Router;
 use banger_daemon_api::error::{ApiError, ErrorCode};
+use banger_helper_client::HelperClient;
 use banger_store::StateLock;
+use banger_vmm::firecracker::FirecrackerVmm;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
@@ -65,7 +67,12 @@ pub async fn run(
 ) -> Result<(), StartError> {
     let end = CancellationToken::new();
     watch_signals(&end)?;
-    let services = Services::start(directories, lock, arguments.accel).await?;
+    let firecracker = arguments.helper_socket.as_ref().zip(arguments.jail_dir.as_ref());
+    let firecracker = firecracker.map(|(socket, jails)| {
+        let helper = HelperClient::new(socket.clone());
+        FirecrackerVmm::new(helper, jails.clone(), arguments.accel)
+    });
+    let services = Services::start(directories, lock, arguments.accel, firecracker).await?;
     let listener = bind(&directories.socket())?;
     let connections = Connections::default();
     let api = Arc::new(Api::new(arguments, identity, directories, services, end.clone()));

@@ -8,4 +8,4 @@ mod root_disk;
 mod vmm;
 
 pub use root_disk::root_disk;
-pub use vmm::{TinyGuest, TinyGuests, vmm};
+pub use vmm::{Directories, TinyGuest, TinyGuests, vmm};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::{sleep, timeout};
 
-use crate::seams::{LaunchPlan, Vmm, VmmIdentity, VmmState};
+use crate::seams::{LaunchPlan, Vmm, VmmIdentity, VmmKind, VmmState};
 
 /// How long anything here may take before the suite gives up on it. Generous: a loaded machine with
 /// emulated guests is no failure.
@@ -31,8 +31,17 @@ pub trait TinyGuests {
     fn plan(&self, guest: TinyGuest, runtime_dir: &Path, console_log: &Path) -> LaunchPlan;
 }
 
-/// Runs the contract; `directory` is an empty directory with a short path.
-pub async fn vmm(vmm: &dyn Vmm, guests: &dyn TinyGuests, directory: &Path) {
+/// Where VMs' directories are made; both are empty.
+#[derive(Clone, Copy, Debug)]
+pub struct Directories<'a> {
+    /// For sockets; its path is short.
+    pub runtime: &'a Path,
+    /// For logs.
+    pub state: &'a Path,
+}
+
+/// Runs the contract.
+pub async fn vmm(vmm: &dyn Vmm, guests: &dyn TinyGuests, directory: Directories<'_>) {
     vmm.probe().await.unwrap();
     assert!(!vmm.root_disks().is_empty());
     lives_held_adopted_and_dies(vmm, guests, directory).await;
@@ -47,16 +56,19 @@ pub async fn vmm(vmm: &dyn Vmm, guests: &dyn TinyGuests, directory: &Path) {
 struct Place {
     root: PathBuf,
     runtime: PathBuf,
+    state: PathBuf,
     log: PathBuf,
 }
 
 impl Place {
-    fn new(directory: &Path, name: &str) -> Self {
+    fn new(directory: Directories<'_>, name: &str) -> Self {
         use std::os::unix::fs::DirBuilderExt;
-        let root = directory.join(name);
+        let (root, state) = (directory.runtime.join(name), directory.state.join(name));
         let runtime = root.join("r");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&runtime).unwrap();
-        Self { log: root.join("console.log"), root, runtime }
+        for path in [&runtime, &state] {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).unwrap();
+        }
+        Self { log: state.join("console.log"), root, runtime, state }
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -84,7 +96,22 @@ impl Place {
             }
         };
         assert!(timeout(PATIENCE, gone).await.is_ok(), "a VMM was left behind");
-        assert!(vmm.find(&self.root).await.unwrap().is_empty());
+        let gone = async {
+            while !vmm.find(&self.root).await.unwrap().is_empty() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        assert!(timeout(PATIENCE, gone).await.is_ok(), "a VMM is still found");
+    }
+
+    /// Waits until a launch that was given up is undone: its files go last.
+    async fn wait_until_empty(&self) {
+        let empty = async {
+            while !self.files().is_empty() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        assert!(timeout(PATIENCE, empty).await.is_ok(), "left: {:?}", self.files());
     }
 }
 
@@ -110,14 +137,20 @@ async fn patient<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-async fn lives_held_adopted_and_dies(vmm: &dyn Vmm, guests: &dyn TinyGuests, directory: &Path) {
+async fn lives_held_adopted_and_dies(
+    vmm: &dyn Vmm,
+    guests: &dyn TinyGuests,
+    directory: Directories<'_>,
+) {
     let place = Place::new(directory, "life");
     let plan = || guests.plan(TinyGuest::Hello, &place.runtime, &place.log);
     let process = patient("launch", vmm.launch(plan())).await.unwrap();
     let identity = process.identity().clone();
     assert_eq!(identity.kind, vmm.kind());
     assert_eq!(process.state(), VmmState::Alive);
-    assert_eq!(processes_naming(&place.runtime), [identity.pid]);
+    if vmm.holds() {
+        assert_eq!(processes_naming(&place.runtime), [identity.pid]);
+    }
     let found = vmm.find(&place.root).await.unwrap();
     assert_eq!(found, [(place.runtime.clone(), identity.clone())]);
 
@@ -126,8 +159,10 @@ async fn lives_held_adopted_and_dies(vmm: &dyn Vmm, guests: &dyn TinyGuests, dir
     assert_eq!(process.state(), VmmState::Alive);
 
     // Held: it has not run an instruction. A daemon that goes away leaves it held.
-    sleep(Duration::from_millis(300)).await;
-    assert!(std::fs::read(&place.log).unwrap_or_default().is_empty(), "it ran before resume");
+    if vmm.holds() {
+        sleep(Duration::from_millis(300)).await;
+        assert!(std::fs::read(&place.log).unwrap_or_default().is_empty(), "it ran before resume");
+    }
     drop(process);
     sleep(Duration::from_millis(50)).await;
     let process = adopt(vmm, &identity, &place).await.expect("it still runs");
@@ -180,7 +215,7 @@ async fn adopt(
 async fn identities_that_fit_nothing_find_nothing(
     vmm: &dyn Vmm,
     guests: &dyn TinyGuests,
-    directory: &Path,
+    directory: Directories<'_>,
 ) {
     let place = Place::new(directory, "identity");
     let plan = guests.plan(TinyGuest::Hello, &place.runtime, &place.log);
@@ -203,7 +238,11 @@ async fn identities_that_fit_nothing_find_nothing(
     vmm.clean(&place.runtime).await.unwrap();
 }
 
-async fn a_failed_launch_leaves_nothing(vmm: &dyn Vmm, guests: &dyn TinyGuests, directory: &Path) {
+async fn a_failed_launch_leaves_nothing(
+    vmm: &dyn Vmm,
+    guests: &dyn TinyGuests,
+    directory: Directories<'_>,
+) {
     let place = Place::new(directory, "failed");
     let plan = guests.plan(TinyGuest::Missing, &place.runtime, &place.log);
     let Err(error) = patient("launch", vmm.launch(plan)).await else {
@@ -220,7 +259,7 @@ async fn a_failed_launch_leaves_nothing(vmm: &dyn Vmm, guests: &dyn TinyGuests, 
 async fn a_cancelled_launch_leaves_nothing(
     vmm: &dyn Vmm,
     guests: &dyn TinyGuests,
-    directory: &Path,
+    directory: Directories<'_>,
 ) {
     let place = Place::new(directory, "cancelled");
     for milliseconds in [0, 1, 2, 5, 10, 20, 40, 80, 160] {
@@ -233,23 +272,25 @@ async fn a_cancelled_launch_leaves_nothing(
                 vmm.clean(&place.runtime).await.unwrap();
             }
             Err(_) => {
+                place.wait_until_empty().await;
                 place.wait_until_nobody_is_left(vmm).await;
-                assert!(place.files().is_empty(), "left: {:?}", place.files());
             }
         }
     }
 }
 
-async fn ends_are_told_apart(vmm: &dyn Vmm, guests: &dyn TinyGuests, directory: &Path) {
+async fn ends_are_told_apart(vmm: &dyn Vmm, guests: &dyn TinyGuests, directory: Directories<'_>) {
     let place = Place::new(directory, "ends");
     let plan = |guest| guests.plan(guest, &place.runtime, &place.log);
 
     let process = patient("launch", vmm.launch(plan(TinyGuest::Restart))).await.unwrap();
     process.resume().await.unwrap();
-    let VmmState::Dead { reason: Some(reason) } = patient("wait", process.wait()).await else {
-        panic!("a guest's restart ends its VMM, with a reason");
-    };
-    assert!(reason.contains("restart"), "{reason}");
+    match patient("wait", process.wait()).await {
+        VmmState::Dead { reason: Some(reason) } => assert!(reason.contains("restart"), "{reason}"),
+        // Firecracker's guests have no way to switch off but a restart, so that is a good end there.
+        VmmState::Dead { reason: None } => assert_eq!(vmm.kind(), VmmKind::Firecracker),
+        VmmState::Alive => panic!("a guest's restart ends its VMM"),
+    }
     vmm.clean(&place.runtime).await.unwrap();
 
     let process = patient("launch", vmm.launch(plan(TinyGuest::Hello))).await.unwrap();
@@ -261,7 +302,7 @@ async fn ends_are_told_apart(vmm: &dyn Vmm, guests: &dyn TinyGuests, directory: 
     vmm.clean(&place.runtime).await.unwrap();
 }
 
-async fn a_flood_is_bounded(vmm: &dyn Vmm, guests: &dyn TinyGuests, directory: &Path) {
+async fn a_flood_is_bounded(vmm: &dyn Vmm, guests: &dyn TinyGuests, directory: Directories<'_>) {
     let place = Place::new(directory, "flood");
     let plan = guests.plan(TinyGuest::Flood, &place.runtime, &place.log);
     let process = patient("launch", vmm.launch(plan)).await.unwrap();
@@ -270,7 +311,7 @@ async fn a_flood_is_bounded(vmm: &dyn Vmm, guests: &dyn TinyGuests, directory: &
     sleep(Duration::from_secs(1)).await;
     patient("kill", process.kill()).await.unwrap();
     patient("wait", process.wait()).await;
-    let size: u64 = std::fs::read_dir(&place.root)
+    let size: u64 = std::fs::read_dir(&place.state)
         .unwrap()
         .filter_map(|entry| entry.ok()?.metadata().ok())
         .filter(std::fs::Metadata::is_file)

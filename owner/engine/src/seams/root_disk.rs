@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use banger_types::DiskSize;
+use banger_types::{DiskSize, VmId};
 
 /// How a disk image is laid out, as the VMM must be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -24,6 +24,17 @@ pub struct DiskImage {
     pub format: DiskFormat,
     /// Its kind, as `vm show` prints it: `qcow2-overlay`, `reflink`, `copy`, `dm-snapshot`, `raw`.
     pub kind: String,
+    /// What it is read through to, where it cannot be without.
+    #[serde(default)]
+    pub base: Option<PathBuf>,
+}
+
+impl DiskImage {
+    /// A raw file that stands for itself.
+    #[must_use]
+    pub fn raw(path: PathBuf) -> Self {
+        Self { path, format: DiskFormat::Raw, kind: "raw".to_owned(), base: None }
+    }
 }
 
 /// How much a disk takes.
@@ -87,6 +98,13 @@ pub trait RootDisk: Send + Sync {
     /// Returns the kind, as `vm show` prints it.
     fn kind(&self) -> &'static str;
 
+    /// Returns the most bytes that a disk over a base of `base_size` bytes can have, if there is such
+    /// a bound.
+    fn largest(&self, base_size: u64) -> Option<u64> {
+        let _ = base_size;
+        None
+    }
+
     /// Returns whether this kind works for a base below `base_dir` and disks below `disk_dir`.
     async fn usable(&self, base_dir: &Path, disk_dir: &Path) -> Result<bool, DiskError>;
 
@@ -107,6 +125,20 @@ pub trait RootDisk: Send + Sync {
     /// inside is grown by the guest's agent at its next start.
     async fn grow(&self, disk: &DiskImage, size: DiskSize) -> Result<bool, DiskError>;
 
-    /// Removes the disk, which no VMM has open; returns whether there was one.
+    /// Removes the disk, which no VMM has open and which is not attached; returns whether there was
+    /// one.
     async fn remove(&self, disk: &DiskImage) -> Result<bool, DiskError>;
+
+    /// Makes what the VMM of `vm` opens, of a disk that is not attached; returns that.
+    async fn attach(&self, disk: &DiskImage, vm: &VmId) -> Result<DiskImage, DiskError> {
+        let _ = vm;
+        Ok(disk.clone())
+    }
+
+    /// Undoes [`Self::attach`] when the VMM of `vm` has ended, whatever is known of the disk; none
+    /// that is attached is no failure.
+    async fn detach(&self, vm: &VmId) -> Result<(), DiskError> {
+        let _ = vm;
+        Ok(())
+    }
 }

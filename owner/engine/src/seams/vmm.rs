@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use banger_guest_client::GuestChannel;
-use banger_types::{MemoryMib, VcpuCount, VmId, VmName};
+use banger_types::{MemoryMib, OperationId, VcpuCount, VmId, VmName};
 
 use super::root_disk::DiskImage;
 
@@ -48,10 +48,12 @@ pub enum Nic {
         /// Whether the guest may open connections to the outside; without it the card leads nowhere.
         outbound: bool,
     },
-    /// A tap device, handed over open.
+    /// A tap device.
     Tap {
-        /// The open `/dev/net/tun` descriptor of the tap.
-        descriptor: std::os::fd::OwnedFd,
+        /// Its name.
+        name: String,
+        /// Its open `/dev/net/tun` descriptor, for a VMM that cannot open it itself.
+        descriptor: Option<std::os::fd::OwnedFd>,
         /// The card's hardware address.
         mac: [u8; 6],
     },
@@ -62,6 +64,8 @@ pub enum Nic {
 pub struct LaunchPlan {
     /// The VM.
     pub id: VmId,
+    /// The operation that this is part of, for logs.
+    pub op_id: OperationId,
     /// Its name (for process titles; the guest learns it from the kernel command line).
     pub name: VmName,
     /// Virtual CPUs.
@@ -177,8 +181,8 @@ pub trait VmmProcess: Send + Sync {
     /// Returns the process's identity.
     fn identity(&self) -> &VmmIdentity;
 
-    /// Lets the guest's CPUs run. `Vmm::launch` leaves them held, so that the identity is on disk
-    /// before the first guest instruction.
+    /// Lets the guest's CPUs run. Where `Vmm::holds`, `Vmm::launch` leaves them held, so that the
+    /// identity is on disk before the first guest instruction; elsewhere they run already.
     async fn resume(&self) -> Result<(), VmmError>;
 
     /// Returns the channel to the guest's agent; the same one at each call.
@@ -208,8 +212,8 @@ pub trait VmmProcess: Send + Sync {
 ///
 /// Contract: `launch` leaves either a held, identified VMM or nothing (no process, no socket);
 /// `adopt` finds exactly the process that the identity names, never another with the same pid;
-/// `clean` after the end removes every file that `launch` made in the runtime directory, and may be
-/// repeated.
+/// `clean` after the end removes all that `launch` made, in the runtime directory and elsewhere, and
+/// may be repeated.
 #[async_trait]
 pub trait Vmm: Send + Sync {
     /// Returns the kind.
@@ -221,7 +225,23 @@ pub trait Vmm: Send + Sync {
     /// Returns the kinds of root disk this VMM can boot from, best first.
     fn root_disks(&self) -> Vec<Arc<dyn super::RootDisk>>;
 
-    /// Starts a VMM for `plan`, its CPUs held.
+    /// Returns whether `launch` leaves the CPUs held. Where it does not, something that outlives the
+    /// daemon has written down who the VMM is before it returns, and `find` finds it by that.
+    fn holds(&self) -> bool {
+        true
+    }
+
+    /// Returns whether a guest's power switch ends it; else only a restart does.
+    fn has_power_switch(&self) -> bool {
+        true
+    }
+
+    /// Returns whether it has a network of its own making, without root ([`Nic::User`]).
+    fn has_user_network(&self) -> bool {
+        true
+    }
+
+    /// Starts a VMM for `plan`, its CPUs held if it [`Self::holds`] them.
     async fn launch(&self, plan: LaunchPlan) -> Result<Arc<dyn VmmProcess>, VmmError>;
 
     /// Finds the running VMM that `identity` names and takes hold of it again; `None` where it has
@@ -242,7 +262,7 @@ pub trait Vmm: Send + Sync {
     async fn clean(&self, runtime_dir: &std::path::Path) -> Result<bool, VmmError>;
 
     /// Finds the running VMMs of this kind and of the daemon's user whose runtime directory lies in
-    /// `runtime_root`, by their command lines, each with its runtime directory. It is how a VMM is
+    /// `runtime_root`, each with its runtime directory. It is how a VMM is
     /// found whose daemon was killed before it could write down the identity.
     async fn find(
         &self,

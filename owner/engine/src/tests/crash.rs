@@ -6,7 +6,7 @@
 use super::*;
 use crate::Step;
 
-const START: [Step; 13] = [
+const START: [Step; 14] = [
     Step::CheckHost,
     Step::CreateVmDirectory,
     Step::LinkBaseImage,
@@ -14,6 +14,7 @@ const START: [Step; 13] = [
     Step::CreateWorkDisk,
     Step::BuildInitrd,
     Step::CreateRuntimeDirectory,
+    Step::AttachRootDisk,
     Step::LaunchVmm,
     Step::WriteHandles,
     Step::ResumeVmm,
@@ -118,9 +119,10 @@ fn killed_during_a_start_the_vm_and_its_disks_stay() {
 
 #[test]
 fn killed_during_a_stop_the_vm_is_stopped_and_during_a_deletion_it_is_gone() {
-    let stop_steps = [Step::StopGuest, Step::EndVmm, Step::CleanRuntime];
+    let stop_steps = [Step::StopGuest, Step::EndVmm, Step::DetachRootDisk, Step::CleanRuntime];
     let delete_steps = [
         Step::EndVmm,
+        Step::DetachRootDisk,
         Step::CleanRuntime,
         Step::RemoveDisks,
         Step::RemoveVmDirectory,

@@ -390,7 +390,7 @@ impl RootDisk for FakeDisk {
         self.failure("create root disk", &path)?;
         assert!(base.exists() && !path.exists());
         std::fs::write(&path, size.bytes().to_string()).unwrap();
-        Ok(DiskImage { path, format: DiskFormat::Qcow2, kind: self.kind().to_owned() })
+        Ok(DiskImage { path, format: DiskFormat::Qcow2, kind: self.kind().to_owned(), base: None })
     }
 
     async fn measure(&self, disk: &DiskImage) -> Result<DiskUsage, DiskError> {

@@ -4,7 +4,7 @@ use super::*;
 use crate::Step;
 use banger_daemon_api::error::ErrorCode;
 
-const START: [Step; 13] = [
+const START: [Step; 14] = [
     Step::CheckHost,
     Step::CreateVmDirectory,
     Step::LinkBaseImage,
@@ -12,6 +12,7 @@ const START: [Step; 13] = [
     Step::CreateWorkDisk,
     Step::BuildInitrd,
     Step::CreateRuntimeDirectory,
+    Step::AttachRootDisk,
     Step::LaunchVmm,
     Step::WriteHandles,
     Step::ResumeVmm,
@@ -107,7 +108,7 @@ async fn a_start_that_fails_at_any_step_keeps_the_disks() {
 
 #[tokio::test]
 async fn stop_and_delete_go_on_to_the_end_whatever_fails() {
-    let steps = [Step::StopGuest, Step::EndVmm, Step::CleanRuntime];
+    let steps = [Step::StopGuest, Step::EndVmm, Step::DetachRootDisk, Step::CleanRuntime];
     for (_, fault) in moments(&steps, "error") {
         let machine = Machine::new();
         let (engine, _) = open(&machine, Faults::at(&fault)).await;

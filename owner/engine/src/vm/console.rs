@@ -41,7 +41,10 @@ pub(super) async fn tail(path: PathBuf, start: Option<BootStart>) -> Vec<String>
         let mut file = File::open(path)?;
         let metadata = file.metadata()?;
         // Another file means that the log was full and began anew: all of it is of this boot.
-        let boot = start.filter(|start| start.inode == metadata.ino()).map_or(0, |at| at.length);
+        // So is all of one that is shorter than it was: it was cut.
+        let is_same =
+            |start: &BootStart| start.inode == metadata.ino() && start.length <= metadata.len();
+        let boot = start.filter(is_same).map_or(0, |at| at.length);
         file.seek(SeekFrom::Start(boot.max(metadata.len().saturating_sub(TAIL))))?;
         let mut bytes = Vec::new();
         file.take(TAIL).read_to_end(&mut bytes)?;

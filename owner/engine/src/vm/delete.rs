@@ -59,12 +59,8 @@ async fn step(body: &mut Body, control: &Control, step: Step) -> Vec<EngineError
 async fn remove_disks(body: &mut Body) -> Vec<EngineError> {
     let Some(disks) = &body.record.disks else { return Vec::new() };
     let mut errors = Vec::new();
-    let driver = body
-        .shared
-        .vmms
-        .iter()
-        .flat_map(|vmm| vmm.root_disks())
-        .find(|driver| driver.kind() == disks.root.kind);
+    let kind = &disks.root.kind;
+    let driver = body.shared.root_disks().into_iter().find(|driver| driver.kind() == kind);
     // A kind that needs more than removing its file has a driver; without one the directory's
     // removal takes the file.
     if let Some(driver) = driver {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use banger_agent_api::{BootConfig, SessionToken, StaticNetwork};
+use banger_agent_api::{BootConfig, MachineEnd, SessionToken, StaticNetwork};
 use banger_daemon_api::vm::{VmState, VmmChoice};
 use banger_types::{ByteSize, DiskSize};
 use uuid::Uuid;
@@ -17,8 +17,8 @@ use crate::error::{EngineError, Failure};
 use crate::guest;
 use crate::record::{Disks, Handles, Running, acceleration_name, vmm_name};
 use crate::seams::{
-    Acceleration, BaseImage, BootKernel, DiskFormat, DiskImage, LaunchPlan, Nic, PlannedDisk,
-    RootDisk, Vmm, VmmError, VmmKind, VmmProcess, VmmState,
+    Acceleration, BaseImage, BootKernel, DiskImage, LaunchPlan, Nic, PlannedDisk, RootDisk, Vmm,
+    VmmError, VmmKind, VmmProcess, VmmState,
 };
 use crate::step::Step;
 
@@ -35,6 +35,7 @@ enum Undo {
     Directory(PathBuf),
     RootDisk(Arc<dyn RootDisk>, DiskImage),
     File(PathBuf),
+    Attached(Arc<dyn RootDisk>),
     Vmm(Arc<dyn Vmm>, Arc<dyn VmmProcess>),
 }
 
@@ -82,8 +83,10 @@ impl Run<'_> {
         let initrd = self.build_initrd().await?;
         self.create_runtime_directory(&chosen).await?;
         self.boot_start = console::boot_start(&self.body.files.console_log()).await;
-        let process = self.launch(&chosen, &disks, initrd).await?;
-        self.write_handles(&process, disks).await?;
+        let root = self.attach_root_disk(&chosen, &disks).await?;
+        let process = self.launch(&chosen, &disks, &root, initrd).await?;
+        let guest_ip = chosen.vmm.has_user_network().then(|| USER_NETWORK.0.into());
+        self.write_handles(&process, disks, guest_ip).await?;
         self.enter(Step::ResumeVmm).await?;
         process.resume().await?;
         self.done(Step::ResumeVmm).await?;
@@ -176,6 +179,10 @@ impl Run<'_> {
                     continue;
                 }
             };
+            if wanted.is_none() && !vmm.has_user_network() {
+                refused.push(format!("{}: its machines have no network yet", vmm_name(kind)));
+                continue;
+            }
             let Some(root_disk) = self.root_disk(&vmm, base.as_ref()).await? else {
                 refused.push(format!("{}: it cannot boot from the root disk", vmm_name(kind)));
                 continue;
@@ -203,8 +210,14 @@ impl Run<'_> {
             return Ok(vmm.root_disks().into_iter().find(|one| one.kind() == disks.root.kind));
         }
         let base_dir = base.and_then(|base| base.rootfs.parent()).unwrap_or(Path::new("/"));
+        let base_size = base.map_or(0, |base| base.size);
+        let wanted = self.body.record.spec.root_size.bytes();
         for one in vmm.root_disks() {
-            if one.usable(base_dir, &self.body.shared.vms_dir).await? {
+            // A root disk is at least as large as its base.
+            let size = wanted.max(base_size);
+            if one.largest(base_size).is_none_or(|largest| size <= largest)
+                && one.usable(base_dir, &self.body.shared.vms_dir).await?
+            {
                 return Ok(Some(one));
             }
         }
@@ -261,7 +274,7 @@ impl Run<'_> {
             .await?;
         self.undo.push(Undo::File(path.clone()));
         self.done(Step::CreateWorkDisk).await?;
-        let work = DiskImage { path, format: DiskFormat::Raw, kind: "raw".to_owned() };
+        let work = DiskImage::raw(path);
         Ok(Disks { root, root_uuid: base.uuid, work, work_uuid })
     }
 
@@ -309,10 +322,24 @@ impl Run<'_> {
         self.done(Step::CreateRuntimeDirectory).await
     }
 
+    async fn attach_root_disk(
+        &mut self,
+        chosen: &Chosen,
+        disks: &Disks,
+    ) -> Result<DiskImage, EngineError> {
+        self.enter(Step::AttachRootDisk).await?;
+        // Before the act: one that is cut off may have made something.
+        self.undo.push(Undo::Attached(Arc::clone(&chosen.root_disk)));
+        let attached = chosen.root_disk.attach(&disks.root, self.body.id()).await?;
+        self.done(Step::AttachRootDisk).await?;
+        Ok(attached)
+    }
+
     async fn launch(
         &mut self,
         chosen: &Chosen,
         disks: &Disks,
+        root: &DiskImage,
         initrd: PathBuf,
     ) -> Result<Arc<dyn VmmProcess>, EngineError> {
         self.enter(Step::LaunchVmm).await?;
@@ -321,8 +348,12 @@ impl Run<'_> {
         boot.work = Some(disks.work_uuid);
         boot.hostname = Some(record.name.clone());
         boot.session = Some(SessionToken(*Uuid::new_v4().as_bytes()));
+        if !chosen.vmm.has_power_switch() {
+            boot.end = MachineEnd::Restart;
+        }
+        let nic = chosen.vmm.has_user_network().then_some(Nic::User { outbound: record.spec.nat });
         let (address, prefix, gateway, dns) = USER_NETWORK;
-        boot.network = Some(StaticNetwork {
+        boot.network = nic.is_some().then(|| StaticNetwork {
             address: address.into(),
             prefix,
             gateway: Some(gateway.into()),
@@ -333,12 +364,10 @@ impl Run<'_> {
             image: image.clone(),
             read_only,
         };
-        let mut planned = vec![disk("root", &disks.root, false), disk("work", &disks.work, false)];
+        let mut planned = vec![disk("root", root, false), disk("work", &disks.work, false)];
         if let Some((path, uuid)) = &chosen.kernel.modules_disk {
             boot.modules = Some(*uuid);
-            let image =
-                DiskImage { path: path.clone(), format: DiskFormat::Raw, kind: "raw".to_owned() };
-            planned.push(disk("modules", &image, true));
+            planned.push(disk("modules", &DiskImage::raw(path.clone()), true));
         }
         let kernel_args = boot.to_kernel_args().map_err(|source| EngineError::Io {
             act: "writing the kernel command line of",
@@ -347,6 +376,7 @@ impl Run<'_> {
         })?;
         let plan = LaunchPlan {
             id: record.id.clone(),
+            op_id: self.control.reporter.id(),
             name: record.name.clone(),
             vcpus: record.spec.vcpus,
             memory: record.spec.memory_mib,
@@ -355,7 +385,7 @@ impl Run<'_> {
             initrd,
             kernel_args,
             disks: planned,
-            nic: Some(Nic::User { outbound: record.spec.nat }),
+            nic,
             runtime_dir: self.body.files.runtime_dir().to_owned(),
             console_log: self.body.files.console_log(),
         };
@@ -375,6 +405,7 @@ impl Run<'_> {
         &mut self,
         process: &Arc<dyn VmmProcess>,
         disks: Disks,
+        guest_ip: Option<std::net::Ipv4Addr>,
     ) -> Result<(), EngineError> {
         self.enter(Step::WriteHandles).await?;
         let identity = process.identity().clone();
@@ -383,8 +414,7 @@ impl Run<'_> {
             Handles { vm: self.body.record.id.clone(), identity: identity.clone(), disks };
         handles.write(&path).map_err(io("writing", &path))?;
         self.undo.push(Undo::File(path));
-        self.body.record.running =
-            Some(Running { guest_ip: Some(USER_NETWORK.0.into()), ..Running::new(identity) });
+        self.body.record.running = Some(Running { guest_ip, ..Running::new(identity) });
         // The record takes over only now: until here the undo list is what knows of new disks.
         self.body.record.disks = Some(handles.disks);
         self.body.shared.promise_belongs_to(&self.body.record.id, process.identity().pid);
@@ -488,6 +518,10 @@ impl Run<'_> {
                 Undo::File(path) => remove_file(&path).await,
                 Undo::RootDisk(driver, disk) => {
                     driver.remove(&disk).await.map_err(EngineError::from)
+                }
+                Undo::Attached(driver) => {
+                    let detached = driver.detach(&self.body.record.id).await;
+                    detached.map(|()| false).map_err(EngineError::from)
                 }
                 Undo::Vmm(vmm, process) => match process.kill().await {
                     Ok(()) => {

@@ -120,10 +120,18 @@ pub(crate) async fn clean_runtime(body: &mut Body, control: &Control) -> Vec<Eng
     for vmm in drivers {
         errors.extend(vmm.clean(&dir).await.err().map(EngineError::from));
     }
-    // The driver's clean-up may be all that failed: what it left goes with the directory.
-    match remove_tree(&dir).await {
-        Ok(_) => errors.clear(),
-        Err(error) => errors.push(error),
+    log_intent(body, control.enter(body, Step::DetachRootDisk).await);
+    let disk_kind = body.record.disks.as_ref().map(|disks| disks.root.kind.clone());
+    for driver in body.shared.root_disks() {
+        // A daemon that was killed while the VM was created had not written its disks down.
+        if disk_kind.as_deref().is_none_or(|kind| kind == driver.kind()) {
+            errors.extend(driver.detach(body.id()).await.err().map(EngineError::from));
+        }
+    }
+    log_intent(body, control.done(body, Step::DetachRootDisk).await);
+    // What a driver could not remove is found again by this directory.
+    if errors.is_empty() {
+        errors.extend(remove_tree(&dir).await.err());
     }
     // Removed last: while it is there, a restarted daemon looks for the VMM.
     errors.extend(remove_file(&body.files.handles()).await.err());

@@ -48,7 +48,7 @@ impl RootDisk for CopyDisk {
                     .and_then(|()| disk.set_len(size.bytes()))
                     .map_err(|source| io_error("copying the base image to", &path, source))
             })?;
-            Ok(DiskImage { path, format: DiskFormat::Raw, kind: KIND.to_owned() })
+            Ok(DiskImage { path, format: DiskFormat::Raw, kind: KIND.to_owned(), base: None })
         })
         .await
     }

@@ -47,7 +47,8 @@ impl RootDisk for Qcow2Overlay {
                 qcow2::write_new(overlay, size, name)
                     .map_err(|source| io_error("creating root disk", &path, source))
             })?;
-            Ok(DiskImage { path, format: DiskFormat::Qcow2, kind: KIND.to_owned() })
+            let kind = KIND.to_owned();
+            Ok(DiskImage { path, format: DiskFormat::Qcow2, kind, base: Some(base) })
         })
         .await
     }

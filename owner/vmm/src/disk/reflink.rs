@@ -46,7 +46,7 @@ impl RootDisk for ReflinkDisk {
                     .and_then(|()| disk.set_len(size.bytes()))
                     .map_err(|source| io_error("cloning the base image to", &path, source))
             })?;
-            Ok(DiskImage { path, format: DiskFormat::Raw, kind: KIND.to_owned() })
+            Ok(DiskImage { path, format: DiskFormat::Raw, kind: KIND.to_owned(), base: None })
         })
         .await
     }

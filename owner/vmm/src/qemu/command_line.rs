@@ -97,6 +97,10 @@ pub(crate) fn arguments(
             arguments.pair("-netdev", format!("user,id=net,ipv6=off,restrict={restrict}"));
             arguments.pair("-device", "virtio-net-device,netdev=net");
         }
+        Some(Nic::Tap { descriptor: None, name, .. }) => {
+            let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not open");
+            return Err(VmmError::Io { act: format!("describing tap {name} to QEMU"), source });
+        }
         Some(Nic::Tap { mac, .. }) => {
             arguments.pair("-netdev", format!("tap,id=net,fd={TAP_DESCRIPTOR}"));
             let [a, b, c, d, e, f] = mac;
@@ -219,10 +223,11 @@ mod tests {
     fn plan() -> LaunchPlan {
         let disk = |role: &str, path: &str, format, read_only| PlannedDisk {
             role: role.to_owned(),
-            image: DiskImage { path: path.into(), format, kind: "raw".to_owned() },
+            image: DiskImage { path: path.into(), format, kind: "raw".to_owned(), base: None },
             read_only,
         };
         LaunchPlan {
+            op_id: banger_types::OperationId::random(),
             id: "0123456789abcdef0123456789abcdef".parse().unwrap(),
             name: "box".parse().unwrap(),
             vcpus: 2.try_into().unwrap(),
@@ -305,7 +310,8 @@ mod tests {
         plan.nic = Some(Nic::User { outbound: true });
         assert!(text(&plan, Acceleration::Tcg).contains("restrict=off"));
         let descriptor = std::fs::File::open("/dev/null").unwrap().into();
-        plan.nic = Some(Nic::Tap { descriptor, mac: [0x52, 0x54, 0, 1, 2, 0xff] });
+        let mac = [0x52, 0x54, 0, 1, 2, 0xff];
+        plan.nic = Some(Nic::Tap { name: "t".to_owned(), descriptor: Some(descriptor), mac });
         let text = text(&plan, Acceleration::Tcg);
         assert!(text.contains("tap,id=net,fd=1\n"));
         assert!(text.contains("mac=52:54:00:01:02:ff"));

@@ -1,14 +1,10 @@
 //! The guest's serial console, written to a log that cannot grow past its cap.
 //!
 //! QEMU offers the console on a unix socket and throws output away while nobody is connected, so the
-//! guest never waits for the daemon. The log is two files: `console_log` is written to until it
-//! holds half of [`LOG_CAP`] and then becomes `console_log` + `.1` in the place of the one before.
-//! Read in the order `.1`, then the log itself, they give the newest output. The bytes are the
-//! guest's own: whoever prints them must make them harmless.
+//! guest never waits for the daemon. The log's files are those of [`crate::console_log`].
 
-use std::ffi::OsString;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::fs::{File, OpenOptions};
@@ -16,8 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 
-/// The most bytes a VM's console log takes, both files together.
-pub const LOG_CAP: u64 = 4 << 20;
+use crate::console_log::{LOG_CAP, older_half};
+
 /// The most bytes taken from the console at once.
 const CHUNK: usize = 2 * 1024;
 /// The least time from one read to the next: a guest costs the daemon no more than 1000 reads and
@@ -25,14 +21,6 @@ const CHUNK: usize = 2 * 1024;
 /// much longer: QEMU writes what the guest does, byte by byte, and of single bytes the socket holds
 /// some 300.
 const PACE: Duration = Duration::from_millis(1);
-
-/// Returns where the older half of the log is.
-#[must_use]
-pub fn older_half(console_log: &Path) -> PathBuf {
-    let mut name = OsString::from(console_log);
-    name.push(".1");
-    PathBuf::from(name)
-}
 
 /// Copies the console to the log until QEMU closes it.
 pub(crate) async fn follow(mut console: UnixStream, log: PathBuf) {

@@ -20,7 +20,7 @@ use tokio::net::unix::pipe;
 use tokio::time::{Instant, sleep_until};
 
 use super::files::RuntimeFiles;
-use super::task::Task;
+use crate::task::Task;
 
 /// How many bytes of the end are kept.
 const KEPT: usize = 4096;

@@ -22,7 +22,6 @@ mod last_words;
 mod orphans;
 mod process;
 mod qmp;
-mod task;
 mod version;
 
 use std::io;
@@ -44,11 +43,10 @@ use self::command_line::HostFacts;
 use self::files::RuntimeFiles;
 use self::last_words::LastWords;
 use self::process::QemuProcess;
-use self::version::KnownVersion;
 use crate::held::{self, HeldProcess};
+use crate::known_version::KnownVersion;
 use crate::probe::{self, AccelerationChoice};
 
-pub use self::console::{LOG_CAP as CONSOLE_LOG_CAP, older_half as console_log_older_half};
 pub use self::version::QemuVersion;
 
 /// Where QEMU may be; `$PATH` is never searched, because it is the user's word and not the host's.
@@ -59,14 +57,14 @@ const PROGRAM: &str = "qemu-system-x86_64";
 #[derive(Debug)]
 pub struct QemuVmm {
     choice: AccelerationChoice,
-    version: KnownVersion,
+    version: KnownVersion<QemuVersion>,
 }
 
 impl QemuVmm {
     /// Makes a driver that chooses between KVM and TCG as `choice` says.
     #[must_use]
     pub fn new(choice: AccelerationChoice) -> Self {
-        Self { choice, version: KnownVersion::default() }
+        Self { choice, version: KnownVersion::new(QemuVersion::parse) }
     }
 
     fn acceleration(&self) -> Result<Acceleration, VmmError> {
@@ -314,8 +312,8 @@ fn listen(path: &Path) -> Result<UnixListener, VmmError> {
 /// QEMU never writes to its standard output, so the tap can travel there.
 fn tap_or_null(nic: Option<Nic>) -> Stdio {
     match nic {
-        Some(Nic::Tap { descriptor, .. }) => Stdio::from(descriptor),
-        Some(Nic::User { .. }) | None => Stdio::null(),
+        Some(Nic::Tap { descriptor: Some(descriptor), .. }) => Stdio::from(descriptor),
+        _ => Stdio::null(),
     }
 }
 

@@ -19,9 +19,9 @@ use super::console;
 use super::files::RuntimeFiles;
 use super::last_words::LastWords;
 use super::qmp::{Command, Monitor, QmpError, Shutdown};
-use super::task::Task;
 use super::version::QemuVersion;
 use crate::held::HeldProcess;
+use crate::task::Task;
 
 /// How long QEMU may take from its start, or from our connecting, to its monitor's first answer.
 /// Usually below 0.1 s; a loaded machine is given much more.

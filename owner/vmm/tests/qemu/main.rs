@@ -6,7 +6,7 @@ mod block_tool;
 mod disks;
 mod tiny_guest;
 
-use banger_engine::contract;
+use banger_engine::contract::{self, Directories};
 use banger_engine::seams::Vmm;
 use banger_vmm::probe::AccelerationChoice;
 use banger_vmm::qemu::{QemuVmm, find_program};
@@ -33,5 +33,6 @@ async fn qemu_keeps_the_contract() {
     let kernels = Kernels::new(directory.path());
     let vmm = QemuVmm::new(AccelerationChoice::Tcg);
     vmm.probe().await.unwrap();
-    contract::vmm(&vmm, &kernels, directory.path()).await;
+    let directories = Directories { runtime: directory.path(), state: directory.path() };
+    contract::vmm(&vmm, &kernels, directories).await;
 }

@@ -39,6 +39,7 @@ impl TinyGuests for Kernels {
         };
         LaunchPlan {
             id: VmId::random(),
+            op_id: banger_types::OperationId::random(),
             name: "tiny".parse().unwrap(),
             vcpus: 1.try_into().unwrap(),
             memory: 128.try_into().unwrap(),

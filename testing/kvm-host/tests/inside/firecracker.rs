@@ -29,19 +29,23 @@ pub(crate) struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    /// Firecracker's own form of it (`--config-file`).
-    pub(crate) fn configuration(&self) -> Value {
+    /// The kernel's command line.
+    pub(crate) fn command_line(&self) -> String {
         let mut boot = BootConfig::new(ROOT_UUID.parse().expect("a UUID"));
         boot.hostname = Some("nested".parse().expect("a name"));
         boot.init = InitChoice::None;
         boot.network = self.tap.as_ref().map(|(_, network)| network.clone());
         let boot = boot.to_kernel_args().expect("kernel arguments");
         // Two translators: what checks timers against each other only loses time.
-        let arguments = format!(
+        format!(
             "console=ttyS0 quiet reboot=k panic=-1 nokaslr mitigations=off no_timer_check \
              tsc=reliable {} {boot}",
             self.arguments
-        );
+        )
+    }
+
+    /// Firecracker's own form of it (`--config-file`).
+    pub(crate) fn configuration(&self) -> Value {
         let interfaces: Vec<Value> = self
             .tap
             .iter()
@@ -55,7 +59,7 @@ impl Guest<'_> {
             "boot-source": {
                 "kernel_image_path": self.kernel,
                 "initrd_path": self.initrd,
-                "boot_args": arguments,
+                "boot_args": self.command_line(),
             },
             "drives": [{
                 "drive_id": "root", "path_on_host": self.disk,
@@ -94,28 +98,33 @@ impl Started {
     }
 
     /// Waits for the guest's agent behind Firecracker's vsock socket.
-    pub(crate) async fn agent(&mut self, socket: &Path) -> AgentClient {
-        let channel = Arc::new(VsockUdsChannel::new(socket));
-        let made = async {
-            // The socket has its name a moment before Firecracker listens on it.
-            loop {
-                match channel.wait_ready().await {
-                    Err(ChannelError::Connect { .. }) => {
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                    result => break result,
-                }
-            }
-        };
-        let ready = tokio::time::timeout(PATIENCE, made).await;
-        match ready {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => panic!("{error:?}\n{}", self.words()),
-            Err(_) => panic!("the guest said nothing\n{}", self.words()),
-        }
-        let deadlines = Deadlines { answer: Duration::from_secs(60), ..Deadlines::default() };
-        AgentClient::with_deadlines(channel, deadlines)
+    pub(crate) async fn agent(&self, socket: &Path) -> AgentClient {
+        agent(socket, || self.words()).await
     }
+}
+
+/// Waits for the guest's agent behind Firecracker's vsock socket; a failure shows these words.
+pub(crate) async fn agent(socket: &Path, words: impl Fn() -> String) -> AgentClient {
+    let channel = Arc::new(VsockUdsChannel::new(socket));
+    let made = async {
+        // The socket has its name a moment before Firecracker listens on it.
+        loop {
+            match channel.wait_ready().await {
+                Err(ChannelError::Connect { .. }) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                result => break result,
+            }
+        }
+    };
+    let ready = tokio::time::timeout(PATIENCE, made).await;
+    match ready {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => panic!("{error:?}\n{}", words()),
+        Err(_) => panic!("the guest said nothing\n{}", words()),
+    }
+    let deadlines = Deadlines { answer: Duration::from_secs(60), ..Deadlines::default() };
+    AgentClient::with_deadlines(channel, deadlines)
 }
 
 impl Drop for Started {
@@ -131,6 +140,25 @@ pub(crate) struct Stranger {
 }
 
 impl Stranger {
+    /// Holds a process that runs.
+    pub(crate) fn hold(id: i32) -> Self {
+        let pid = Pid::from_raw(id).expect("a process id");
+        let handle = pidfd_open(pid, PidfdFlags::empty()).expect("it runs");
+        Self { id, handle }
+    }
+
+    /// Waits until it has ended; false if it has not for 30 s.
+    pub(crate) fn ends(&self) -> bool {
+        let mut ended = [PollFd::new(&self.handle, PollFlags::IN)];
+        matches!(poll(&mut ended, Some(&Timespec { tv_sec: 30, tv_nsec: 0 })), Ok(1))
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut ended = [PollFd::new(&self.handle, PollFlags::IN)];
+        matches!(poll(&mut ended, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1))
+    }
+
     /// Takes over the process that `starter` leaves behind and names in a file.
     pub(crate) fn of_pid_file(starter: &mut Started, file: &Path) -> Self {
         let status = starter.child.wait().expect("wait for the starter");
@@ -148,9 +176,14 @@ impl Drop for Stranger {
     /// Returns when the process is gone.
     fn drop(&mut self) {
         let _ = pidfd_send_signal(&self.handle, Signal::KILL);
-        let mut ended = [PollFd::new(&self.handle, PollFlags::IN)];
-        let _ = poll(&mut ended, Some(&Timespec { tv_sec: 30, tv_nsec: 0 }));
+        self.ends();
     }
+}
+
+/// Does asynchronous work in this thread.
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(work)
 }
 
 /// Runs a command in the guest and returns what it wrote.

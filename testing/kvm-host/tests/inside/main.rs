@@ -8,11 +8,16 @@ mod device_mapper;
 mod disk;
 mod dns;
 mod firecracker;
+mod installation;
+mod installed;
 mod jail_cgroup;
 mod machine;
+mod machines;
 mod nested;
 mod privileged_disk;
+mod removal;
 mod resolver_routing;
+mod snapshot_race;
 mod system;
 mod tool;
 
@@ -20,7 +25,8 @@ use std::path::PathBuf;
 
 /// The machine, known to be the right one.
 pub(crate) struct Inside {
-    /// What was sent: firecracker, jailer, vmlinux, initrd, banger, bangerd, bangerd-root.
+    /// What was sent: firecracker, jailer, vmlinux, initrd, banger, bangerd, bangerd-root,
+    /// busybox.tar and kernels/.
     pub(crate) data: PathBuf,
 }
 

@@ -8,7 +8,7 @@ use banger_agent_api::{InitKind, NetworkState, StaticNetwork};
 
 use crate::Inside;
 use crate::disk::{Snapshot, busybox_root, sparse};
-use crate::firecracker::{Guest, ROOT_UUID, Started, Stranger, exec};
+use crate::firecracker::{Guest, ROOT_UUID, Started, Stranger, block_on, exec};
 use crate::tool::{Undo, run};
 
 /// The user under whom the jailer runs Firecracker; nobody else's.
@@ -17,11 +17,6 @@ const TAP: &str = "bgrtap0";
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path that is text")
-}
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(work)
 }
 
 /// Boots a kernel, with files that are below /data, and has its guest's agent work.

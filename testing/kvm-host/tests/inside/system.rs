@@ -2,68 +2,14 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use crate::Inside;
+use crate::installation::{Installed, OWNER, UNITS, banger_as, both_answer, main_pid, said};
 use crate::tool::run;
 
-const OWNER: &str = "alice";
+/// Who is not the owner.
 const OTHER: &str = "bob";
-const UNITS: [&str; 3] = ["banger-vms.service", "bangerd-root.service", "bangerd.service"];
-/// How long systemd may take for something.
-const PATIENCE: Duration = Duration::from_secs(40);
-
-/// The installation, undone when it is dropped.
-struct Installed;
-
-impl Installed {
-    fn new(inside: &Inside) -> Self {
-        let undo = Self;
-        let banger = inside.data.join("banger");
-        run(banger.to_str().expect("a path"), ["system", "install", "--owner", OWNER]);
-        undo
-    }
-}
-
-impl Drop for Installed {
-    fn drop(&mut self) {
-        let _ =
-            Command::new("/usr/local/bin/banger").args(["system", "uninstall", "--force"]).status();
-        for folder in ["/var/lib/banger", "/var/cache/banger", "/run/banger", "/run/banger-root"] {
-            let _ = std::fs::remove_dir_all(folder);
-        }
-        let _ = std::fs::remove_dir_all("/var/lib/banger-root");
-    }
-}
-
-/// Runs the installed banger as a user of this machine.
-fn banger_as(user: &str, words: &[&str]) -> Output {
-    let mut command = Command::new("/usr/sbin/runuser");
-    command.args(["-u", user, "--", "/usr/local/bin/banger"]).args(words);
-    command.output().expect("runuser")
-}
-
-fn said(output: &Output) -> String {
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    text(&output.stdout) + &text(&output.stderr)
-}
-
-fn main_pid(unit: &str) -> String {
-    run("systemctl", ["show", "--value", "--property", "MainPID", unit]).trim().to_owned()
-}
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-fn helper_answers() -> bool {
-    said(&banger_as(OWNER, &["doctor"])).contains("PASS  root helper: answers")
-}
 
 #[test]
 fn an_installation_serves_its_owner_and_nobody_else() {
@@ -117,7 +63,7 @@ fn an_installation_serves_its_owner_and_nobody_else() {
     assert_units_are_as_hard_as_they_are_said_to_be();
     // Once more brings it up to date.
     let again = run("/usr/local/bin/banger", ["system", "install", "--owner", OWNER]);
-    assert!(!again.contains("error") && helper_answers());
+    assert!(!again.contains("error") && both_answer());
     let for_bob = Command::new("/usr/local/bin/banger")
         .args(["system", "install", "--owner", OTHER])
         .output()
@@ -140,25 +86,6 @@ fn an_installation_serves_its_owner_and_nobody_else() {
     }
     assert!(Path::new("/var/lib/banger").is_dir(), "what is the owner's stays");
     drop(installed);
-}
-
-#[test]
-fn services_that_are_killed_come_back() {
-    let Some(inside) = Inside::get() else { return };
-    let _installed = Installed::new(&inside);
-    let daemon = main_pid("bangerd.service");
-    let helper = main_pid("bangerd-root.service");
-    run("systemctl", ["kill", "--signal=KILL", "--kill-whom=main", "bangerd-root.service"]);
-    wait_until("the helper comes back", || {
-        main_pid("bangerd-root.service") != helper && helper_answers()
-    });
-    run("systemctl", ["kill", "--signal=KILL", "--kill-whom=main", "bangerd.service"]);
-    wait_until("the daemon comes back", || {
-        let pid = main_pid("bangerd.service");
-        pid != daemon && pid != "0" && helper_answers()
-    });
-    run("systemctl", ["restart", "bangerd-root.service"]);
-    wait_until("both answer after a restart", helper_answers);
 }
 
 /// An installation takes most of a minute here: this is a part of the test that has one anyway.

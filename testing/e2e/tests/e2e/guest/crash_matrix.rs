@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use banger_engine::Step;
 use banger_harness::{Contents, Environment, skip};
 
-const START: [Step; 13] = [
+const START: [Step; 14] = [
     Step::CheckHost,
     Step::CreateVmDirectory,
     Step::LinkBaseImage,
@@ -18,6 +18,7 @@ const START: [Step; 13] = [
     Step::CreateWorkDisk,
     Step::BuildInitrd,
     Step::CreateRuntimeDirectory,
+    Step::AttachRootDisk,
     Step::LaunchVmm,
     Step::WriteHandles,
     Step::ResumeVmm,
@@ -27,9 +28,15 @@ const START: [Step; 13] = [
 ];
 /// Of [`START`], what only a new VM needs.
 const ONLY_ONCE: [Step; 3] = [Step::CreateVmDirectory, Step::LinkBaseImage, Step::CreateWorkDisk];
-const STOP: [Step; 3] = [Step::StopGuest, Step::EndVmm, Step::CleanRuntime];
-const DELETE: [Step; 5] =
-    [Step::EndVmm, Step::CleanRuntime, Step::RemoveDisks, Step::RemoveVmDirectory, Step::RemoveRow];
+const STOP: [Step; 4] = [Step::StopGuest, Step::EndVmm, Step::DetachRootDisk, Step::CleanRuntime];
+const DELETE: [Step; 6] = [
+    Step::EndVmm,
+    Step::DetachRootDisk,
+    Step::CleanRuntime,
+    Step::RemoveDisks,
+    Step::RemoveVmDirectory,
+    Step::RemoveRow,
+];
 
 fn armed_daemon() -> Option<PathBuf> {
     let path = std::env::var_os("BANGER_TEST_FAULT_BANGERD").map(PathBuf::from);

@@ -5,14 +5,14 @@ use tokio::task::JoinHandle;
 
 /// A running task; dropping it ends the task.
 #[derive(Debug)]
-pub(super) struct Task {
+pub(crate) struct Task {
     handle: JoinHandle<()>,
     /// Closed when the task ends.
     running: watch::Receiver<()>,
 }
 
 impl Task {
-    pub(super) fn spawn(work: impl Future<Output = ()> + Send + 'static) -> Self {
+    pub(crate) fn spawn(work: impl Future<Output = ()> + Send + 'static) -> Self {
         let (alive, running) = watch::channel(());
         let handle = tokio::spawn(async move {
             work.await;
@@ -22,7 +22,7 @@ impl Task {
     }
 
     /// Waits until the task has ended. Cancel safe; may be called any number of times.
-    pub(super) async fn finished(&self) {
+    pub(crate) async fn finished(&self) {
         let mut running = self.running.clone();
         while running.changed().await.is_ok() {}
     }

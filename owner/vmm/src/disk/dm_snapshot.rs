@@ -1,0 +1,273 @@
+//! A root disk as a device-mapper snapshot: the base is read through a loop device, what the guest
+//! writes goes into a sparse file (Linux `Documentation/admin-guide/device-mapper/snapshot.rst`).
+//!
+//! The file is what lasts; the device exists only while a VMM may use it, and the root helper makes
+//! and ends it. The device is as large as its base, so a larger root disk is one of another kind.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use banger_engine::seams::{DiskError, DiskFormat, DiskImage, DiskUsage, RootDisk};
+use banger_helper_api::{CreateDmSnapshotParams, Empty, Method, SnapshotHandles};
+use banger_helper_client::{CallError, HelperClient};
+use banger_types::{DiskSize, VmId};
+use tokio::sync::OnceCell;
+
+use super::file::{self, allocated, blocking, invalid, io_error};
+
+const KIND: &str = "dm-snapshot";
+const MIB: u64 = 1 << 20;
+/// Of what the helper's gate wants all names to begin with.
+const NAME: &str = "fc-rootfs-";
+
+/// Works on any file system, in no time, where the helper and device-mapper are.
+#[derive(Clone, Debug)]
+pub struct DmSnapshotDisk {
+    helper: HelperClient,
+    /// Whether a trial worked, once there was one.
+    works: Arc<OnceCell<bool>>,
+}
+
+impl DmSnapshotDisk {
+    /// Makes one over a helper.
+    #[must_use]
+    pub fn new(helper: HelperClient) -> Self {
+        Self { helper, works: Arc::default() }
+    }
+
+    /// Makes a device and ends it again, which alone tells whether it works.
+    async fn try_once(&self, disk_dir: &Path) -> Result<bool, DiskError> {
+        const ACT: &str = "trying device-mapper in";
+        let place = make_folder(disk_dir, ACT)?;
+        let (base, cow) = (place.join("base"), place.join("cow"));
+        let outcome = async {
+            for path in [&base, &cow] {
+                let options = OpenOptions::new().write(true).create_new(true).clone();
+                let made = options.open(path).and_then(|file| file.set_len(MIB));
+                made.map_err(|source| io_error(ACT, path, source))?;
+            }
+            let name = format!("{NAME}{}", VmId::random());
+            let made = self.create_device(&base, &cow, &name).await;
+            match made {
+                Ok(handles) => {
+                    self.end_device(&handles).await.map_err(|error| failed(ACT, &cow, error))?;
+                    Ok(true)
+                }
+                Err(CallError::Helper { error, .. }) => {
+                    tracing::info!(reason = error.message, "device-mapper is not used");
+                    Ok(false)
+                }
+                Err(error) => Err(failed(ACT, &cow, error)),
+            }
+        }
+        .await;
+        let removed = std::fs::remove_dir_all(&place);
+        let works = outcome?;
+        removed.map_err(|source| io_error(ACT, &place, source))?;
+        Ok(works)
+    }
+
+    async fn create_device(
+        &self,
+        base: &Path,
+        cow: &Path,
+        name: &str,
+    ) -> Result<SnapshotHandles, CallError> {
+        let params = CreateDmSnapshotParams {
+            rootfs_path: base.display().to_string(),
+            cow_path: cow.display().to_string(),
+            dm_name: name.to_owned(),
+        };
+        self.helper.call(Method::CreateDmSnapshot, &params, "").await
+    }
+
+    async fn end_device(&self, handles: &SnapshotHandles) -> Result<(), CallError> {
+        self.helper.call::<_, Empty>(Method::CleanupDmSnapshot, handles, "").await.map(drop)
+    }
+}
+
+/// Makes a folder that is removed by its maker.
+fn make_folder(parent: &Path, act: &'static str) -> Result<PathBuf, DiskError> {
+    let place = parent.join(format!(".try-{}", VmId::random()));
+    std::fs::create_dir(&place).map_err(|source| io_error(act, &place, source))?;
+    Ok(place)
+}
+
+fn failed(act: &'static str, path: &Path, error: CallError) -> DiskError {
+    io_error(act, path, std::io::Error::other(error))
+}
+
+/// The length of a file that takes all of a device of `size` bytes: each chunk of 4 KiB has 16 bytes
+/// of metadata, and there are some chunks of headers. A multiple of 1 MiB has a length of its own, by
+/// which the size is known again.
+fn cow_length(size: u64) -> u64 {
+    size + size / 128 + MIB
+}
+
+/// The inverse of [`cow_length`], for multiples of 1 MiB.
+fn device_size(cow_length: u64) -> Option<u64> {
+    let size = cow_length.checked_sub(MIB)? / 129 * 128;
+    (self::cow_length(size) == cow_length).then_some(size)
+}
+
+#[async_trait]
+impl RootDisk for DmSnapshotDisk {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn largest(&self, base_size: u64) -> Option<u64> {
+        Some(base_size)
+    }
+
+    async fn usable(&self, base_dir: &Path, disk_dir: &Path) -> Result<bool, DiskError> {
+        use std::os::unix::fs::MetadataExt;
+        let device = |path: &Path| {
+            std::fs::metadata(path)
+                .map(|found| found.dev())
+                .map_err(|source| io_error("looking at", path, source))
+        };
+        // The base is given another name beside the disk, below the state directory.
+        if device(base_dir)? != device(disk_dir)? {
+            return Ok(false);
+        }
+        self.works.get_or_try_init(|| self.try_once(disk_dir)).await.copied()
+    }
+
+    async fn create(
+        &self,
+        base: &Path,
+        dir: &Path,
+        stem: &str,
+        size: DiskSize,
+    ) -> Result<DiskImage, DiskError> {
+        let path = dir.join(format!("{stem}.cow"));
+        let base = base.to_owned();
+        blocking(move |cancelled| {
+            let opened = file::open_base(&base, size)?;
+            let (current, requested) = (opened.size, size.bytes());
+            if requested > current {
+                return Err(invalid(&base, format!("has {current} bytes, and its snapshot too")));
+            }
+            file::make(&path, cancelled, |cow| {
+                // A snapshot that is new begins with a chunk of zeros, as a hole does.
+                cow.set_len(cow_length(current))
+                    .map_err(|source| io_error("creating root disk", &path, source))
+            })?;
+            let kind = KIND.to_owned();
+            Ok(DiskImage { path, format: DiskFormat::Raw, kind, base: Some(base) })
+        })
+        .await
+    }
+
+    async fn measure(&self, disk: &DiskImage) -> Result<DiskUsage, DiskError> {
+        let path = disk.path.clone();
+        blocking(move |_| {
+            let found = std::fs::metadata(&path)
+                .map_err(|source| io_error("measuring disk", &path, source))?;
+            let size = device_size(found.len());
+            let size = size.ok_or_else(|| invalid(&path, "is not what a snapshot writes to"))?;
+            Ok(DiskUsage { size, allocated: allocated(&found) })
+        })
+        .await
+    }
+
+    async fn grow(&self, disk: &DiskImage, size: DiskSize) -> Result<bool, DiskError> {
+        let path = disk.path.clone();
+        let (current, requested) = (self.measure(disk).await?.size, size.bytes());
+        match requested.cmp(&current) {
+            std::cmp::Ordering::Equal => Ok(false),
+            std::cmp::Ordering::Less => Err(DiskError::Shrink { path, current, requested }),
+            std::cmp::Ordering::Greater => Err(invalid(
+                &path,
+                format!("is a snapshot, which has the {current} bytes of its image for ever"),
+            )),
+        }
+    }
+
+    async fn remove(&self, disk: &DiskImage) -> Result<bool, DiskError> {
+        let path = disk.path.clone();
+        blocking(move |_| file::remove_file(&path)).await
+    }
+
+    async fn attach(&self, disk: &DiskImage, vm: &VmId) -> Result<DiskImage, DiskError> {
+        const ACT: &str = "making a snapshot of";
+        let base = disk.base.clone();
+        let base = base.ok_or_else(|| invalid(&disk.path, "has no base"))?;
+        check_header(&disk.path)?;
+        let name = format!("{NAME}{vm}");
+        let mut made = self.create_device(&base, &disk.path, &name).await;
+        if matches!(made, Err(CallError::Helper { .. })) {
+            // One may be left of a start that was cut off; nobody has it open.
+            self.detach(vm).await?;
+            made = self.create_device(&base, &disk.path, &name).await;
+        }
+        let handles = made.map_err(|error| failed(ACT, &base, error))?;
+        Ok(DiskImage { path: handles.dm_dev.into(), ..disk.clone() })
+    }
+
+    async fn detach(&self, vm: &VmId) -> Result<(), DiskError> {
+        // By its name alone: with it go its loop devices, whoever made them.
+        let dm_name = format!("{NAME}{vm}");
+        let device = Path::new("/dev/mapper").join(&dm_name);
+        let handles = SnapshotHandles { dm_name, ..SnapshotHandles::default() };
+        self.end_device(&handles).await.map_err(|error| failed("ending snapshot", &device, error))
+    }
+}
+
+/// Refuses a snapshot that was full: the kernel has marked it so, and what is in it is not whole.
+///
+/// The header is little-endian `SnAp`, `valid`, version, chunk size (`struct disk_header` in the
+/// kernel's drivers/md/dm-snap-persistent.c).
+fn check_header(cow: &Path) -> Result<(), DiskError> {
+    let mut header = [0; 8];
+    let read = std::fs::File::open(cow).and_then(|file| file.read_exact_at(&mut header, 0));
+    read.map_err(|source| io_error("looking at disk", cow, source))?;
+    let [magic, valid] = [0, 4]
+        .map(|at| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
+    match (magic, valid) {
+        // New, or in order.
+        (0, 0) | (0x7041_6e53, 1) => Ok(()),
+        (0x7041_6e53, _) => Err(invalid(
+            cow,
+            "is broken: the snapshot overflowed, and what is in it is not whole; delete the VM, or \
+             copy what can be read",
+        )),
+        _ => Err(invalid(cow, "is not what a snapshot writes to")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_length_of_the_file_tells_the_size_of_the_device() {
+        for mib in [1_u64, 2, 127, 128, 129, 8192, 1 << 20] {
+            assert_eq!(device_size(cow_length(mib * MIB)), Some(mib * MIB), "{mib}");
+        }
+        for bad in [0, 1, MIB - 1, MIB + 1, 8 << 30] {
+            assert_eq!(device_size(bad).filter(|size| *size > 0), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_broken_snapshot_is_told_from_a_new_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let cow = directory.path().join("cow");
+        let with = |bytes: &[u8]| {
+            std::fs::write(&cow, bytes).unwrap();
+            check_header(&cow)
+        };
+        with(&[0; 4096]).unwrap();
+        with(b"SnAp\x01\0\0\0\x01\0\0\0").unwrap();
+        let broken = with(b"SnAp\0\0\0\0\x01\0\0\0").unwrap_err().to_string();
+        assert!(broken.contains("overflowed"), "{broken}");
+        for bad in [&b"SnAq\x01\0\0\0"[..], b"", b"SnAp", &[1; 8]] {
+            assert!(with(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! A Firecracker that runs: held by pidfd. It is the helper's child, or nobody's, and never ours; it
+//! has our uid, so that signals reach it without the helper.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use banger_engine::seams::{VmmError, VmmIdentity, VmmProcess, VmmState};
+use banger_guest_client::{BoxedStream, ChannelError, GuestChannel, VsockUdsChannel};
+use rustix::process::Signal;
+use tokio::time::timeout;
+
+use super::console;
+use super::files::RuntimeFiles;
+use super::last_words::{self, End};
+use crate::held::HeldProcess;
+use crate::task::Task;
+
+/// How long the kernel may take to end a killed Firecracker.
+const KILL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A Firecracker, running or ended.
+pub(super) struct FirecrackerProcess {
+    identity: VmmIdentity,
+    held: Arc<HeldProcess>,
+    channel: Arc<Channel>,
+    log: PathBuf,
+    /// We killed it, so that its silent end is no surprise.
+    killed: AtomicBool,
+    /// Keeps the log small.
+    _console: Task,
+}
+
+/// The vsock of a Firecracker, which is closed when that ends.
+#[derive(Debug)]
+struct Channel {
+    vsock: VsockUdsChannel,
+    held: Arc<HeldProcess>,
+}
+
+impl FirecrackerProcess {
+    /// Takes charge of a running one.
+    pub(super) fn new(
+        identity: VmmIdentity,
+        held: Arc<HeldProcess>,
+        files: &RuntimeFiles,
+        console_log: &Path,
+    ) -> Self {
+        let vsock = VsockUdsChannel::new(&files.vsock);
+        Self {
+            identity,
+            channel: Arc::new(Channel { vsock, held: Arc::clone(&held) }),
+            held,
+            log: console_log.to_owned(),
+            killed: AtomicBool::new(false),
+            _console: Task::spawn(console::follow(console_log.to_owned())),
+        }
+    }
+
+    fn reason(&self) -> Option<String> {
+        if self.killed.load(Ordering::Acquire) {
+            return None;
+        }
+        match last_words::read(&self.log) {
+            End::Good => None,
+            End::Explained(words) => Some(words),
+            // Nobody but a person or the kernel's out-of-memory killer ends it uninvited.
+            End::Silent => {
+                Some("Firecracker was killed (signal 9), by hand or for want of memory".to_owned())
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl VmmProcess for FirecrackerProcess {
+    fn identity(&self) -> &VmmIdentity {
+        &self.identity
+    }
+
+    /// It was begun by its launch.
+    async fn resume(&self) -> Result<(), VmmError> {
+        if !self.held.has_ended() {
+            return Ok(());
+        }
+        let reason = self.reason().unwrap_or_else(|| "it was told to end".to_owned());
+        Err(VmmError::Ended { vmm: "Firecracker", act: "letting the guest run", reason })
+    }
+
+    fn channel(&self) -> Arc<dyn GuestChannel> {
+        Arc::clone(&self.channel) as Arc<dyn GuestChannel>
+    }
+
+    fn state(&self) -> VmmState {
+        if self.held.has_ended() {
+            VmmState::Dead { reason: self.reason() }
+        } else {
+            VmmState::Alive
+        }
+    }
+
+    async fn wait(&self) -> VmmState {
+        self.held.ended().await;
+        VmmState::Dead { reason: self.reason() }
+    }
+
+    fn signal(&self, signal: Signal) -> Result<bool, VmmError> {
+        self.held.signal(signal).map_err(|source| VmmError::Io {
+            act: format!("sending a signal to Firecracker, process {}", self.identity.pid),
+            source,
+        })
+    }
+
+    async fn kill(&self) -> Result<(), VmmError> {
+        if !self.held.has_ended() {
+            self.killed.store(true, Ordering::Release);
+        }
+        kill(&self.held, self.identity.pid).await.map(drop)
+    }
+}
+
+/// Kills a Firecracker and waits until it is gone; returns `false` where it had ended already.
+pub(super) async fn kill(held: &HeldProcess, pid: u32) -> Result<bool, VmmError> {
+    let act = || format!("killing Firecracker, process {pid}");
+    let sent = held.signal(Signal::KILL).map_err(|source| VmmError::Io { act: act(), source })?;
+    if timeout(KILL_DEADLINE, held.ended()).await.is_err() {
+        return Err(VmmError::Timeout { act: act(), seconds: KILL_DEADLINE.as_secs() });
+    }
+    Ok(sent)
+}
+
+#[async_trait]
+impl GuestChannel for Channel {
+    async fn open(&self) -> Result<BoxedStream, ChannelError> {
+        if self.held.has_ended() {
+            return Err(ChannelError::Closed);
+        }
+        self.vsock.open().await
+    }
+
+    async fn wait_ready(&self) -> Result<(), ChannelError> {
+        tokio::select! {
+            ready = self.vsock.wait_ready() => match ready {
+                Err(_) if self.held.has_ended() => Err(ChannelError::Closed),
+                other => other,
+            },
+            () = self.held.ended() => Err(ChannelError::Closed),
+        }
+    }
+
+    async fn closed(&self) {
+        self.held.ended().await;
+    }
+}

@@ -1,0 +1,179 @@
+//! Firecracker machines of the installed banger: its own command line, its two services, real
+//! guests.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::Inside;
+use crate::installation::{Installed, OWNER, banger_as, main_pid, said, wait_until};
+use crate::tool::run;
+
+/// An installation with Firecracker, a kernel and an image; undone when dropped.
+struct Ready {
+    _installed: Installed,
+}
+
+impl Ready {
+    fn new(inside: &Inside) -> Self {
+        let ready = Self { _installed: Installed::with_firecracker(inside) };
+        let kernels = "/var/lib/banger/kernels";
+        run("cp", ["-r", "-T", text(&inside.data.join("kernels")), kernels]);
+        run("chown", ["-R", &format!("{OWNER}:"), kernels]);
+        run("chmod", ["-R", "go=", kernels]);
+        let image = Path::new("/var/tmp/busybox.tar");
+        std::fs::copy(inside.data.join("busybox.tar"), image).expect("copy the image");
+        run("chmod", ["a+r", text(image)]);
+        banger(&["image", "import", "--name", "busybox", text(image)]);
+        std::fs::remove_file(image).expect("remove the image");
+        ready
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        let list = banger_as(OWNER, &["vm", "list", "--json"]).stdout;
+        let list: Vec<serde_json::Value> = serde_json::from_slice(&list).unwrap_or_default();
+        for name in list.iter().filter_map(|vm| vm["name"].as_str()) {
+            let _ = banger_as(OWNER, &["vm", "delete", name]);
+        }
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+/// Runs the owner's banger, which must succeed.
+fn banger(words: &[&str]) -> String {
+    let output = banger_as(OWNER, words);
+    assert!(
+        output.status.success(),
+        "banger {words:?}: {}\n{}",
+        said(&output),
+        run("journalctl", ["--no-pager", "-n", "30", "-u", "bangerd", "-u", "bangerd-root"])
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn show(vm: &str) -> serde_json::Value {
+    serde_json::from_str(&banger(&["vm", "show", vm, "--json"])).expect("JSON")
+}
+
+fn boot_id(vm: &str) -> String {
+    banger(&["vm", "exec", vm, "--", "cat", "/proc/sys/kernel/random/boot_id"])
+}
+
+/// What a machine leaves while it runs, and must not leave afterwards.
+fn jails() -> Vec<String> {
+    let entries = std::fs::read_dir("/var/lib/banger-root/jail/firecracker");
+    let entries = entries.map_or_else(|_| Vec::new(), |entries| entries.flatten().collect());
+    entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn a_firecracker_machine_lives_and_outlives_both_services() {
+    let Some(inside) = Inside::get() else { return };
+    let ready = Ready::new(&inside);
+    let start = ["vm", "run", "-d", "--vmm", "firecracker", "--image", "busybox", "--name", "box"];
+    banger(&start);
+    let shown = show("box");
+    assert_eq!(shown["runtime"]["vmm"], "firecracker", "{shown}");
+    assert_eq!(shown["runtime"]["acceleration"], "kvm", "{shown}");
+    let pid = shown["runtime"]["pid"].as_u64().expect("a pid");
+    let first = boot_id("box");
+    assert_eq!(jails().len(), 1);
+    assert_walled_off(pid);
+
+    // Both services end in every way, and the machine does not notice.
+    let restart = || run("systemctl", ["restart", "bangerd.service", "bangerd-root.service"]);
+    let kill = |units: &[&str]| {
+        let pids = || units.iter().map(|unit| main_pid(unit)).collect::<Vec<_>>();
+        let before = pids();
+        run("systemctl", [&["kill", "--signal=KILL", "--kill-whom=main"][..], units].concat());
+        let is_back = |(now, before): (&String, &String)| now != "0" && now != before;
+        wait_until("the units come back", || pids().iter().zip(&before).all(is_back));
+    };
+    let acts: [&dyn Fn(); 4] = [
+        &|| kill(&["bangerd.service"]),
+        &|| kill(&["bangerd-root.service"]),
+        &|| kill(&["bangerd.service", "bangerd-root.service"]),
+        &|| drop(restart()),
+    ];
+    for (number, act) in acts.iter().enumerate() {
+        act();
+        wait_until("the daemon answers", || banger_as(OWNER, &["vm", "list"]).status.success());
+        assert_eq!(boot_id("box"), first, "after act {number}");
+        assert_eq!(show("box")["runtime"]["pid"].as_u64(), Some(pid), "after act {number}");
+    }
+
+    // Stopped cleanly and started again, with what was written.
+    banger(&["vm", "exec", "box", "--", "sh", "-c", "echo kept > /root/f; echo too > /etc/g"]);
+    banger(&["vm", "stop", "box"]);
+    assert_no_jail();
+    assert_eq!(show("box")["state"], "stopped");
+    assert!(show("box")["last_error"].is_null(), "{}", show("box"));
+    banger(&["vm", "start", "box"]);
+    assert_ne!(boot_id("box"), first);
+    assert_eq!(banger(&["vm", "exec", "box", "--", "cat", "/root/f", "/etc/g"]), "kept\ntoo\n");
+
+    // Killed: it is said, and started again it has what was flushed.
+    banger(&["vm", "exec", "box", "--", "sync"]);
+    let pid = show("box")["runtime"]["pid"].to_string();
+    run("kill", ["-KILL", &pid]);
+    wait_until("its end is seen", || show("box")["state"] != "running");
+    assert!(show("box")["last_error"]["message"].to_string().contains("signal 9"));
+    banger(&["vm", "start", "box"]);
+    assert_eq!(banger(&["vm", "exec", "box", "--", "cat", "/root/f"]), "kept\n");
+    banger(&["vm", "delete", "box"]);
+    assert_no_jail();
+    drop(ready);
+}
+
+/// The VMM is the owner's, without any right, behind its filter, in the cgroup of the machines.
+fn assert_walled_off(pid: u64) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a field");
+        line.split_whitespace().next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(field("Uid:"), run("id", ["-u", OWNER]).trim());
+    assert_eq!(field("NoNewPrivs:"), "1");
+    assert_eq!(field("CapEff:"), "0000000000000000");
+    assert_eq!(field("Seccomp:"), "2");
+    let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it runs");
+    assert!(cgroup.contains("banger-vms.service/"), "{cgroup}");
+}
+
+fn assert_no_jail() {
+    let jails = jails();
+    if jails.is_empty() {
+        return;
+    }
+    let list = banger_as(OWNER, &["vm", "list", "--json"]);
+    let units = ["-u", "bangerd", "-u", "bangerd-root"];
+    let journal = run("journalctl", [&["--no-pager", "-n", "60"][..], &units].concat());
+    let log = std::fs::read_to_string("/var/lib/banger/bangerd.log").unwrap_or_default();
+    panic!("{jails:?} are left\n{}\n{journal}\n{log}", said(&list));
+}
+
+/// Runs a command in a machine of its own, which is gone afterwards.
+#[test]
+fn one_command_has_a_firecracker_of_its_own() {
+    let Some(inside) = Inside::get() else { return };
+    let ready = Ready::new(&inside);
+    let words = ["vm", "run", "--rm", "--vmm", "firecracker", "--image", "busybox", "--"];
+    let output = banger_as(OWNER, &[&words[..], &["sh", "-c", "echo out; exit 7"]].concat());
+    assert_eq!(output.status.code(), Some(7), "{}", said(&output));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "out\n");
+    // A guest that ends by itself is a good end.
+    let start = ["vm", "run", "-d", "--vmm", "firecracker", "--image", "busybox", "--name", "off"];
+    banger(&start);
+    let _ = banger_as(OWNER, &["vm", "exec", "off", "--", "kill", "-TERM", "1"]);
+    wait_until("it ends", || show("off")["state"] == "stopped");
+    assert!(show("off")["last_error"].is_null(), "{}", show("off"));
+    banger(&["vm", "delete", "off"]);
+    assert_no_jail();
+    let left = Command::new("/usr/bin/pgrep").args(["-x", "firecracker"]).output();
+    assert!(left.is_ok_and(|left| left.stdout.is_empty()), "a Firecracker is left");
+    drop(ready);
+}
