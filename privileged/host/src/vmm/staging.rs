@@ -41,9 +41,9 @@ enum Source {
 impl Host {
     /// Opens what a machine is made of.
     ///
-    /// A writable disk must have one name: its other could be a disk of another machine. While a
-    /// machine runs, its jail is the second name, and so a second launch on that disk is refused,
-    /// as is one before the jail of a machine that ended is cleaned up.
+    /// A writable disk must have one name: its other could be a disk of another machine. Where it
+    /// was linked into a jail, a second launch on it is refused; in the helper's unit, where state
+    /// and jails are different mounts, it is mounted, and `bangerd` alone sees to that.
     pub(super) fn open_sources<'a>(
         &self,
         launch: &'a Launch,
