@@ -24,7 +24,6 @@ const SILENCE: Duration = Duration::from_secs(10);
 const WHOLE_FRAME: Duration = Duration::from_secs(60);
 /// How long a peer may keep a connection without asking anything.
 const IDLE: Duration = Duration::from_secs(600);
-const LONGEST_OPERATION_ID: usize = 64;
 
 /// One long frame at a time, so that peers cannot make the helper large.
 static LONG_FRAME: Mutex<()> = Mutex::new(());
@@ -195,7 +194,7 @@ fn decide(
     is_object.then_some(()).ok_or_else(|| bad("a request is an object"))?;
     let request: Request = serde_json::from_slice(line).map_err(|error| bad(&error.to_string()))?;
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    if request.op_id.len() > LONGEST_OPERATION_ID || !request.op_id.bytes().all(is_plain) {
+    if request.op_id.len() > 64 || !request.op_id.bytes().all(is_plain) {
         return Err(bad("op_id: at most 64 of A-Z a-z 0-9 -"));
     }
     *op_id = request.op_id;
