@@ -193,7 +193,8 @@ impl Inputs {
 
     /// What the result says about itself.
     fn shown(&self) -> String {
-        let fragment = hexadecimal(&Sha256::digest(&self.fragment));
+        // Its comments change nothing.
+        let fragment = hexadecimal(&Sha256::digest(config::options(&self.fragment)));
         format!(
             "recipe {RECIPE}\nsource {} {} sha256 {}\nconfiguration sha256 {fragment}\n{}",
             source::PACKAGE,

@@ -13,6 +13,7 @@ mod junit;
 mod kernel;
 mod kvm_host;
 mod layout;
+mod mutants;
 mod privileged_budget;
 mod process;
 mod races;
@@ -57,6 +58,8 @@ enum Task {
     KvmHost(kvm_host::Options),
     /// Fetch the real firecracker and jailer for tests; prints their folder
     VmmBinaries,
+    /// Change the root helper's gates in small ways and see whether their tests notice (minutes)
+    Mutants(mutants::Options),
     /// Run all rounds of the root helper's races (a few minutes; root)
     Races(races::Options),
     /// Run the tests, tier by tier, and count them against testing/floors.toml
@@ -87,6 +90,7 @@ fn run() -> Result<ExitCode> {
         Task::Bench(options) => bench::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Kernel(options) => kernel::run(&options),
+        Task::Mutants(options) => mutants::run(&options),
         Task::Races(options) => races::run(&options),
         Task::Test(options) => test::run(&options),
     }?;

@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::say;
+
 /// The cargo that runs this task, so that its toolchain is kept.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -57,4 +59,30 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+/// Cargo with the tools of a folder, where there is one.
+pub(crate) fn cargo_with(tools: Option<&Path>) -> Result<Command> {
+    let mut command = cargo();
+    if let Some(tools) = tools {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::iter::once(tools.to_owned()).chain(std::env::split_paths(&path));
+        command.env("PATH", std::env::join_paths(folders).context("PATH")?);
+    }
+    Ok(command)
+}
+
+/// Installs a program of cargo's into the checkout where there is none on the path; its folder, if so.
+pub(crate) fn installed(root: &Path, name: &str, version: &str) -> Result<Option<PathBuf>> {
+    if find_program(name).is_some() {
+        return Ok(None);
+    }
+    let tools = root.join("target/tools");
+    if !tools.join("bin").join(name).is_file() {
+        say(format_args!("installing {name} {version} into {}", tools.display()));
+        let mut install = cargo();
+        install.args(["install", "--locked", "--version", version, name, "--root"]);
+        must_succeed(install.arg(&tools))?;
+    }
+    Ok(Some(tools.join("bin")))
 }

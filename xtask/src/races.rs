@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::process::must_succeed;
+use crate::process::{cargo_with, must_succeed};
 use crate::{kvm_host, test};
 
 /// The rounds for each path that a request can name; 500 of them where a round spawns a program.
@@ -22,7 +22,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     kvm_host::vmm_binaries()?;
     let tools = test::nextest(&crate::root()?)?;
-    let mut command = test::cargo_with(tools.as_deref())?;
+    let mut command = cargo_with(tools.as_deref())?;
     command.args(["nextest", "run", "--locked", "--package", "banger-privileged-tests"]);
     command.args(["--profile", "kernel", "--no-fail-fast"]);
     let mut filter = "test(/races?::/)".to_owned();

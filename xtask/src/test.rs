@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::junit::{self, Case, Outcome};
-use crate::process::{cargo, find_program, must_succeed};
-use crate::{check, fuzz, kernel, kvm_host, races, say};
+use crate::process::{cargo, cargo_with, find_program, installed, must_succeed};
+use crate::{check, fuzz, kernel, kvm_host, mutants, races, say};
 
 /// The version that is installed where there is none.
 const NEXTEST: &str = "0.9.143";
@@ -182,30 +182,7 @@ fn is_here(reason: &str, is_root: bool) -> bool {
 
 /// Installs nextest below `target/tools` where it is missing; its folder.
 pub(crate) fn nextest(root: &Path) -> Result<Option<std::path::PathBuf>> {
-    if find_program("cargo-nextest").is_some() {
-        return Ok(None);
-    }
-    let tools = root.join("target/tools");
-    if !tools.join("bin/cargo-nextest").is_file() {
-        say(format_args!("installing cargo-nextest {NEXTEST} into {}", tools.display()));
-        must_succeed(
-            cargo()
-                .args(["install", "--locked", "--version", NEXTEST, "cargo-nextest", "--root"])
-                .arg(&tools),
-        )?;
-    }
-    Ok(Some(tools.join("bin")))
-}
-
-/// Cargo with the tools of a folder, where there is one.
-pub(crate) fn cargo_with(tools: Option<&Path>) -> Result<std::process::Command> {
-    let mut command = cargo();
-    if let Some(tools) = tools {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders = std::iter::once(tools.to_owned()).chain(std::env::split_paths(&path));
-        command.env("PATH", std::env::join_paths(folders).context("PATH")?);
-    }
-    Ok(command)
+    installed(root, "cargo-nextest", NEXTEST)
 }
 
 /// Fetches the image and the kernel that the tests share, outside any test's
@@ -444,6 +421,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let mut count = Count::of(&cases);
         if tier == Tier::Pure && options.filter.is_none() {
             count.add(doc_tests()?);
+            if let Err(error) = mutants::of_this_commit() {
+                faults.push(format!("mutants: {error:#}"));
+            }
         }
         for case in cases.iter().filter(|case| case.outcome == Outcome::Failed) {
             faults.push(format!("failed: {}", case.name));

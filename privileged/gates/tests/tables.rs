@@ -457,3 +457,67 @@ proptest::proptest! {
         }
     }
 }
+
+/// A path of exactly so many bytes below a folder, its parts as long as they may be.
+fn path_of(folder: &str, length: usize) -> String {
+    let mut path = folder.to_owned();
+    while path.len() < length {
+        let part = (length - path.len() - 1).min(255);
+        // What would be left for the next part is a slash and nothing.
+        let part = if length - path.len() - 1 == part + 1 { part - 1 } else { part };
+        path = format!("{path}/{}", "a".repeat(part));
+    }
+    path
+}
+
+#[test]
+fn limits_are_where_they_are_said_to_be() {
+    use banger_gates::{GuestPath, ManagedPath, State};
+    let policy = policy();
+    let managed = |path: String| ManagedPath::<State>::parse("path", &path, &policy);
+    let length = |length: usize| {
+        let path = path_of("/var/lib/banger", length);
+        assert_eq!(path.len(), length);
+        managed(path)
+    };
+    length(4095).unwrap();
+    for longer in [4096, 4097, 5000] {
+        assert!(length(longer).unwrap_err().reason.contains("longer than a path"), "{longer}");
+    }
+    managed(format!("/var/lib/banger/{}", "a".repeat(255))).unwrap();
+    managed(format!("/var/lib/banger/{}", "a".repeat(256))).unwrap_err();
+
+    GuestPath::parse("path", &path_of("", 1024)).unwrap();
+    for longer in [1025, 1026, 2000] {
+        GuestPath::parse("path", &path_of("", longer)).unwrap_err();
+    }
+}
+
+#[test]
+fn sizes_and_labels_have_limits_and_refusals_their_codes() {
+    use banger_helper_api::{Base64, EnsureSocketAccessParams, Ext4File, WriteExt4FilesParams};
+    let policy = policy();
+    let write = |sizes: &[usize]| {
+        let file = |(number, size): (usize, &usize)| Ext4File {
+            guest_path: format!("/{number}"),
+            data: Base64(vec![0; *size]),
+            mode: 0,
+        };
+        let files = sizes.iter().enumerate().map(file).collect();
+        let image_path = "/var/lib/banger/image".to_owned();
+        request::write_ext4_files(WriteExt4FilesParams { image_path, files }, &policy)
+    };
+    const MOST: usize = 16 << 20;
+    write(&[MOST]).unwrap();
+    write(&[MOST - 1, 1]).unwrap();
+    for sizes in [&[MOST + 1][..], &[MOST, 1], &[MOST, MOST]] {
+        assert!(write(sizes).unwrap_err().reason.contains("16 MiB"), "{sizes:?}");
+    }
+    let access = |path: &str, label: usize| {
+        let (socket_path, label) = (path.to_owned(), "a".repeat(label));
+        request::ensure_socket_access(&EnsureSocketAccessParams { socket_path, label }, &policy)
+    };
+    access("/run/banger/socket", 64).unwrap();
+    assert_eq!(access("/run/banger/socket", 65).unwrap_err().code, ErrorCode::BadParams);
+    assert_eq!(access("/etc/socket", 1).unwrap_err().code, ErrorCode::InvalidPath);
+}

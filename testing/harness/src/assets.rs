@@ -30,11 +30,16 @@ const SHAPED_BY: [&str; 2] = ["owner/image/src", "cli/src/debian"];
 /// # Errors
 /// Where neither that nor a home is set.
 pub fn build_cache() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("BANGER_BUILD_CACHE") {
-        return Ok(folder.into());
+    let named = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(folder) = named("BANGER_BUILD_CACHE") {
+        if folder.is_relative() {
+            bail!("BANGER_BUILD_CACHE is {}, which is not an absolute path", folder.display());
+        }
+        return Ok(folder);
     }
-    if let Some(folder) = std::env::var_os("XDG_CACHE_HOME") {
-        return Ok(PathBuf::from(folder).join("banger-build"));
+    // The XDG base directory specification has relative paths ignored.
+    if let Some(folder) = named("XDG_CACHE_HOME").filter(|folder| folder.is_absolute()) {
+        return Ok(folder.join("banger-build"));
     }
     let home = std::env::var_os("HOME").context("HOME is not set; set BANGER_BUILD_CACHE")?;
     Ok(PathBuf::from(home).join(".cache/banger-build"))

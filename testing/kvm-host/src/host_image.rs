@@ -38,6 +38,13 @@ pub struct HostImage {
     pub size: u64,
 }
 
+impl HostImage {
+    /// Whether its file is there in its full length.
+    fn is_whole(&self) -> bool {
+        self.root.metadata().is_ok_and(|found| found.is_file() && found.len() == self.size)
+    }
+}
+
 /// Why this machine cannot build the image at all, in words for a `SKIP:` line; `None` if it can.
 #[must_use]
 pub fn impossible() -> Option<String> {
@@ -69,7 +76,8 @@ pub fn ensure_image(cache: &Cache, lock: &CacheLock) -> Result<HostImage> {
     if let Some(image) = std::fs::read(&manifest)
         .ok()
         .and_then(|text| serde_json::from_slice::<HostImage>(&text).ok())
-        .filter(|image| image.root.is_file())
+        .map(|image| HostImage { root: manifest.with_file_name("root.ext4"), ..image })
+        .filter(|image| image.is_whole())
     {
         return Ok(image);
     }
@@ -185,14 +193,17 @@ fn build(child: &mut Child, folder: &Path) -> Result<(Uuid, u64)> {
 }
 
 fn mmdebstrap(suite: &str, sources: Option<&Path>, hook: &Path) -> Command {
-    // It ends with us, however we end. As root it mounts /proc and the like below its folder, which
-    // happens in a mount namespace of its own, so that they end with it.
+    // It ends with us, however we end. As root all its processes are in a pid namespace, which ends
+    // with its first, at once; and it mounts /proc and the like below its folder, which happens in a
+    // mount namespace of its own, so that they end with it. For others it makes such namespaces
+    // itself, and ends them when it is told to.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "TERM", "--"]);
     let mode = if rustix::process::geteuid().is_root() {
-        command.args(["unshare", "--mount", "--"]);
+        command.args(["--pdeathsig", "KILL", "--", "unshare", "--mount", "--pid", "--fork"]);
+        command.args(["--kill-child", "--mount-proc", "--"]);
         "root"
     } else {
+        command.args(["--pdeathsig", "TERM", "--"]);
         "unshare"
     };
     command.arg("mmdebstrap").arg(format!("--mode={mode}"));

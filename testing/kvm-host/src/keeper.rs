@@ -267,9 +267,9 @@ impl Kept {
     pub async fn during<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         match work.await {
             // Who is about to end it answers no more, or not any more with a key.
-            Err(error) if self.info().await.is_none() => {
-                Err(error.context("the KVM host was stopped meanwhile, by another command"))
-            }
+            Err(error) if self.info().await.is_none() => Err(error.context(
+                "the KVM host ended meanwhile: another command stopped it, or it was killed",
+            )),
             result => result,
         }
     }

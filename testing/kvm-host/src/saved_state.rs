@@ -27,6 +27,8 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(420);
 const SAVE_PATIENCE: Duration = Duration::from_secs(300);
 /// The state's file.
 const MEMORY: &str = "memory";
+/// Where the lengths of both files are written down.
+const LENGTHS: &str = "lengths";
 /// The overlay's name without its ending.
 const DISK: &str = "disk";
 /// Waits until systemd answers (host/customize has the other side) and has started everything, and
@@ -60,7 +62,19 @@ impl SavedState {
     #[must_use]
     pub fn find(cache: &Cache, machine: &Machine) -> Option<Self> {
         let state = Self { folder: cache.root().join(format!("state-{}", machine.key)) };
-        (state.memory().is_file() && state.overlay().is_file()).then_some(state)
+        state.is_whole().then_some(state)
+    }
+
+    /// The lengths of its files, in bytes.
+    fn lengths(memory: &Path, overlay: &Path) -> Option<String> {
+        let length = |path: &Path| path.metadata().ok().map(|metadata| metadata.len());
+        Some(format!("{} {}", length(memory)?, length(overlay)?))
+    }
+
+    /// Whether its files are as long as they were when it was saved.
+    fn is_whole(&self) -> bool {
+        let known = std::fs::read_to_string(self.folder.join(LENGTHS)).ok();
+        known.is_some() && known == Self::lengths(&self.memory(), &self.overlay())
     }
 
     /// Boots the machine, waits until it has settled, and saves it.
@@ -76,6 +90,10 @@ impl SavedState {
             let path = staged.path().join(name);
             std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
         }
+        let made = Self { folder: staged.path().to_owned() };
+        let lengths = Self::lengths(&made.memory(), &made.overlay());
+        let lengths = lengths.context("measure the machine's state")?;
+        std::fs::write(made.folder.join(LENGTHS), lengths).context("write its lengths down")?;
         let folder = cache.publish(staged, "state", &machine.key)?;
         Ok(Self { folder })
     }

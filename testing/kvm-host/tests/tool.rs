@@ -263,7 +263,7 @@ fn assert_stopped(child: Child) {
     assert_eq!(output.status.code(), Some(TOOL_FAILED), "{output:?}");
     // Before it there may be a word on how long the machine took to start.
     let last = errors.lines().last().unwrap_or_default();
-    assert!(last.starts_with("kvm-host: the KVM host was stopped meanwhile"), "{errors}");
+    assert!(last.starts_with("kvm-host: the KVM host ended meanwhile"), "{errors}");
 }
 
 #[test]

@@ -20,6 +20,11 @@ fn settings(text: &str) -> BTreeMap<&str, Option<&str>> {
     text.lines().filter_map(setting).collect()
 }
 
+/// Only the lines that set something, in their order.
+pub(super) fn options(text: &str) -> String {
+    text.lines().filter(|line| setting(line).is_some()).flat_map(|line| [line, "\n"]).collect()
+}
+
 /// The options of `fragment` that `config` does not have as they were wanted.
 pub(super) fn lost(fragment: &str, config: &str) -> Vec<String> {
     let got = settings(config);
@@ -96,6 +101,20 @@ mod tests {
 
     /// What Docker's contrib/check-config.sh calls generally necessary, for
     /// control groups of both versions.
+    #[test]
+    fn every_group_says_what_it_is_for_and_comments_change_nothing() {
+        let text = fragment();
+        let mut lines = text.lines();
+        while let Some(heading) = lines.find(|line| line.starts_with("# --- ")) {
+            let next = lines.next().unwrap_or_default();
+            assert!(next.starts_with("# ") && setting(next).is_none(), "{heading}: {next}");
+        }
+        assert_eq!(
+            options("# a\nCONFIG_A=y\n\n# CONFIG_B is not set\n"),
+            "CONFIG_A=y\n# CONFIG_B is not set\n"
+        );
+    }
+
     #[test]
     fn docker_has_all_it_needs() {
         let needed = "NAMESPACES NET_NS PID_NS IPC_NS UTS_NS \
