@@ -45,7 +45,7 @@ fn many_first_commands_share_one_daemon() {
         processes.filter(|process| process.command.contains(word)).count()
     };
     assert_eq!(count("--cache-dir"), 1, "daemons");
-    assert_eq!(count("--jail-dir"), usize::from(is_root()), "root helpers");
+    assert_eq!(count("--owner-uid"), usize::from(is_root()), "root helpers");
     environment.finish();
 }
 
