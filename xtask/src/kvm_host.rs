@@ -46,7 +46,8 @@ pub(crate) fn program() -> Result<Command> {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let is_test = options.words.first().is_some_and(|word| word == "test");
     let mut command = if is_test { test_program()? } else { program()? };
-    pass_on(command.args(&options.words))
+    // It becomes the program: a signal that is meant for this task reaches it then.
+    Err(command.args(&options.words).exec()).context("run banger-kvm-host")
 }
 
 /// The same with what its tests need: they are built, and told where banger's own kernel is, where
@@ -67,7 +68,9 @@ pub(crate) fn test_program() -> Result<Command> {
 
 /// Runs `cargo xtask vmm-binaries`.
 pub(crate) fn vmm_binaries() -> Result<ExitCode> {
-    pass_on(program()?.arg("vmm-binaries"))
+    let status = program()?.arg("vmm-binaries").status().context("run banger-kvm-host")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 /// Runs the tests of this tier and returns how each went, as their report tells.
@@ -81,9 +84,4 @@ pub(crate) fn tests(report: &Path, filter: Option<&str>) -> Result<Vec<Case>> {
         bail!("the KVM host failed before it had run its tests: {status}");
     }
     Ok(cases)
-}
-
-/// Becomes the program: a signal that is meant for this task reaches it then.
-fn pass_on(command: &mut Command) -> Result<ExitCode> {
-    Err(command.stdin(Stdio::inherit()).exec()).context("run banger-kvm-host")
 }
