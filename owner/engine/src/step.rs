@@ -64,10 +64,10 @@ steps! {
     StopGuest "stop_guest" "waiting for the guest to power off",
     /// End the VMM.
     EndVmm "end_vmm" "ending the VMM",
-    /// End what the VMM opened of the root disk.
-    DetachRootDisk "detach_root_disk" "detaching the root disk",
     /// Remove sockets and handles.
     CleanRuntime "clean_runtime" "removing the runtime directory",
+    /// End what the VMM opened of the root disk.
+    DetachRootDisk "detach_root_disk" "detaching the root disk",
     /// Remove the disks.
     RemoveDisks "remove_disks" "removing the disks",
     /// Remove the VM's directory.

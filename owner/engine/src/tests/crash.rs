@@ -44,7 +44,9 @@ fn killed_at<F: Future<Output = OperationHandle>>(
         let mut seen = operation.snapshot();
         while seen.stage != step.stage() {
             assert!(!seen.state.is_done(), "{fault} is never reached: {seen:?}");
-            seen = operation.changed_after(seen.generation).await;
+            let changed = operation.changed_after(seen.generation);
+            let changed = tokio::time::timeout(SOON, changed).await;
+            seen = changed.unwrap_or_else(|_| panic!("{fault} is never reached: {seen:?}"));
         }
         // The stage is told before the step's intent and act: let it get to where it hangs.
         tokio::time::sleep(Duration::from_millis(30)).await;
@@ -119,11 +121,11 @@ fn killed_during_a_start_the_vm_and_its_disks_stay() {
 
 #[test]
 fn killed_during_a_stop_the_vm_is_stopped_and_during_a_deletion_it_is_gone() {
-    let stop_steps = [Step::StopGuest, Step::EndVmm, Step::DetachRootDisk, Step::CleanRuntime];
+    let stop_steps = [Step::StopGuest, Step::EndVmm, Step::CleanRuntime, Step::DetachRootDisk];
     let delete_steps = [
         Step::EndVmm,
-        Step::DetachRootDisk,
         Step::CleanRuntime,
+        Step::DetachRootDisk,
         Step::RemoveDisks,
         Step::RemoveVmDirectory,
         Step::RemoveRow,

@@ -108,7 +108,7 @@ async fn a_start_that_fails_at_any_step_keeps_the_disks() {
 
 #[tokio::test]
 async fn stop_and_delete_go_on_to_the_end_whatever_fails() {
-    let steps = [Step::StopGuest, Step::EndVmm, Step::DetachRootDisk, Step::CleanRuntime];
+    let steps = [Step::StopGuest, Step::EndVmm, Step::CleanRuntime, Step::DetachRootDisk];
     for (_, fault) in moments(&steps, "error") {
         let machine = Machine::new();
         let (engine, _) = open(&machine, Faults::at(&fault)).await;

@@ -110,7 +110,8 @@ pub(crate) async fn end_process(body: &mut Body, control: &Control) -> Result<()
     Ok(())
 }
 
-/// Removes what the VMM, which has ended, left; goes on to the end and returns what failed.
+/// Removes what the VMM, which has ended, left, and what it was given; goes on to the end and returns
+/// what failed. Cut off, it is done again: the record says until its end that there is something.
 pub(crate) async fn clean_runtime(body: &mut Body, control: &Control) -> Vec<EngineError> {
     log_intent(body, control.enter(body, Step::CleanRuntime).await);
     let mut errors = Vec::new();
@@ -120,6 +121,14 @@ pub(crate) async fn clean_runtime(body: &mut Body, control: &Control) -> Vec<Eng
     for vmm in drivers {
         errors.extend(vmm.clean(&dir).await.err().map(EngineError::from));
     }
+    // What a driver could not remove is found again by this directory.
+    if errors.is_empty() {
+        errors.extend(remove_tree(&dir).await.err());
+    }
+    // Removed last: while it is there, a restarted daemon looks for the VMM.
+    errors.extend(remove_file(&body.files.handles()).await.err());
+    body.shared.release_memory(body.id());
+    log_intent(body, control.done(body, Step::CleanRuntime).await);
     log_intent(body, control.enter(body, Step::DetachRootDisk).await);
     let disk_kind = body.record.disks.as_ref().map(|disks| disks.root.kind.clone());
     for driver in body.shared.root_disks() {
@@ -129,14 +138,6 @@ pub(crate) async fn clean_runtime(body: &mut Body, control: &Control) -> Vec<Eng
         }
     }
     log_intent(body, control.done(body, Step::DetachRootDisk).await);
-    // What a driver could not remove is found again by this directory.
-    if errors.is_empty() {
-        errors.extend(remove_tree(&dir).await.err());
-    }
-    // Removed last: while it is there, a restarted daemon looks for the VMM.
-    errors.extend(remove_file(&body.files.handles()).await.err());
-    body.shared.release_memory(body.id());
-    log_intent(body, control.done(body, Step::CleanRuntime).await);
     errors
 }
 

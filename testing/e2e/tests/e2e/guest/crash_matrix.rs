@@ -28,7 +28,7 @@ const START: [Step; 14] = [
 ];
 /// Of [`START`], what only a new VM needs.
 const ONLY_ONCE: [Step; 3] = [Step::CreateVmDirectory, Step::LinkBaseImage, Step::CreateWorkDisk];
-const STOP: [Step; 4] = [Step::StopGuest, Step::EndVmm, Step::DetachRootDisk, Step::CleanRuntime];
+const STOP: [Step; 4] = [Step::StopGuest, Step::EndVmm, Step::CleanRuntime, Step::DetachRootDisk];
 const DELETE: [Step; 6] = [
     Step::EndVmm,
     Step::DetachRootDisk,
