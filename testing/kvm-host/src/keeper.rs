@@ -33,7 +33,7 @@ use tokio::sync::{mpsc, watch};
 use crate::cache::Cache;
 use crate::machine::{Machine, Place};
 use crate::qemu::{Qemu, Start};
-use crate::saved_state::SavedState;
+use crate::saved_state::{SavedState, last_lines};
 
 /// The socket's name in the run folder.
 const SOCKET: &str = "keeper.sock";
@@ -97,7 +97,10 @@ async fn live(cache: &Cache, folder: &Path) -> Result<Option<UnixStream>> {
     }
     let ended = serve(&mut qemu, &listener, &channel, &machine.key).await;
     let killed = qemu.kill().await;
-    let asker = ended?;
+    // The console goes with the folder; the keeper's log stays.
+    let console =
+        || format!("the console ended so:\n{}", last_lines(&folder.join("console.log"), 40));
+    let asker = ended.with_context(console)?;
     killed?;
     Ok(asker)
 }

@@ -130,13 +130,13 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
     let kept = Kept::of(cache);
     let mut cases = Vec::new();
     for name in &names {
-        let mut case = kept.during(one(&client, name, &before)).await?;
+        let mut case = attempt(&kept, &client, name, &before).await;
         tell(&case);
         // What a failed test left is no other test's failure, nor that of its own second try.
         if case.failure.is_some() {
             (client, before) = afresh(cache, &program, &binaries).await?;
             let first = case;
-            case = kept.during(one(&client, name, &before)).await?;
+            case = attempt(&kept, &client, name, &before).await;
             tell(&case);
             case.first_failure = first.failure;
             case.output = first.output + &case.output;
@@ -152,6 +152,18 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
     let (passed, failed, skipped) = (count(PASS), count(FAIL), count(SKIP));
     say(format_args!("kvm-host: {passed} passed, {failed} failed, {skipped} skipped"));
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs one test; a machine that ends meanwhile is a failure of that test.
+async fn attempt(kept: &Kept, client: &AgentClient, name: &str, before: &Inventory) -> Case {
+    let started = Instant::now();
+    kept.during(one(client, name, before)).await.unwrap_or_else(|error| Case {
+        name: name.to_owned(),
+        seconds: started.elapsed().as_secs_f64(),
+        output: String::new(),
+        failure: Some(format!("{error:#}")),
+        first_failure: None,
+    })
 }
 
 /// Marks the machine as one in which tests run; false if it was already.
