@@ -4,6 +4,7 @@
 //! <build cache>/kvm-host/
 //!   image-KEY/        the root file system
 //!   kernel-KEY/       the kernel and its modules
+//!   qemu-KEY/         a QEMU newer than this machine's, with its libraries
 //!   initrd/           initrds by the digest of agent and kernel
 //!   state-KEY/        a machine's saved memory and disk overlay
 //!   .staging-*        being made; removed by the next one who holds the lock

@@ -2,7 +2,8 @@
 //! QEMU's translator with emulated AMD SVM, on which the product's real path is tested.
 //!
 //! ```text
-//!  build   host_image   mmdebstrap's tar stream -> ext4, by the product's own image builder
+//!  build   emulator     a QEMU that is new enough, from backports where this machine's is not
+//!          host_image   mmdebstrap's tar stream -> ext4, by the product's own image builder
 //!          machine      + the shared kernel, + the guest agent as the initrd
 //!  boot    saved_state  cold once: boot, stop, write memory to a file, keep the disk's overlay
 //!          keeper       a process that owns one QEMU started from that state
@@ -15,6 +16,8 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
+mod debian;
+pub mod emulator;
 pub mod host;
 pub mod host_image;
 pub mod inventory;

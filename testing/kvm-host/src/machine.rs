@@ -1,14 +1,14 @@
 //! What a machine is made of: image, kernel, initrd, QEMU.
 
 use std::path::PathBuf;
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use banger_agent_api::{BootConfig, StaticNetwork};
 use banger_image::{AgentBinary, Kernel, KernelStore, build_initrd};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, CacheLock, Key};
+use crate::emulator::Emulator;
 use crate::host_image::{HostImage, ensure_image};
 use crate::qemu::{self, Parts};
 
@@ -35,7 +35,7 @@ impl Machine {
         let agent = agent()?;
         let initrd = build_initrd(&AgentBinary::new(&agent), &kernel, &initrd)
             .context("build the initrd")?;
-        let version = qemu::version()?;
+        let emulator = Emulator::prepare(cache, lock)?;
         let mut boot = BootConfig::new(image.uuid);
         let (modules, modules_uuid) =
             kernel.modules_image().context("the shared kernel has no module tree")?;
@@ -52,7 +52,7 @@ impl Machine {
             initrd,
             modules,
             boot: boot.to_kernel_args().context("write the kernel's arguments")?,
-            boot_threads: qemu::boot_threads(&version),
+            emulator,
         };
         let key = Key::default()
             .with(LAYOUT)
@@ -60,7 +60,7 @@ impl Machine {
             .with(image.uuid.as_bytes())
             .with(&kernel.manifest.sha256)
             .with(parts.initrd.as_os_str().as_encoded_bytes())
-            .with(&version)
+            .with(parts.emulator.version())
             .with(qemu::fingerprint(&parts))
             .name();
         Ok(Self { key, image, parts })
@@ -102,17 +102,6 @@ pub fn agent() -> Result<Vec<u8>> {
     let path = target.join("agent/x86_64-unknown-linux-gnu/agent/banger-vsock-agent");
     std::fs::read(&path)
         .with_context(|| format!("read {}; cargo build --package banger-daemon", path.display()))
-}
-
-/// The first line of a program's `--version`.
-pub(crate) fn version_of(program: &str) -> Result<String> {
-    let output = Command::new(program)
-        .arg("--version")
-        .output()
-        .with_context(|| format!("run {program}"))?;
-    ensure!(output.status.success(), "{program} --version failed: {}", output.status);
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// Where one start of a machine has its disk and its sockets.

@@ -11,11 +11,10 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 
-use crate::machine::{Place, version_of};
+use crate::emulator::Emulator;
+use crate::machine::Place;
 use crate::monitor::Monitor;
 
-/// The program, looked for on PATH.
-const PROGRAM: &str = "qemu-system-x86_64";
 /// How long QEMU may take to open its sockets, which it does before anything else.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -30,17 +29,8 @@ pub struct Parts {
     pub modules: PathBuf,
     /// banger's own kernel arguments.
     pub boot: String,
-    /// How a cold boot runs the machine's CPUs; the saved state always runs with a thread each.
-    pub boot_threads: Threads,
-}
-
-/// How the translator runs the machine's CPUs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Threads {
-    /// One thread takes them in turn.
-    Single,
-    /// A thread each.
-    Multi,
+    /// The QEMU to run.
+    pub emulator: Emulator,
 }
 
 /// How a machine comes to life.
@@ -50,27 +40,6 @@ pub(crate) enum Start {
     Cold,
     /// From the saved state on standard input; what it writes is dropped at its end.
     Saved,
-}
-
-/// QEMU's own words about its version, which is part of a saved state's key.
-pub(crate) fn version() -> Result<String> {
-    version_of(PROGRAM)
-}
-
-/// How a cold boot runs, by the version: before 8.1 two threads of the translator can leave a stale
-/// translation behind when the guest's kernel patches itself (QEMU commit deba78709ae8), which it
-/// does while it boots, and what went wrong there would be in the saved state for good.
-///
-/// Afterwards each CPU has its thread: taken in turn by one thread of QEMU 7.2, one nested guest in
-/// four stood for ever in a spin lock that it held itself (its one CPU had been interrupted with
-/// interrupts off); with a thread each, none of 28.
-pub(crate) fn boot_threads(version: &str) -> Threads {
-    let numbers = version.strip_prefix("QEMU emulator version ").unwrap_or_default();
-    let mut numbers = numbers.split(['.', ' ']).map(|number| number.parse::<u32>().ok());
-    match (numbers.next().flatten(), numbers.next().flatten()) {
-        (Some(major), Some(minor)) if (major, minor) >= (8, 1) => Threads::Multi,
-        _ => Threads::Single,
-    }
 }
 
 /// The command line with the same places for every machine.
@@ -87,10 +56,10 @@ pub(crate) fn arguments(parts: &Parts, place: &Place, start: Start) -> Vec<OsStr
     pair("-name", "guest=kvm-host".into());
     // A PC without what tests have no use for. `savevm`'s machinery works for it, unlike microvm.
     pair("-machine", "q35,usb=off,smbus=off,sata=off,vmport=off,mem-merge=off".into());
-    let threads = match (start, parts.boot_threads) {
-        (Start::Cold, Threads::Single) => "single",
-        (Start::Cold, Threads::Multi) | (Start::Saved, _) => "multi",
-    };
+    // What goes wrong while the kernel patches itself would be in the saved state for good; so an old
+    // QEMU has a thread for each CPU only afterwards (crate::emulator).
+    let is_safe = start == Start::Saved || parts.emulator.translates_safely();
+    let threads = if is_safe { "multi" } else { "single" };
     pair("-accel", format!("tcg,thread={threads},tb-size=512").into());
     // `max` has emulated SVM with nested paging. Five-level paging only makes every walk longer.
     pair("-cpu", "max,la57=off".into());
@@ -171,7 +140,7 @@ impl Qemu {
         let (agent, monitor) = (listen(place, "agent.sock")?, listen(place, "qmp.sock")?);
         let log = std::fs::File::create(place.folder.join("qemu.log")).context("make a log")?;
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", PROGRAM]);
+        command.args(["--pdeathsig", "KILL", "--"]).args(parts.emulator.words());
         command.args(arguments(parts, place, start));
         // Where `snapshot=on` has its file, which has no name.
         command.env("TMPDIR", &place.folder).current_dir("/");
@@ -232,23 +201,7 @@ mod tests {
             initrd: "/c/initrd".into(),
             modules: "/k/mod,ules".into(),
             boot: "banger.root=x".to_owned(),
-            boot_threads: Threads::Single,
-        }
-    }
-
-    #[test]
-    fn only_versions_that_translate_safely_boot_with_threads() {
-        for single in [
-            "",
-            "QEMU",
-            "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)",
-            "QEMU emulator version 8.0.5",
-            "QEMU emulator version x.y",
-        ] {
-            assert_eq!(boot_threads(single), Threads::Single, "{single}");
-        }
-        for multi in ["QEMU emulator version 8.1.0", "QEMU emulator version 10.0.2 (Debian 1:10)"] {
-            assert_eq!(boot_threads(multi), Threads::Multi, "{multi}");
+            emulator: serde_json::from_str(r#"{"root":null,"version":"QEMU 7"}"#).unwrap(),
         }
     }
 
