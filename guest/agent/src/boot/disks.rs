@@ -77,16 +77,23 @@ fn look(block: &Path, devices: &Path) -> Vec<(PathBuf, Uuid)> {
         .collect()
 }
 
-/// Reads the UUID of an ext2/3/4 superblock: at byte 1024, magic 0xef53 at 0x38, UUID at 0x68
+/// Reads the UUID of an ext2/3/4 superblock.
+fn ext4_uuid(disk: impl Read + Seek) -> std::io::Result<Option<Uuid>> {
+    Ok(read_superblock(disk)?.and_then(|block| Uuid::from_slice(&block[0x68..0x78]).ok()))
+}
+
+/// Bytes of a superblock that hold fields of interest.
+pub(super) const SUPERBLOCK: usize = 0x158;
+
+/// Reads the beginning of an ext2/3/4 superblock: at byte 1024, magic 0xef53 at 0x38
 /// (<https://docs.kernel.org/filesystems/ext4/super.html>).
-fn ext4_uuid(mut disk: impl Read + Seek) -> std::io::Result<Option<Uuid>> {
-    let mut block = [0; 0x78];
+pub(super) fn read_superblock(
+    mut disk: impl Read + Seek,
+) -> std::io::Result<Option<[u8; SUPERBLOCK]>> {
+    let mut block = [0; SUPERBLOCK];
     disk.seek(SeekFrom::Start(1024))?;
     disk.read_exact(&mut block)?;
-    if block[0x38..0x3a] != [0x53, 0xef] {
-        return Ok(None);
-    }
-    Ok(Uuid::from_slice(&block[0x68..0x78]).ok())
+    Ok((block[0x38..0x3a] == [0x53, 0xef]).then_some(block))
 }
 
 #[cfg(test)]

@@ -15,12 +15,13 @@ use banger_agent_api::{BootConfig, InitChoice};
 use rustix::mount::MountFlags;
 
 use super::disks::Disks;
-use super::{BootError, NO_PROGRAMS, files, mount, system_error};
+use super::{BootError, NO_PROGRAMS, files, grow, mount, system_error};
 use crate::role::Role;
 use crate::supervise::Duty;
 use crate::{console, supervise};
 
 const NEW_ROOT: &str = "/sysroot";
+const ROOT_FLAGS: MountFlags = MountFlags::NOATIME;
 
 /// Mounts the disks, changes the root, starts the supervisor and hands over.
 pub(super) fn run(
@@ -28,7 +29,8 @@ pub(super) fn run(
     disks: &Disks,
     network_state: OwnedFd,
 ) -> Result<Infallible, BootError> {
-    mount_disk(&disks.root, NEW_ROOT, MountFlags::NOATIME)?;
+    mount_disk(&disks.root, NEW_ROOT, ROOT_FLAGS)?;
+    grow::to_device(&disks.root, NEW_ROOT, ROOT_FLAGS);
     change_root()?;
     mount_inside(config, disks);
     files::write(Path::new("/"), config);
@@ -98,7 +100,11 @@ fn mount_inside(config: &BootConfig, disks: &Disks) {
     }
     if let Some(work) = &disks.work {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
-        attempt(mount_disk(work, "/root", flags));
+        let mounted = mount_disk(work, "/root", flags);
+        if mounted.is_ok() {
+            grow::to_device(work, "/root", flags);
+        }
+        attempt(mounted);
     }
     if let Some(modules) = &disks.modules {
         attempt(mount_modules(modules));

@@ -5,6 +5,7 @@
 
 mod disks;
 mod files;
+mod grow;
 mod handover;
 mod modules;
 mod network;

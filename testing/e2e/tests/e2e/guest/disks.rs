@@ -54,6 +54,40 @@ fn a_clean_stop_leaves_clean_disks() {
     environment.finish();
 }
 
+/// Returns what `df` says of a place in the guest, in MiB.
+fn space(environment: &Environment, vm: &str, place: &str) -> u64 {
+    let out = environment.exec(vm, ["df", "-m", place]).ok().out();
+    let size = out.lines().last().and_then(|line| line.split_whitespace().nth(1));
+    size.and_then(|size| size.parse().ok()).unwrap_or_else(|| panic!("{out}"))
+}
+
+/// A file system has its bookkeeping on its disk, too.
+fn fills(space: u64, disk: u64) {
+    assert!((disk * 93 / 100..=disk).contains(&space), "{space} of {disk} MiB");
+}
+
+#[test]
+fn file_systems_have_the_size_of_their_disks() {
+    let environment = Environment::new(Contents::Busybox);
+    let words = ["vm", "run", "-d", "--image", "busybox", "--name", "box", "--root-size", "12G"];
+    environment.banger([&words[..], &["--disk-size", "1G"]].concat()).ok();
+    fills(space(&environment, "box", "/"), 12 << 10);
+    fills(space(&environment, "box", "/root"), 1 << 10);
+    let script = "echo kept > /root/kept; dd if=/dev/zero bs=1M count=5 | tr '\\0' x > /kept";
+    environment.exec("box", ["sh", "-c", script]).ok();
+    environment.banger(["vm", "stop", "box"]).ok();
+    disks_are_clean(&environment, "box");
+    environment.banger(["vm", "start", "box"]).ok();
+    fills(space(&environment, "box", "/"), 12 << 10);
+    let check = "[ $(cat /root/kept) = kept ]; [ $(stat -c %s /kept) = 5242880 ]; \
+                 ! tr -d x < /kept | grep -q .; dmesg | grep EXT4-fs; cat /proc/mounts";
+    let said = environment.exec("box", ["sh", "-ec", check]).ok().out();
+    assert!(!said.contains("noinit_itable") && !said.contains("error"), "{said}");
+    environment.banger(["vm", "stop", "box"]).ok();
+    disks_are_clean(&environment, "box");
+    environment.finish();
+}
+
 #[test]
 fn the_image_is_never_changed() {
     let environment = Environment::new(Contents::Busybox);
