@@ -4,9 +4,10 @@ use banger_daemon_api::daemon::LEASE_HEADER;
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::operation::{Operation, OperationKind, OperationStarted};
 use banger_daemon_api::routes;
-use banger_daemon_api::vm::{CreateVm, Vm, VmSpec, VmmChoice, Workspace};
+use banger_daemon_api::vm::{CreateVm, DiskLimits, Vm, VmSpec, VmmChoice, Workspace};
 use banger_types::{
-    DiskSize, ImageName, KernelName, LeaseId, MemoryMib, VcpuCount, VmId, VmName, VmReference,
+    BytesPerSecond, DiskSize, ImageName, KernelName, LeaseId, MemoryMib, OpsPerSecond, VcpuCount,
+    VmId, VmName, VmReference,
 };
 use clap::Args;
 
@@ -46,6 +47,12 @@ pub struct CreationArgs {
     /// Let the machine reach the network outside, and this host's own 127.0.0.1 as 10.0.2.2
     #[arg(long)]
     pub nat: bool,
+    /// The most that each disk reads and writes a second, such as 50M
+    #[arg(long, value_name = "SIZE")]
+    pub disk_bandwidth: Option<BytesPerSecond>,
+    /// The most operations of each disk a second
+    #[arg(long, value_name = "COUNT")]
+    pub disk_ops: Option<OpsPerSecond>,
     /// What runs the machine: auto, firecracker or qemu
     #[arg(long, value_name = "VMM", default_value_t)]
     pub vmm: VmmChoice,
@@ -61,6 +68,7 @@ impl CreationArgs {
             work_size: self.disk_size,
             nat: self.nat,
             vmm: self.vmm,
+            disk_limits: DiskLimits { bandwidth: self.disk_bandwidth, ops: self.disk_ops },
         }
     }
 }
@@ -232,6 +240,8 @@ mod tests {
             (["--disk-size", "1M"], "the least is 64M"),
             (["--disk-size", "8X"], "is not known"),
             (["--root-size", "0"], "the least is 64M"),
+            (["--disk-bandwidth", "1K"], "the least is 64K"),
+            (["--disk-ops", "9"], "the least is 10"),
             (["--name", "Bad_Name"], "a-z, 0-9 and -"),
             (["--image", "../x"], "is not allowed"),
             (["--vmm", "xen"], "auto, firecracker, qemu"),

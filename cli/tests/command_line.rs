@@ -321,7 +321,7 @@ fn completion_offers_verbs_without_a_daemon() {
             .env("_CLAP_IFS", "\n"),
     );
     let offered: Vec<&str> = outcome.stdout.lines().collect();
-    assert_eq!(offered, ["start", "stop"], "{}", outcome.stderr);
+    assert_eq!(offered, ["start", "stop", "stats"], "{}", outcome.stderr);
     let outcome = place.outcome(
         place
             .banger(&["--", "banger", "vm", "show", ""])

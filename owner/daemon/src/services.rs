@@ -77,6 +77,7 @@ impl Services {
         for warning in reconciled.orphans.iter().chain(&reconciled.warnings) {
             tracing::warn!(warning, "reconciling");
         }
+        engine.watch_disks();
         let importer = Importer::new(
             artifacts.clone(),
             engine.operations().clone(),

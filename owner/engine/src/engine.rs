@@ -1,12 +1,15 @@
 //! The engine's handle: what the daemon calls.
 
+mod shown;
+mod stats;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use banger_daemon_api::operation::OperationKind;
-use banger_daemon_api::vm::{CreateVm, Disk, HELD_NOTE, StopVm, Vm, VmState};
+use banger_daemon_api::vm::{CreateVm, SetVm, StopVm, Vm, VmState};
 use banger_guest_client::GuestChannel;
 use banger_store::{StateLock, Store};
 use banger_types::{ImageName, KernelName, LeaseId, OperationId, VmId, VmName, VmReference};
@@ -24,7 +27,7 @@ use crate::reconcile::{self, ReconcileReport};
 use crate::record::VmRecord;
 use crate::seams::{Artifacts, HostFacts, Vmm};
 use crate::shared::{Entry, Shared, Timing};
-use crate::vm::{self, Begin, Body, Message, Order, StopOptions, View};
+use crate::vm::{self, Begin, Body, Details, Message, Order, View};
 
 /// Messages a VM's mailbox holds; senders wait beyond it.
 const MAILBOX: usize = 32;
@@ -218,7 +221,7 @@ impl Engine {
         vm: &VmReference,
         op_id: OperationId,
     ) -> Result<Started, EngineError> {
-        self.order(vm, Request::Start, StopOptions::default(), op_id).await
+        self.order(vm, Request::Start, Details::default(), op_id).await
     }
 
     /// Stops a VM; one that is stopped already is success.
@@ -241,13 +244,24 @@ impl Engine {
         self.order(vm, Request::Restart, options(how), op_id).await
     }
 
+    /// Changes the size and shape of a VM that does not run.
+    pub async fn set(
+        &self,
+        vm: &VmReference,
+        change: SetVm,
+        op_id: OperationId,
+    ) -> Result<Started, EngineError> {
+        let details = Details { change, ..Details::default() };
+        self.order(vm, Request::Set, details, op_id).await
+    }
+
     /// Deletes a VM and its disks, at once if it runs.
     pub async fn delete(
         &self,
         vm: &VmReference,
         op_id: OperationId,
     ) -> Result<Started, EngineError> {
-        self.order(vm, Request::Delete, StopOptions::default(), op_id).await
+        self.order(vm, Request::Delete, Details::default(), op_id).await
     }
 
     /// Sends the VMM a signal by name: TERM KILL INT HUP QUIT USR1 USR2 or ABRT, with or without
@@ -267,7 +281,7 @@ impl Engine {
         &self,
         vm: &VmReference,
         request: Request,
-        stop: StopOptions,
+        details: Details,
         op_id: OperationId,
     ) -> Result<Started, EngineError> {
         let (_, entry) = self.resolve(vm)?;
@@ -276,7 +290,7 @@ impl Engine {
         }
         let (sender, answer) = oneshot::channel();
         let gone = || vm::task_gone(&entry.view.borrow().record);
-        let order = Order { request, stop, op_id };
+        let order = Order { request, details, op_id };
         entry.mailbox.send(Message::Order(order, sender)).await.map_err(|_| gone())?;
         let answer = answer.await.map_err(|_| gone())??;
         Ok(Started { operation: answer.operation, joined: answer.joined })
@@ -325,72 +339,6 @@ impl Engine {
     pub async fn get(&self, vm: &VmReference) -> Result<Vm, EngineError> {
         let view = self.view(vm)?;
         Ok(self.show(&view).await)
-    }
-
-    async fn show(&self, view: &View) -> Vm {
-        let record = &view.record;
-        Vm {
-            id: record.id.clone(),
-            name: record.name.clone(),
-            state: record.state,
-            image: record.image.clone(),
-            kernel: record.kernel.clone(),
-            spec: record.spec.clone(),
-            ephemeral: record.lease.is_some(),
-            runtime: record.running.as_ref().map(crate::record::Running::shown),
-            disks: self.show_disks(record).await,
-            // A guest without an address has no card; one that does not run would get the user's.
-            network: match &record.running {
-                Some(running) if running.guest_ip.is_none() => "none".to_owned(),
-                _ => "user".to_owned(),
-            },
-            workspace: record.workspace.clone(),
-            last_error: record.last_error.clone(),
-            created_at: record.created_at,
-            updated_at: record.updated_at,
-            console_log: self.files(&record.id).console_log().display().to_string(),
-            notes: {
-                let mut notes = record.notes.clone();
-                if let Some(why) = view.process.as_ref().and_then(|process| process.stall()) {
-                    notes.insert(HELD_NOTE.to_owned(), why.to_owned());
-                }
-                notes
-            },
-        }
-    }
-
-    async fn show_disks(&self, record: &VmRecord) -> Vec<Disk> {
-        use std::os::unix::fs::MetadataExt;
-        let Some(disks) = &record.disks else { return Vec::new() };
-        let kind = &disks.root.kind;
-        let driver = self.shared.root_disks().into_iter().find(|driver| driver.kind() == kind);
-        let root = match driver {
-            Some(driver) => driver.measure(&disks.root).await.ok(),
-            None => None,
-        };
-        let work = tokio::fs::metadata(&disks.work.path).await.ok();
-        let disk = |role: &str, image: &crate::seams::DiskImage, size, allocated| Disk {
-            role: role.to_owned(),
-            kind: image.kind.clone(),
-            path: image.path.display().to_string(),
-            size,
-            allocated,
-        };
-        vec![
-            disk(
-                "root",
-                &disks.root,
-                root.map_or(0, |usage| usage.size),
-                root.map_or(0, |usage| usage.allocated),
-            ),
-            disk(
-                "work",
-                &disks.work,
-                work.as_ref().map_or(0, MetadataExt::size),
-                // st_blocks counts in units of 512 bytes, whatever the file system's blocks are.
-                work.as_ref().map_or(0, |stat| stat.blocks().saturating_mul(512)),
-            ),
-        ]
     }
 
     fn files(&self, id: &VmId) -> VmFiles {
@@ -489,7 +437,7 @@ impl Engine {
             let (sender, answer) = oneshot::channel();
             let order = Order {
                 request: Request::Delete,
-                stop: StopOptions::default(),
+                details: Details::default(),
                 op_id: OperationId::random(),
             };
             if entry.mailbox.send(Message::Order(order, sender)).await.is_ok()
@@ -556,8 +504,9 @@ impl VmWatch {
     }
 }
 
-fn options(how: &StopVm) -> StopOptions {
-    StopOptions { grace: how.grace_ms.map(Duration::from_millis), force: how.force }
+fn options(how: &StopVm) -> Details {
+    let grace = how.grace_ms.map(Duration::from_millis);
+    Details { grace, force: how.force, ..Details::default() }
 }
 
 fn parse_signal(name: &str) -> Option<Signal> {

@@ -3,7 +3,7 @@
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_guest_client::{ChannelError, ClientError};
 use banger_store::StoreError;
-use banger_types::{ByteSize, LeaseId, VmName, VmReference};
+use banger_types::{ByteSize, DiskSize, LeaseId, VmName, VmReference};
 
 use crate::admission::DenyReason;
 use crate::seams::{ArtifactError, DiskError, HostError, VmmError};
@@ -71,6 +71,32 @@ pub enum EngineError {
         /// The directory.
         place: String,
     },
+    /// More than the host could ever give.
+    #[error(
+        "the VM would need {} of {what} and this host has {:#}",
+        ByteSize::from_bytes(*wanted), ByteSize::from_bytes(*has)
+    )]
+    BeyondHost {
+        /// Of what: `memory`, `disk space`.
+        what: &'static str,
+        /// Bytes asked for.
+        wanted: u64,
+        /// Bytes there are.
+        has: u64,
+    },
+    /// A disk would become smaller.
+    #[error("the {what} has {current} and can only grow, not become {wanted}")]
+    WouldShrink {
+        /// Which.
+        what: &'static str,
+        /// Its size.
+        current: ByteSize,
+        /// What was asked for.
+        wanted: DiskSize,
+    },
+    /// A change that changes nothing.
+    #[error("nothing to change was given")]
+    NothingToChange,
     /// No VMM can run this VM here.
     #[error("no VMM can run this VM: {why}")]
     NoVmm {
@@ -186,7 +212,10 @@ impl EngineError {
                 ErrorCode::AlreadyExists
             }
             Self::Denied { reason, .. } => reason.code(),
-            Self::NotEnoughMemory { .. } => ErrorCode::InsufficientResources,
+            Self::NotEnoughMemory { .. } | Self::BeyondHost { .. } => {
+                ErrorCode::InsufficientResources
+            }
+            Self::WouldShrink { .. } | Self::NothingToChange => ErrorCode::BadParams,
             Self::NotEnoughDisk { .. } => ErrorCode::NoSpace,
             Self::NoVmm { .. } => ErrorCode::Unavailable,
             Self::Vmm(error) => match error {
@@ -244,6 +273,17 @@ impl EngineError {
                 "give the VM less with --memory, or stop a VM: running ones may still take {}",
                 ByteSize::from_bytes(*promised)
             )),
+            Self::BeyondHost { what: "memory", .. } => Some("ask for less memory".to_owned()),
+            Self::BeyondHost { .. } => {
+                Some("ask for a smaller disk, or free some disk space".to_owned())
+            }
+            Self::WouldShrink { .. } => {
+                Some("make a new VM with a smaller disk, or give the disk its size".to_owned())
+            }
+            Self::NothingToChange => Some(
+                "give at least one of vcpus, memory_mib, root_size, work_size, disk_limits"
+                    .to_owned(),
+            ),
             Self::NoVmm { hint, .. } | Self::Vmm(VmmError::Unavailable { hint, .. }) => {
                 Some(hint.clone())
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{HealthReply, SetIdentityCall, printable_excerpt};
+use banger_daemon_api::stats::GuestUse;
 use banger_guest_client::{AgentClient, ClientError, Deadlines, GuestChannel};
 
 use crate::error::EngineError;
@@ -24,6 +25,21 @@ pub(crate) async fn health(channel: &Arc<dyn GuestChannel>) -> Result<HealthRepl
         *text = printable_excerpt(text, MAX_TEXT);
     }
     Ok(reply)
+}
+
+/// Asks what the guest uses.
+pub(crate) async fn stats(channel: &Arc<dyn GuestChannel>) -> Result<GuestUse, ClientError> {
+    let reply = AgentClient::new(Arc::clone(channel)).stats().await?;
+    Ok(GuestUse {
+        load_milli: reply.load_milli,
+        processes: reply.processes,
+        memory_total_bytes: reply.memory_total_kib.saturating_mul(1024),
+        memory_available_bytes: reply.memory_available_kib.saturating_mul(1024),
+        root_total_bytes: reply.root_total_bytes,
+        root_free_bytes: reply.root_free_bytes,
+        work_total_bytes: reply.work_total_bytes,
+        work_free_bytes: reply.work_free_bytes,
+    })
 }
 
 /// Sets the guest's clock and stirs its random number generator.

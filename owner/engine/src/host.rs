@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::seams::{HostError, HostFacts, HostMemory};
 
@@ -34,6 +35,13 @@ impl HostFacts for LinuxHost {
             .map_or(0, |pages| pages.saturating_mul(rustix::param::page_size() as u64))
     }
 
+    fn cpu_time(&self, pid: u32) -> Option<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let ticks = cpu_ticks(&stat)?;
+        let per_second = rustix::param::clock_ticks_per_second().max(1);
+        Some(Duration::from_millis(ticks.saturating_mul(1000) / per_second))
+    }
+
     fn free_disk(&self, path: &Path) -> Result<u64, HostError> {
         rustix::fs::statvfs(path).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize)).map_err(
             |source| HostError {
@@ -52,6 +60,14 @@ fn read(path: &str) -> Result<String, HostError> {
 fn meminfo_field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Returns user and kernel time of proc_pid_stat(5), fields 14 and 15; the name before, field 2, is in
+/// brackets and may hold anything.
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    next()?.checked_add(next()?)
 }
 
 /// Returns what the daemon's own control group (v2) leaves; `None` where it sets no limit.
@@ -74,6 +90,17 @@ mod tests {
         assert_eq!(meminfo_field(text, "MemAvailable:"), None);
         assert_eq!(meminfo_field(text, "Big:"), None);
         assert_eq!(meminfo_field(text, "Missing:"), None);
+    }
+
+    #[test]
+    fn cpu_time_is_read_behind_a_name_that_may_hold_anything() {
+        let stat = "7 (a) b) c) S 1 2 3 4 5 6 7 8 9 10 300 20 0 0 20 0 1";
+        assert_eq!(cpu_ticks(stat), Some(320));
+        for bad in ["", "7 (a", "7 (a) S 1 2", "7 (a) S 1 2 3 4 5 6 7 8 9 10 x 20"] {
+            assert_eq!(cpu_ticks(bad), None, "{bad}");
+        }
+        assert!(LinuxHost.cpu_time(std::process::id()).is_some());
+        assert_eq!(LinuxHost.cpu_time(u32::MAX), None);
     }
 
     #[test]

@@ -38,7 +38,7 @@ steps! {
     CreateVmDirectory "create_vm_directory" "making the VM's directory",
     /// Link the base image into it.
     LinkBaseImage "link_base_image" "linking the image",
-    /// Make, or grow, the copy-on-write root disk.
+    /// Make the copy-on-write root disk, or grow the disks that there are.
     CreateRootDisk "create_root_disk" "making the root disk",
     /// Make the work disk.
     CreateWorkDisk "create_work_disk" "making the work disk",

@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod error;
 pub mod operation;
 pub mod routes;
+pub mod stats;
 pub mod vm;
 
 /// The version of this API; both sides must agree on it exactly.

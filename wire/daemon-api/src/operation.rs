@@ -36,6 +36,12 @@ pub enum OperationKind {
         #[schema(value_type = String)]
         vm: VmId,
     },
+    /// Changes the size and shape of a stopped VM.
+    VmSet {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmId,
+    },
     /// Deletes a VM and its disks.
     VmDelete {
         /// The VM.

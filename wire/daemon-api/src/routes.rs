@@ -19,7 +19,9 @@
 //! | `POST /v1/vms/{vm}/start` | → 202 `OperationStarted` |
 //! | `POST /v1/vms/{vm}/stop` | `StopVm` → 202 `OperationStarted` |
 //! | `POST /v1/vms/{vm}/restart` | `StopVm` → 202 `OperationStarted` |
+//! | `POST /v1/vms/{vm}/set` | `SetVm` → 202 `OperationStarted` |
 //! | `POST /v1/vms/{vm}/kill` | `KillVm` → `{}` |
+//! | `GET /v1/vms/{vm}/stats` | → `VmStats` |
 //! | `GET /v1/vms/{vm}/logs?follow=true` | → console bytes |
 //! | `POST /v1/vms/{vm}/agent` | upgrade to [`AGENT_PROTOCOL`]: bytes of the guest agent's protocol |
 //! | `GET /v1/images`, `GET /v1/images/{name}` | → `[Image]`, `Image` |

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use banger_types::{DiskSize, ImageName, KernelName, LeaseId, MemoryMib, VcpuCount, VmId, VmName};
+use banger_types::{
+    BytesPerSecond, DiskSize, ImageName, KernelName, LeaseId, MemoryMib, OpsPerSecond, VcpuCount,
+    VmId, VmName,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +78,71 @@ pub struct VmSpec {
     pub nat: bool,
     /// Which VMM.
     pub vmm: VmmChoice,
+    /// How fast its disks may be.
+    #[serde(default)]
+    pub disk_limits: DiskLimits,
+}
+
+/// How fast each of a VM's writable disks may be, reads and writes together; without a limit as fast
+/// as it can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskLimits {
+    /// Bytes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub bandwidth: Option<BytesPerSecond>,
+    /// Operations a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>)]
+    pub ops: Option<OpsPerSecond>,
+}
+
+impl DiskLimits {
+    /// Returns whether there is none.
+    #[must_use]
+    pub const fn is_unlimited(&self) -> bool {
+        self.bandwidth.is_none() && self.ops.is_none()
+    }
+}
+
+/// Body of `POST /v1/vms/{vm}/set`: what is given changes, of a VM that does not run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetVm {
+    /// Virtual CPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u8>)]
+    pub vcpus: Option<VcpuCount>,
+    /// Memory in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>)]
+    pub memory_mib: Option<MemoryMib>,
+    /// Size of the root disk in bytes; it only grows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub root_size: Option<DiskSize>,
+    /// Size of the work disk in bytes; it only grows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub work_size: Option<DiskSize>,
+    /// Bytes a second of each disk; `null` for no limit.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub disk_bandwidth: Option<Option<BytesPerSecond>>,
+    /// Operations a second of each disk; `null` for no limit.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>)]
+    pub disk_ops: Option<Option<OpsPerSecond>>,
+}
+
+/// Tells `null` from a field that is not there (RFC 7396).
+fn given<'de, D, T>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Some)
 }
 
 /// Body of `POST /v1/vms`.
@@ -149,6 +217,10 @@ impl fmt::Display for VmState {
     }
 }
 
+/// The note of a VM with a disk that is broken, or nearly full in a way that breaks it: which, and what
+/// to do.
+pub const DISK_NOTE: &str = "disk";
+
 /// The note of a running VM that stands still until the host can do something for it: why.
 pub const HELD_NOTE: &str = "held";
 
@@ -192,6 +264,13 @@ pub struct Disk {
     pub size: u64,
     /// Bytes that it takes on the host.
     pub allocated: u64,
+    /// How full what takes its writes is, in percent, for a kind that breaks when that is full
+    /// (`dm-snapshot`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fill_percent: Option<u8>,
+    /// What is wrong with it, where it is broken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broken: Option<String>,
 }
 
 /// A VM as `vm show` prints it.
@@ -260,4 +339,22 @@ pub struct StopVm {
 pub struct KillVm {
     /// TERM KILL INT HUP QUIT USR1 USR2 or ABRT, with or without SIG.
     pub signal: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_is_null_is_told_from_one_that_is_not_there() {
+        let parse = |text: &str| serde_json::from_str::<SetVm>(text).unwrap();
+        assert_eq!(parse("{}"), SetVm::default());
+        let removed = parse("{\"disk_bandwidth\":null,\"disk_ops\":100}");
+        assert_eq!(removed.disk_bandwidth, Some(None));
+        assert_eq!(removed.disk_ops, Some(Some(100.try_into().unwrap())));
+        assert_eq!(parse(&serde_json::to_string(&removed).unwrap()), removed);
+        for bad in ["{\"disk_ops\":1}", "{\"cpus\":1}", "{\"memory_mib\":1}", "1"] {
+            assert!(serde_json::from_str::<SetVm>(bad).is_err(), "{bad}");
+        }
+    }
 }

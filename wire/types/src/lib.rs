@@ -7,10 +7,12 @@
 #![deny(missing_docs)]
 
 mod name;
+mod rate;
 mod reference;
 mod size;
 mod string_type;
 
 pub use name::{ImageName, KernelName, NameError, VmName};
+pub use rate::{BytesPerSecond, OpsPerSecond};
 pub use reference::{LeaseId, OperationId, VmId, VmReference};
 pub use size::{ByteSize, DiskSize, MemoryMib, SizeError, VcpuCount};

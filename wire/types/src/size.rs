@@ -132,7 +132,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-fn out_of_range(
+pub(crate) fn out_of_range(
     given: impl fmt::Display,
     least: impl fmt::Display,
     most: impl fmt::Display,

@@ -1,7 +1,7 @@
 //! `banger vm list` and `banger ps`.
 
 use banger_daemon_api::routes;
-use banger_daemon_api::vm::{HELD_NOTE, Vm, VmState};
+use banger_daemon_api::vm::{DISK_NOTE, HELD_NOTE, Vm, VmState};
 use jiff::Timestamp;
 
 use crate::error::CliError;
@@ -16,7 +16,13 @@ pub async fn print(ui: &Ui, all: bool, json: bool) -> Result<(), CliError> {
     if json {
         return ui.json(&vms);
     }
-    ui.line(render(&vms, Timestamp::now()))
+    ui.line(render(&vms, Timestamp::now()))?;
+    for vm in &vms {
+        if let Some(note) = vm.notes.get(DISK_NOTE) {
+            ui.warning(format!("VM {}: {note}", vm.name));
+        }
+    }
+    Ok(())
 }
 
 fn is_up(state: VmState) -> bool {

@@ -8,7 +8,9 @@ pub mod list;
 mod logs;
 mod power;
 mod run;
+mod set;
 mod show;
+mod stats;
 
 use std::collections::HashSet;
 
@@ -41,6 +43,8 @@ pub enum VmCommand {
     Stop(power::StopArgs),
     /// Stop machines and start them again
     Restart(power::StopArgs),
+    /// Change the CPUs, memory, disks or limits of stopped machines
+    Set(set::SetArgs),
     /// Send a signal to machines' VMM; KILL ends them at once
     Kill(kill::KillArgs),
     /// Delete machines and their disks
@@ -51,6 +55,8 @@ pub enum VmCommand {
     List(super::JsonArgs),
     /// Show a machine
     Show(show::ShowArgs),
+    /// Measure what machines use: CPU, memory, disks
+    Stats(stats::StatsArgs),
     /// Print what a machine wrote to its console
     Logs(logs::LogsArgs),
 }
@@ -65,10 +71,12 @@ impl VmCommand {
             Self::Start(args) => power::start(ui, &args).await?,
             Self::Stop(args) => power::stop(ui, &args).await?,
             Self::Restart(args) => power::restart(ui, &args).await?,
+            Self::Set(args) => set::run(ui, &args).await?,
             Self::Kill(args) => kill::run(ui, &args).await?,
             Self::Delete(args) => delete::run(ui, &args).await?,
             Self::List(json) => list::print(ui, true, json.json).await?,
             Self::Show(args) => show::run(ui, &args).await?,
+            Self::Stats(args) => stats::run(ui, &args).await?,
             Self::Logs(args) => logs::run(ui, &args).await?,
         }
         Ok(0)

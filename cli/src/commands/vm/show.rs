@@ -67,14 +67,24 @@ fn render(vm: &Vm) -> String {
         facts.push((
             "disk",
             format!(
-                "{}: {}, {} ({} on the host), {}",
+                "{}: {}, {} ({} on the host{}), {}",
                 disk.role,
                 disk.kind,
                 table::size(disk.size),
                 table::size(disk.allocated),
+                disk.fill_percent.map(|percent| format!(", {percent} % full")).unwrap_or_default(),
                 disk.path
             ),
         ));
+    }
+    if !vm.spec.disk_limits.is_unlimited() {
+        let limits = &vm.spec.disk_limits;
+        let limits = [
+            limits.bandwidth.map(|rate| rate.to_string()),
+            limits.ops.map(|rate| format!("{} operations/s", rate.get())),
+        ];
+        let limits: Vec<String> = limits.into_iter().flatten().collect();
+        facts.push(("each disk at most", limits.join(", ")));
     }
     facts.extend(vm.notes.iter().map(|(name, value)| (name.as_str(), value.clone())));
     if let Some(error) = &vm.last_error {

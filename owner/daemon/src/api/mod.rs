@@ -9,7 +9,9 @@ mod logs;
 mod openapi;
 mod operations;
 mod ping;
+mod set;
 mod shutdown;
+mod stats;
 mod vms;
 
 use std::sync::Arc;
@@ -124,7 +126,9 @@ fn documented_router() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(vms::start))
         .routes(routes!(vms::stop))
         .routes(routes!(vms::restart))
+        .routes(routes!(set::post))
         .routes(routes!(vms::kill))
+        .routes(routes!(stats::get))
         .routes(routes!(logs::get))
         .routes(routes!(agent::post))
         .routes(routes!(leases::post))

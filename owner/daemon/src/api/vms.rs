@@ -13,7 +13,7 @@ use super::{Nothing, Shared};
 use crate::server::{Answer, JsonBody, OpId, OptionalJsonBody, PathPart};
 
 /// An act that goes on after the answer.
-type Accepted = Answer<(StatusCode, Json<OperationStarted>)>;
+pub(super) type Accepted = Answer<(StatusCode, Json<OperationStarted>)>;
 
 /// Lists the VMs.
 #[utoipa::path(get, path = "/v1/vms", responses((status = 200, body = Vec<Vm>)))]
@@ -137,7 +137,7 @@ pub async fn kill(
     Ok(Json(Nothing {}))
 }
 
-fn accepted(outcome: Result<Started, EngineError>) -> Accepted {
+pub(super) fn accepted(outcome: Result<Started, EngineError>) -> Accepted {
     let started = outcome.map_err(|error| error.to_api())?;
     let started =
         OperationStarted { operation: started.operation.snapshot(), joined: started.joined };

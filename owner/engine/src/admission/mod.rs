@@ -9,8 +9,10 @@
 //! | start | accept | already so | deny | deny |
 //! | stop | already so | accept; cancels a start under way | deny | deny |
 //! | restart | accept | accept; joins a start under way | deny | deny |
+//! | set | accept | deny | deny | deny |
 //! | delete | accept | accept; forces what is under way, overtakes what waits | already so | accept |
 
+mod change;
 mod host;
 
 use std::collections::VecDeque;
@@ -20,6 +22,7 @@ use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::vm::VmState;
 use banger_types::VmName;
 
+pub use change::{Bounds, change};
 pub use host::{DISK_FLOOR, disk_room, memory_room};
 
 /// Most actions that wait behind the one under way.
@@ -37,6 +40,8 @@ pub enum Request {
     },
     /// End it and let it run again.
     Restart,
+    /// Change its size and shape.
+    Set,
     /// Remove it and its disks.
     Delete,
 }
@@ -115,6 +120,8 @@ pub enum DenyReason {
     Busy,
     /// It does not run.
     NotRunning(VmState),
+    /// It runs, or will.
+    NotStopped,
 }
 
 impl DenyReason {
@@ -122,7 +129,9 @@ impl DenyReason {
     #[must_use]
     pub const fn code(self) -> ErrorCode {
         match self {
-            Self::BeingDeleted | Self::HalfDeleted | Self::Busy => ErrorCode::InUse,
+            Self::BeingDeleted | Self::HalfDeleted | Self::Busy | Self::NotStopped => {
+                ErrorCode::InUse
+            }
             Self::Deleted => ErrorCode::NotFound,
             Self::NotRunning(_) => ErrorCode::NotRunning,
         }
@@ -138,6 +147,7 @@ impl DenyReason {
             Self::NotRunning(VmState::Created | VmState::Stopped | VmState::Failed) => {
                 Some(format!("`banger vm start {vm}` starts it"))
             }
+            Self::NotStopped => Some(format!("`banger vm stop {vm}`, then again")),
             _ => None,
         }
     }
@@ -151,6 +161,9 @@ impl fmt::Display for DenyReason {
             Self::Deleted => formatter.write_str("is deleted"),
             Self::Busy => formatter.write_str("has too many requests waiting"),
             Self::NotRunning(state) => write!(formatter, "is not running but {state}"),
+            Self::NotStopped => {
+                formatter.write_str("runs, and what it is made of changes only while it does not")
+            }
         }
     }
 }
@@ -206,7 +219,8 @@ impl Admission {
             Some((_, Action::Create | Action::Asked(Request::Start | Request::Restart))) => {
                 Settled::On
             }
-            Some((_, Action::Asked(Request::Stop { .. }))) => Settled::Off,
+            // It is admitted only where the VM will be off.
+            Some((_, Action::Asked(Request::Stop { .. } | Request::Set))) => Settled::Off,
             Some((_, Action::Asked(Request::Delete))) => Settled::Gone,
         }
     }
@@ -217,9 +231,20 @@ impl Admission {
         self.active
     }
 
+    /// Returns the last action that makes the VM run or not.
+    fn last_of_state(&self) -> Option<Ticket> {
+        let of_state = |one: &&(Ticket, Action)| !matches!(one.1, Action::Asked(Request::Set));
+        self.queue
+            .iter()
+            .rev()
+            .chain(self.active.as_ref())
+            .find(of_state)
+            .map(|(ticket, _)| *ticket)
+    }
+
     /// Judges a request and admits it where it can be done.
     pub fn admit(&mut self, request: Request) -> Decision {
-        let joins = self.last().map(|(ticket, _)| ticket);
+        let joins = self.last_of_state();
         let target = self.target();
         match (request, target) {
             (Request::Delete, Settled::Gone) => {
@@ -242,6 +267,7 @@ impl Admission {
             (Request::Stop { force }, Settled::Off) => {
                 Decision::AlreadySo { joins, interrupt: self.hurry(force) }
             }
+            (Request::Set, Settled::On) => Decision::Deny(DenyReason::NotStopped),
             _ if self.queue.len() >= MAX_QUEUE => Decision::Deny(DenyReason::Busy),
             (Request::Stop { force }, Settled::On) => {
                 let interrupt =
@@ -249,7 +275,7 @@ impl Admission {
                 let ticket = self.enqueue(Action::Asked(request));
                 Decision::Accept { ticket, interrupt, overtaken: Vec::new() }
             }
-            (Request::Start | Request::Restart, _) => {
+            (Request::Start | Request::Restart | Request::Set, _) => {
                 let ticket = self.enqueue(Action::Asked(request));
                 Decision::Accept { ticket, interrupt: Interrupt::No, overtaken: Vec::new() }
             }
@@ -260,7 +286,9 @@ impl Admission {
     /// that would delete the VM.
     fn hurry(&self, force: bool) -> Interrupt {
         match self.active {
-            None | Some((_, Action::Create | Action::Asked(Request::Delete))) => Interrupt::No,
+            None | Some((_, Action::Create | Action::Asked(Request::Delete | Request::Set))) => {
+                Interrupt::No
+            }
             Some(_) if force => Interrupt::Force,
             Some((_, Action::Asked(Request::Start | Request::Restart))) => Interrupt::Cancel,
             Some((_, Action::Asked(Request::Stop { .. }))) => Interrupt::No,

@@ -52,7 +52,7 @@ fn nothing_but_deletion_is_possible_once_deletion_is_admitted() {
         }
         other => panic!("{other:?}"),
     }
-    for request in [Request::Start, STOP, FORCE, Request::Restart] {
+    for request in [Request::Start, STOP, FORCE, Request::Restart, Request::Set] {
         assert_eq!(admission.admit(request), Decision::Deny(DenyReason::BeingDeleted));
     }
     assert_eq!(admission.active(), Some((created, Action::Create)));
@@ -61,7 +61,7 @@ fn nothing_but_deletion_is_possible_once_deletion_is_admitted() {
 #[test]
 fn a_half_deleted_vm_can_only_be_deleted() {
     let mut admission = Admission::new(Settled::HalfDeleted);
-    for request in [Request::Start, STOP, Request::Restart] {
+    for request in [Request::Start, STOP, Request::Restart, Request::Set] {
         assert_eq!(admission.admit(request), Decision::Deny(DenyReason::HalfDeleted));
     }
     accepted(admission.admit(Request::Delete));
@@ -81,6 +81,25 @@ fn stopping_a_start_cancels_it_and_force_hurries_a_stop() {
     );
 }
 
+#[test]
+fn what_a_vm_is_changes_only_while_it_is_off() {
+    let mut admission = Admission::new(Settled::On);
+    assert_eq!(admission.admit(Request::Set), Decision::Deny(DenyReason::NotStopped));
+    let (stop, _) = accepted(admission.admit(STOP));
+    accepted(admission.admit(Request::Set));
+    // Who stops it waits for the stop, not for the change.
+    let joins = Decision::AlreadySo { joins: Some(stop), interrupt: Interrupt::No };
+    assert_eq!(admission.admit(STOP), joins);
+    accepted(admission.admit(Request::Start));
+    assert_eq!(admission.admit(Request::Set), Decision::Deny(DenyReason::NotStopped));
+    // Under way, it is not cut off by a stop.
+    let mut admission = Admission::new(Settled::Off);
+    accepted(admission.admit(Request::Set));
+    admission.take_next().unwrap();
+    let off = Decision::AlreadySo { joins: None, interrupt: Interrupt::No };
+    assert_eq!(admission.admit(FORCE), off);
+}
+
 fn requests() -> impl Strategy<Value = Option<Request>> {
     // `None`: the action under way ends.
     prop_oneof![
@@ -88,6 +107,7 @@ fn requests() -> impl Strategy<Value = Option<Request>> {
         2 => Just(Some(STOP)),
         2 => Just(Some(FORCE)),
         2 => Just(Some(Request::Restart)),
+        2 => Just(Some(Request::Set)),
         4 => Just(None),
         1 => Just(Some(Request::Delete)),
     ]
@@ -96,7 +116,7 @@ fn requests() -> impl Strategy<Value = Option<Request>> {
 fn effect(action: Action) -> Settled {
     match action {
         Action::Create | Action::Asked(Request::Start | Request::Restart) => Settled::On,
-        Action::Asked(Request::Stop { .. }) => Settled::Off,
+        Action::Asked(Request::Stop { .. } | Request::Set) => Settled::Off,
         Action::Asked(Request::Delete) => Settled::Gone,
     }
 }
@@ -153,6 +173,7 @@ proptest! {
                         Settled::Gone if deleted => DenyReason::Deleted,
                         Settled::Gone => DenyReason::BeingDeleted,
                         Settled::HalfDeleted => DenyReason::HalfDeleted,
+                        Settled::On if request == Request::Set => DenyReason::NotStopped,
                         _ => DenyReason::Busy,
                     };
                     prop_assert_eq!(reason, why);

@@ -27,16 +27,16 @@ struct Place {
 }
 
 impl Place {
-    /// Makes a base of 66 MiB: data, a hole, data at the very end.
+    /// Makes a base: data, a hole, data at the very end.
     fn new(directory: &Path) -> Self {
         let (bases, disks) = (directory.join("bases"), directory.join("disks"));
         std::fs::create_dir_all(&bases).unwrap();
         std::fs::create_dir_all(&disks).unwrap();
         let base = bases.join("base, \"image\".ext4");
         let file = File::create(&base).unwrap();
-        file.set_len(66 * MIB).unwrap();
+        file.set_len(BASE * MIB).unwrap();
         file.write_all_at(&[b'a'; 3 * 4096], 4096).unwrap();
-        file.write_all_at(b"the end", 66 * MIB - 7).unwrap();
+        file.write_all_at(b"the end", BASE * MIB - 7).unwrap();
         std::fs::set_permissions(&base, std::fs::Permissions::from_mode(0o400)).unwrap();
         Self { bases, disks, base }
     }
@@ -58,9 +58,22 @@ fn size(mib: u64) -> DiskSize {
     (mib * MIB).try_into().unwrap()
 }
 
+/// The size of the base, in MiB.
+const BASE: u64 = 66;
+
+/// Returns the size of a new disk in MiB: larger than the base where the kind can do that.
+fn new_size(disks: &dyn RootDisk) -> u64 {
+    disks.largest(BASE * MIB).map_or(128, |largest| (largest / MIB).min(128))
+}
+
+async fn make(disks: &dyn RootDisk, place: &Place) -> Result<DiskImage, DiskError> {
+    disks.create(&place.base, &place.disks, "root", size(new_size(disks))).await
+}
+
 async fn makes_measures_grows_and_removes(disks: &dyn RootDisk, place: &Place) {
     let before = place.base_state();
-    let disk = disks.create(&place.base, &place.disks, "root", size(128)).await.unwrap();
+    let mib = new_size(disks);
+    let disk = make(disks, place).await.unwrap();
     assert_eq!(disk.kind, disks.kind());
     assert_eq!(disk.path.parent(), Some(place.disks.as_path()));
     assert!(disk.path.file_name().unwrap().to_str().unwrap().starts_with("root."));
@@ -69,8 +82,16 @@ async fn makes_measures_grows_and_removes(disks: &dyn RootDisk, place: &Place) {
     assert_eq!(mode & 0o077, 0, "others must not read a guest's disk");
 
     let usage = disks.measure(&disk).await.unwrap();
-    assert_eq!(usage.size, 128 * MIB);
+    assert_eq!(usage.size, mib * MIB);
     assert!(usage.allocated < MIB, "a new disk must be sparse, this takes {}", usage.allocated);
+    assert!(usage.fill_percent.is_none_or(|percent| percent == 0), "{usage:?}");
+    disks.check(&disk).await.unwrap();
+    if let Some(largest) = disks.largest(BASE * MIB) {
+        let beyond = DiskSize::try_from(largest + MIB).unwrap();
+        let made = disks.create(&place.base, &place.disks, "beyond", beyond).await;
+        assert!(made.is_err(), "a disk beyond the largest was made");
+        assert_eq!(place.left_behind(), std::slice::from_ref(&disk.path));
+    }
 
     assert!(disks.grow(&disk, size(256)).await.unwrap());
     assert_eq!(disks.measure(&disk).await.unwrap().size, 256 * MIB);
@@ -115,9 +136,9 @@ async fn refuses_bad_input_and_leaves_nothing(disks: &dyn RootDisk, place: &Plac
 }
 
 async fn never_replaces_what_is_there(disks: &dyn RootDisk, place: &Place) {
-    let disk = disks.create(&place.base, &place.disks, "root", size(128)).await.unwrap();
+    let disk = make(disks, place).await.unwrap();
     let inode = std::fs::metadata(&disk.path).unwrap().ino();
-    assert!(disks.create(&place.base, &place.disks, "root", size(128)).await.is_err());
+    assert!(make(disks, place).await.is_err());
     assert_eq!(std::fs::metadata(&disk.path).unwrap().ino(), inode);
     assert_eq!(place.left_behind(), std::slice::from_ref(&disk.path));
     disks.remove(&disk).await.unwrap();
@@ -125,19 +146,19 @@ async fn never_replaces_what_is_there(disks: &dyn RootDisk, place: &Place) {
     // A link is not followed either, even one that leads nowhere.
     let DiskImage { path, .. } = disk;
     std::os::unix::fs::symlink(place.bases.join("target"), &path).unwrap();
-    assert!(disks.create(&place.base, &place.disks, "root", size(128)).await.is_err());
+    assert!(make(disks, place).await.is_err());
     assert!(!place.bases.join("target").exists());
     std::fs::remove_file(&path).unwrap();
     assert!(place.left_behind().is_empty());
 }
 
 async fn drops_what_a_killed_daemon_left(disks: &dyn RootDisk, place: &Place) {
-    let disk = disks.create(&place.base, &place.disks, "root", size(128)).await.unwrap();
+    let disk = make(disks, place).await.unwrap();
     let mut partial = disk.path.clone().into_os_string();
     partial.push(".partial");
     disks.remove(&disk).await.unwrap();
     std::fs::write(&partial, "half a disk").unwrap();
-    let disk = disks.create(&place.base, &place.disks, "root", size(128)).await.unwrap();
+    let disk = make(disks, place).await.unwrap();
     assert_eq!(place.left_behind(), std::slice::from_ref(&disk.path));
     disks.remove(&disk).await.unwrap();
 }

@@ -1,6 +1,7 @@
 //! What the host has left: memory and disk.
 
 use std::path::Path;
+use std::time::Duration;
 
 /// Memory of the host, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,10 @@ pub trait HostFacts: Send + Sync {
 
     /// Returns how many bytes of memory a process has in use; 0 where there is none of that id.
     fn resident(&self, pid: u32) -> u64;
+
+    /// Returns the CPU time that a process has taken, in user and kernel mode; `None` where there is
+    /// none of that id.
+    fn cpu_time(&self, pid: u32) -> Option<Duration>;
 
     /// Returns how many bytes the daemon could still write below `path`.
     fn free_disk(&self, path: &Path) -> Result<u64, HostError>;

@@ -10,9 +10,12 @@ mod host;
 mod root_disk;
 mod vmm;
 
+// A disk is limited as its user asks.
+pub use banger_daemon_api::vm::DiskLimits;
+
 pub use artifacts::{ArtifactError, Artifacts, BaseImage, BootKernel};
 pub use host::{HostError, HostFacts, HostMemory};
-pub use root_disk::{DiskError, DiskFormat, DiskImage, DiskUsage, RootDisk};
+pub use root_disk::{DiskError, DiskFormat, DiskImage, DiskUsage, FULL_SOON, RootDisk};
 pub use vmm::{
     Acceleration, LaunchPlan, Nic, PlannedDisk, Vmm, VmmError, VmmIdentity, VmmKind, VmmProcess,
     VmmState,

@@ -44,7 +44,12 @@ pub struct DiskUsage {
     pub size: u64,
     /// Bytes it takes on the host, beyond its base.
     pub allocated: u64,
+    /// How full what takes its writes is, in percent, for a kind that breaks when that is full.
+    pub fill_percent: Option<u8>,
 }
+
+/// How full a disk that can be full may be, in percent, before people are told.
+pub const FULL_SOON: u8 = 80;
 
 /// Why an act on a disk failed.
 #[derive(Debug, thiserror::Error)]
@@ -98,8 +103,8 @@ pub trait RootDisk: Send + Sync {
     /// Returns the kind, as `vm show` prints it.
     fn kind(&self) -> &'static str;
 
-    /// Returns the most bytes that a disk over a base of `base_size` bytes can have, if there is such
-    /// a bound.
+    /// Returns the most bytes that a new disk over a base of `base_size` bytes can have, if there is
+    /// such a bound.
     fn largest(&self, base_size: u64) -> Option<u64> {
         let _ = base_size;
         None
@@ -121,8 +126,15 @@ pub trait RootDisk: Send + Sync {
     /// Returns how much the disk takes.
     async fn measure(&self, disk: &DiskImage) -> Result<DiskUsage, DiskError>;
 
-    /// Grows the disk, which no VMM has open; returns whether anything changed. The file system
-    /// inside is grown by the guest's agent at its next start.
+    /// Fails with [`DiskError::Invalid`] where the disk is known to be broken, and says what to do.
+    async fn check(&self, disk: &DiskImage) -> Result<(), DiskError> {
+        let _ = disk;
+        Ok(())
+    }
+
+    /// Grows the disk, which no VMM has open and which is not attached, to any size, also beyond
+    /// [`Self::largest`]; returns whether anything changed. The file system inside is grown by the
+    /// guest's agent at its next start.
     async fn grow(&self, disk: &DiskImage, size: DiskSize) -> Result<bool, DiskError>;
 
     /// Removes the disk, which no VMM has open and which is not attached; returns whether there was

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use banger_daemon_api::vm::DiskLimits;
 use banger_guest_client::GuestChannel;
 use banger_types::{MemoryMib, OperationId, VcpuCount, VmId, VmName};
 
@@ -38,6 +39,9 @@ pub struct PlannedDisk {
     pub image: DiskImage,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// How fast it may be.
+    #[serde(default)]
+    pub limits: DiskLimits,
 }
 
 /// The guest's network card.

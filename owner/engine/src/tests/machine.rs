@@ -56,6 +56,8 @@ pub(super) struct Script {
     pub(super) failing: Vec<&'static str>,
     pub(super) memory: u64,
     pub(super) disk: u64,
+    /// How full a root disk is.
+    pub(super) fill_percent: Option<u8>,
 }
 
 #[derive(Debug)]
@@ -395,10 +397,20 @@ impl RootDisk for FakeDisk {
 
     async fn measure(&self, disk: &DiskImage) -> Result<DiskUsage, DiskError> {
         let size = std::fs::read_to_string(&disk.path).unwrap_or_default();
-        Ok(DiskUsage { size: size.trim().parse().unwrap_or(0), allocated: 4096 })
+        let fill_percent = self.0.script.lock().unwrap().fill_percent;
+        Ok(DiskUsage { size: size.trim().parse().unwrap_or(0), allocated: 4096, fill_percent })
+    }
+
+    async fn check(&self, disk: &DiskImage) -> Result<(), DiskError> {
+        if self.0.fails("check root disk") {
+            let problem = "is broken: it overflowed".to_owned();
+            return Err(DiskError::Invalid { path: disk.path.clone(), problem });
+        }
+        Ok(())
     }
 
     async fn grow(&self, disk: &DiskImage, size: DiskSize) -> Result<bool, DiskError> {
+        self.failure("grow root disk", &disk.path)?;
         std::fs::write(&disk.path, size.bytes().to_string()).unwrap();
         Ok(true)
     }
@@ -460,8 +472,8 @@ impl Artifacts for FakeArtifacts {
         _: Uuid,
     ) -> Result<(), ArtifactError> {
         self.failure("work disk")?;
-        assert!(!path.exists());
-        std::fs::write(path, size.bytes().to_string()).unwrap();
+        let file = std::fs::File::create_new(path).unwrap();
+        file.set_len(size.bytes()).unwrap();
         Ok(())
     }
 }
@@ -477,6 +489,10 @@ impl HostFacts for FakeFacts {
 
     fn resident(&self, _: u32) -> u64 {
         0
+    }
+
+    fn cpu_time(&self, pid: u32) -> Option<Duration> {
+        self.0.alive().contains(&pid).then_some(Duration::from_secs(7))
     }
 
     fn free_disk(&self, _: &Path) -> Result<u64, HostError> {

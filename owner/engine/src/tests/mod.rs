@@ -3,13 +3,15 @@
 mod crash;
 mod lifecycle;
 mod machine;
+mod set;
+mod stats;
 mod undo;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use banger_daemon_api::operation::{Operation, OperationState};
-use banger_daemon_api::vm::{CreateVm, StopVm, Vm, VmSpec, VmState, VmmChoice};
+use banger_daemon_api::vm::{CreateVm, DiskLimits, StopVm, Vm, VmSpec, VmState, VmmChoice};
 use banger_store::StateLock;
 use banger_types::{OperationId, VmReference};
 
@@ -68,6 +70,7 @@ fn request(name: Option<&str>) -> CreateVm {
             work_size: "1G".parse().unwrap(),
             nat: true,
             vmm: VmmChoice::Auto,
+            disk_limits: DiskLimits::default(),
         },
         lease: None,
         workspace: None,

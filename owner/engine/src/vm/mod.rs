@@ -8,6 +8,7 @@
 
 mod console;
 mod delete;
+mod set;
 mod start;
 mod stop;
 mod task;
@@ -33,7 +34,7 @@ use crate::step::Step;
 
 pub(crate) use delete::delete;
 pub(crate) use stop::{clean_runtime, end_process, read_handles};
-pub(crate) use task::{Begin, Message, Order, StopOptions, spawn, task_gone};
+pub(crate) use task::{Begin, Details, Message, Order, spawn, task_gone};
 
 /// What others see of a VM.
 #[derive(Clone)]

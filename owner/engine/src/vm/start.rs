@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{BootConfig, MachineEnd, SessionToken, StaticNetwork};
-use banger_daemon_api::vm::{VmState, VmmChoice};
+use banger_daemon_api::vm::{DiskLimits, VmState, VmmChoice};
 use banger_types::{ByteSize, DiskSize};
 use uuid::Uuid;
 
@@ -77,7 +77,7 @@ impl Run<'_> {
         self.body.save(false).await?;
         let chosen = self.check_host().await?;
         let disks = match self.body.record.disks.clone() {
-            Some(disks) => self.grow_disks(&chosen, disks).await?,
+            Some(disks) => self.grow_disks(disks).await?,
             None => self.create_disks(&chosen).await?,
         };
         let initrd = self.build_initrd().await?;
@@ -95,10 +95,12 @@ impl Run<'_> {
     }
 
     async fn enter(&self, step: Step) -> Result<(), EngineError> {
-        if self.control.interrupted() {
-            return Err(self.cancelled());
-        }
+        self.interruptible()?;
         self.control.enter(self.body, step).await
+    }
+
+    fn interruptible(&self) -> Result<(), EngineError> {
+        if self.control.interrupted() { Err(self.cancelled()) } else { Ok(()) }
     }
 
     async fn done(&self, step: Step) -> Result<(), EngineError> {
@@ -278,8 +280,7 @@ impl Run<'_> {
         Ok(Disks { root, root_uuid: base.uuid, work, work_uuid })
     }
 
-    async fn grow_disks(&mut self, chosen: &Chosen, disks: Disks) -> Result<Disks, EngineError> {
-        self.enter(Step::CreateRootDisk).await?;
+    async fn grow_disks(&mut self, disks: Disks) -> Result<Disks, EngineError> {
         for (what, disk) in [("the root disk", &disks.root), ("the work disk", &disks.work)] {
             if tokio::fs::symlink_metadata(&disk.path).await.is_err() {
                 return Err(EngineError::Damaged {
@@ -289,11 +290,8 @@ impl Run<'_> {
                 });
             }
         }
-        let size = self.body.record.spec.root_size;
-        if chosen.root_disk.measure(&disks.root).await?.size < size.bytes() {
-            chosen.root_disk.grow(&disks.root, size).await?;
-        }
-        self.done(Step::CreateRootDisk).await?;
+        self.interruptible()?;
+        super::set::grow(self.body, self.control, &disks, &self.body.record.spec).await?;
         Ok(disks)
     }
 
@@ -363,6 +361,8 @@ impl Run<'_> {
             role: role.to_owned(),
             image: image.clone(),
             read_only,
+            // What may only be read is many machines', small and in the host's memory.
+            limits: if read_only { DiskLimits::default() } else { record.spec.disk_limits },
         };
         let mut planned = vec![disk("root", root, false), disk("work", &disks.work, false)];
         if let Some((path, uuid)) = &chosen.kernel.modules_disk {

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::operation::OperationKind;
-use banger_daemon_api::vm::VmState;
+use banger_daemon_api::vm::{SetVm, VmState};
 use banger_types::OperationId;
 use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::delete::{delete, discard};
+use super::set::set;
 use super::start::start;
 use super::stop::{Stop, reap, stop};
 use super::{Body, Control};
@@ -25,17 +26,21 @@ use crate::record::VmRecord;
 use crate::seams::{self, VmmProcess};
 use crate::shared::Shared;
 
-/// How a client wants a VM stopped.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct StopOptions {
+/// What an order says beside what is asked for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Details {
+    /// How long a stop waits for the guest.
     pub(crate) grace: Option<Duration>,
+    /// A stop does not wait.
     pub(crate) force: bool,
+    /// What a change changes.
+    pub(crate) change: SetVm,
 }
 
 /// Something a client asks for.
 pub(crate) struct Order {
     pub(crate) request: Request,
-    pub(crate) stop: StopOptions,
+    pub(crate) details: Details,
     pub(crate) op_id: OperationId,
 }
 
@@ -74,7 +79,7 @@ struct Task {
     record_of: Arc<VmRecord>,
     admission: Admission,
     mailbox: mpsc::Receiver<Message>,
-    waiting: HashMap<Ticket, (Reporter, StopOptions)>,
+    waiting: HashMap<Ticket, (Reporter, Details)>,
     handles: HashMap<Ticket, OperationHandle>,
     /// A signal that ends the VMM was sent: its end is no failure.
     end_expected: bool,
@@ -89,7 +94,7 @@ pub(crate) fn spawn(body: Body, begin: Begin, mailbox: mpsc::Receiver<Message>) 
         Begin::Create(reporter) => {
             let (admission, ticket) = Admission::creating();
             handles.insert(ticket, reporter.handle());
-            waiting.insert(ticket, (reporter, StopOptions::default()));
+            waiting.insert(ticket, (reporter, Details::default()));
             admission
         }
         Begin::Idle => Admission::new(settled(&body)),
@@ -181,7 +186,7 @@ impl Task {
                 let reporter = self.begin_operation(&order);
                 let operation = reporter.handle();
                 self.handles.insert(ticket, operation.clone());
-                self.waiting.insert(ticket, (reporter, order.stop));
+                self.waiting.insert(ticket, (reporter, order.details));
                 Ok(Answer { operation, joined: false })
             }
             Decision::AlreadySo { joins, interrupt: how } => {
@@ -207,6 +212,7 @@ impl Task {
             Request::Start => OperationKind::VmStart { vm },
             Request::Stop { .. } => OperationKind::VmStop { vm },
             Request::Restart => OperationKind::VmRestart { vm },
+            Request::Set => OperationKind::VmSet { vm },
             Request::Delete => OperationKind::VmDelete { vm },
         };
         self.shared.operations.begin(kind, order.op_id.clone())
@@ -246,13 +252,13 @@ impl Task {
     fn begin(&mut self, body: Body, ticket: Ticket, action: Action) -> Option<Active> {
         self.end_expected = false;
         // Every ticket has its reporter; without one there is no one to tell.
-        let (reporter, options) = self.waiting.remove(&ticket).unwrap_or_else(|| {
+        let (reporter, details) = self.waiting.remove(&ticket).unwrap_or_else(|| {
             let kind = OperationKind::VmDelete { vm: self.record_of.id.clone() };
-            (self.shared.operations.begin(kind, OperationId::random()), StopOptions::default())
+            (self.shared.operations.begin(kind, OperationId::random()), Details::default())
         });
         let control = Control::new(reporter);
         let (cancel, force) = (control.cancel.clone(), control.force.clone());
-        Some(Active { future: Box::pin(act(body, control, action, options)), cancel, force })
+        Some(Active { future: Box::pin(act(body, control, action, details)), cancel, force })
     }
 
     async fn reap(&mut self, body: &mut Body, end: seams::VmmState) {
@@ -276,7 +282,7 @@ impl Task {
         if client_is_gone {
             let order = Order {
                 request: Request::Delete,
-                stop: StopOptions::default(),
+                details: Details::default(),
                 op_id: OperationId::random(),
             };
             let _ = self.order(order, None);
@@ -317,7 +323,7 @@ async fn wait(process: Option<&Arc<dyn VmmProcess>>) -> seams::VmmState {
 }
 
 /// Does one action and ends its operation.
-async fn act(mut body: Body, control: Control, action: Action, options: StopOptions) -> Body {
+async fn act(mut body: Body, control: Control, action: Action, details: Details) -> Body {
     let result = if action != Action::Create && control.cancel.is_cancelled() {
         let what = format!("a request to VM {}", body.record.name);
         Err(EngineError::Cancelled { what }.into())
@@ -326,15 +332,18 @@ async fn act(mut body: Body, control: Control, action: Action, options: StopOpti
             Action::Create => create(&mut body, &control).await,
             Action::Asked(Request::Start) => restart(&mut body, &control, None).await,
             Action::Asked(Request::Stop { force }) => {
-                let how = stop_how(&body, options, force);
+                let how = stop_how(&body, &details, force);
                 match body.process {
                     Some(_) => stop(&mut body, &control, how).await,
                     None => Ok(()),
                 }
             }
             Action::Asked(Request::Restart) => {
-                let how = stop_how(&body, options, options.force);
+                let how = stop_how(&body, &details, details.force);
                 restart(&mut body, &control, Some(how)).await
+            }
+            Action::Asked(Request::Set) => {
+                set(&mut body, &control, &details.change).await.map_err(Failure::from)
             }
             Action::Asked(Request::Delete) => delete(&mut body, &control).await,
         }
@@ -347,8 +356,8 @@ async fn act(mut body: Body, control: Control, action: Action, options: StopOpti
     body
 }
 
-fn stop_how(body: &Body, options: StopOptions, force: bool) -> Stop {
-    Stop { grace: options.grace.unwrap_or(body.shared.timing.stop_grace), force }
+fn stop_how(body: &Body, details: &Details, force: bool) -> Stop {
+    Stop { grace: details.grace.unwrap_or(body.shared.timing.stop_grace), force }
 }
 
 async fn create(body: &mut Body, control: &Control) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use std::path::Path;
 use async_trait::async_trait;
 use banger_engine::seams::{DiskError, DiskFormat, DiskImage, DiskUsage, RootDisk};
 use banger_types::DiskSize;
-use rustix::fs::{SeekFrom, copy_file_range, seek};
+use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
 use super::file::{self, Cancelled, blocking, io_error};
@@ -67,6 +67,26 @@ impl RootDisk for CopyDisk {
         let path = disk.path.clone();
         blocking(move |_| file::remove_file(&path)).await
     }
+}
+
+/// Makes `path` a file of its own with the content of `base`: sharing its blocks where the file system
+/// can, else as a sparse copy.
+pub(super) fn clone_or_copy(
+    base: &Path,
+    path: &Path,
+    cancelled: &Cancelled,
+) -> Result<(), DiskError> {
+    let reading = |source| io_error("opening base image", base, source);
+    let from = File::open(base).map_err(reading)?;
+    let size = from.metadata().map_err(reading)?.len();
+    file::make(path, cancelled, |to| {
+        if ioctl_ficlone(&*to, &from).is_ok() {
+            return Ok(());
+        }
+        copy_data(&from, to, size, cancelled)
+            .and_then(|()| to.set_len(size))
+            .map_err(|source| io_error("copying the base image to", path, source))
+    })
 }
 
 /// Copies the base's data and leaves its holes out (lseek(2), SEEK_DATA).

@@ -2,7 +2,10 @@
 //! writes goes into a sparse file (Linux `Documentation/admin-guide/device-mapper/snapshot.rst`).
 //!
 //! The file is what lasts; the device exists only while a VMM may use it, and the root helper makes
-//! and ends it. The device is as large as its base, so a larger root disk is one of another kind.
+//! and ends it. The device is as large as its base, so a new disk that is to be larger is one of another
+//! kind. A disk that grows gets a base of its own beside its file: a clone or sparse copy of its
+//! base with a hole behind. What the snapshot has written counts from the beginning, so it stays as it
+//! is.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -16,6 +19,7 @@ use banger_helper_client::{CallError, HelperClient};
 use banger_types::{DiskSize, VmId};
 use tokio::sync::OnceCell;
 
+use super::copy;
 use super::file::{self, allocated, blocking, invalid, io_error};
 
 const KIND: &str = "dm-snapshot";
@@ -170,34 +174,75 @@ impl RootDisk for DmSnapshotDisk {
                 .map_err(|source| io_error("measuring disk", &path, source))?;
             let size = device_size(found.len());
             let size = size.ok_or_else(|| invalid(&path, "is not what a snapshot writes to"))?;
-            Ok(DiskUsage { size, allocated: allocated(&found) })
+            let used = allocated(&found);
+            let base = std::fs::metadata(own_base(&path)).map_or(0, |base| allocated(&base));
+            Ok(DiskUsage {
+                size,
+                allocated: used.saturating_add(base),
+                // What is written is put one behind the other, so what the file takes is how far it is.
+                fill_percent: Some(percent(used, found.len())),
+            })
         })
         .await
     }
 
-    async fn grow(&self, disk: &DiskImage, size: DiskSize) -> Result<bool, DiskError> {
+    async fn check(&self, disk: &DiskImage) -> Result<(), DiskError> {
         let path = disk.path.clone();
-        let (current, requested) = (self.measure(disk).await?.size, size.bytes());
+        blocking(move |_| check_header(&path)).await
+    }
+
+    async fn grow(&self, disk: &DiskImage, size: DiskSize) -> Result<bool, DiskError> {
+        let (path, current) = (disk.path.clone(), self.measure(disk).await?.size);
+        let requested = size.bytes();
         match requested.cmp(&current) {
-            std::cmp::Ordering::Equal => Ok(false),
-            std::cmp::Ordering::Less => Err(DiskError::Shrink { path, current, requested }),
-            std::cmp::Ordering::Greater => Err(invalid(
-                &path,
-                format!("is a snapshot, which has the {current} bytes of its image for ever"),
-            )),
+            std::cmp::Ordering::Equal => return Ok(false),
+            std::cmp::Ordering::Less => {
+                return Err(DiskError::Shrink { path, current, requested });
+            }
+            std::cmp::Ordering::Greater => {}
         }
+        let base = disk.base.clone().ok_or_else(|| invalid(&path, "has no base"))?;
+        blocking(move |cancelled| {
+            const ACT: &str = "growing disk";
+            check_header(&path)?;
+            // By whole MiB, by which the size is known again.
+            let size = requested.next_multiple_of(MIB);
+            let own = own_base(&path);
+            let growing = |source| io_error(ACT, &own, source);
+            if !own.try_exists().map_err(growing)? {
+                copy::clone_or_copy(&base, &own, cancelled)?;
+            }
+            let lengthen = |path: &Path, length| {
+                let file = OpenOptions::new().write(true).open(path)?;
+                file.set_len(length)?;
+                file.sync_all()
+            };
+            // The base first: cut off here, the disk has its old length and is grown again.
+            lengthen(&own, size).map_err(growing)?;
+            lengthen(&path, cow_length(size)).map_err(|source| io_error(ACT, &path, source))?;
+            Ok(true)
+        })
+        .await
     }
 
     async fn remove(&self, disk: &DiskImage) -> Result<bool, DiskError> {
         let path = disk.path.clone();
-        blocking(move |_| file::remove_file(&path)).await
+        blocking(move |_| {
+            file::remove_file(&own_base(&path))?;
+            file::remove_file(&path)
+        })
+        .await
     }
 
     async fn attach(&self, disk: &DiskImage, vm: &VmId) -> Result<DiskImage, DiskError> {
         const ACT: &str = "making a snapshot of";
         let base = disk.base.clone();
-        let base = base.ok_or_else(|| invalid(&disk.path, "has no base"))?;
+        let mut base = base.ok_or_else(|| invalid(&disk.path, "has no base"))?;
         check_header(&disk.path)?;
+        let own = own_base(&disk.path);
+        if own.try_exists().map_err(|source| io_error(ACT, &own, source))? {
+            base = own;
+        }
         let name = format!("{NAME}{vm}");
         let mut made = self.create_device(&base, &disk.path, &name).await;
         if matches!(made, Err(CallError::Helper { .. })) {
@@ -218,6 +263,15 @@ impl RootDisk for DmSnapshotDisk {
     }
 }
 
+fn percent(used: u64, of: u64) -> u8 {
+    u8::try_from(u128::from(used) * 100 / u128::from(of.max(1))).map_or(100, |part| part.min(100))
+}
+
+/// Where a disk that has grown keeps its base.
+fn own_base(cow: &Path) -> PathBuf {
+    cow.with_extension("base")
+}
+
 /// Refuses a snapshot that was full: the kernel has marked it so, and what is in it is not whole.
 ///
 /// The header is little-endian `SnAp`, `valid`, version, chunk size (`struct disk_header` in the
@@ -233,8 +287,8 @@ fn check_header(cow: &Path) -> Result<(), DiskError> {
         (0, 0) | (0x7041_6e53, 1) => Ok(()),
         (0x7041_6e53, _) => Err(invalid(
             cow,
-            "is broken: the snapshot overflowed, and what is in it is not whole; delete the VM, or \
-             copy what can be read",
+            "is broken: the snapshot overflowed (the host's disk was full), and what was written to it is \
+             not whole",
         )),
         _ => Err(invalid(cow, "is not what a snapshot writes to")),
     }
@@ -251,6 +305,15 @@ mod tests {
         }
         for bad in [0, 1, MIB - 1, MIB + 1, 8 << 30] {
             assert_eq!(device_size(bad).filter(|size| *size > 0), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_fill_level_is_a_part_of_a_hundred() {
+        for (used, of, expected) in
+            [(0, 8, 0), (4, 8, 50), (8, 8, 100), (9, 8, 100), (1, 0, 100), (u64::MAX, 1, 100)]
+        {
+            assert_eq!(percent(used, of), expected, "{used} of {of}");
         }
     }
 

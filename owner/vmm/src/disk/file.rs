@@ -156,7 +156,7 @@ pub(crate) fn allocated(metadata: &std::fs::Metadata) -> u64 {
 /// Measures a raw disk.
 pub(crate) fn measure_raw(disk: &DiskImage) -> Result<DiskUsage, DiskError> {
     let metadata = raw_metadata(disk)?;
-    Ok(DiskUsage { size: metadata.len(), allocated: allocated(&metadata) })
+    Ok(DiskUsage { size: metadata.len(), allocated: allocated(&metadata), fill_percent: None })
 }
 
 /// Grows a raw disk.

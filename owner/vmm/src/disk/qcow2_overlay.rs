@@ -60,7 +60,11 @@ impl RootDisk for Qcow2Overlay {
             let file = std::fs::File::open(&path).map_err(|error| io_error(ACT, &path, error))?;
             let geometry = geometry(&file, ACT, &path)?;
             let metadata = file.metadata().map_err(|error| io_error(ACT, &path, error))?;
-            Ok(DiskUsage { size: geometry.size, allocated: allocated(&metadata) })
+            Ok(DiskUsage {
+                size: geometry.size,
+                allocated: allocated(&metadata),
+                fill_percent: None,
+            })
         })
         .await
     }

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use banger_engine::seams::{DiskFormat, LaunchPlan, Nic, VmmError};
-use banger_helper_api::{Balloon, Drive, Jailer, LaunchFirecrackerParams, Limits};
+use banger_engine::seams::{DiskFormat, DiskLimits, LaunchPlan, Nic, VmmError};
+use banger_helper_api::{
+    Balloon, Drive, Jailer, LaunchFirecrackerParams, Limits, RateLimiter, TokenBucket,
+};
 
 use super::files::RuntimeFiles;
 
@@ -47,7 +49,7 @@ pub(super) fn parameters(
             path: text(&disk.image.path)?,
             read_only: disk.read_only,
             is_root: disk.role == "root",
-            rate_limiter: None,
+            rate_limiter: rate_limiter(&disk.limits),
         });
     }
     let (tap, mac) = match &plan.nic {
@@ -91,6 +93,15 @@ pub(super) fn parameters(
     })
 }
 
+/// A bucket for each limit, filled each second: a guest may do a second's worth at once, no more.
+fn rate_limiter(limits: &DiskLimits) -> Option<RateLimiter> {
+    let bucket = |size| TokenBucket { size, refill_time: 1000, one_time_burst: None };
+    (!limits.is_unlimited()).then(|| RateLimiter {
+        bandwidth: limits.bandwidth.map(|rate| bucket(rate.get())),
+        ops: limits.ops.map(|rate| bucket(u64::from(rate.get()))),
+    })
+}
+
 fn mac_text([a, b, c, d, e, f]: [u8; 6]) -> String {
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
@@ -103,5 +114,22 @@ fn invalid(path: &Path, problem: &'static str) -> VmmError {
     VmmError::Io {
         act: format!("describing {} to Firecracker", path.display()),
         source: std::io::Error::new(std::io::ErrorKind::InvalidInput, problem),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_a_bucket_a_second() {
+        assert_eq!(rate_limiter(&DiskLimits::default()), None);
+        let bandwidth = Some((1 << 20).try_into().unwrap());
+        let limiter = rate_limiter(&DiskLimits { bandwidth, ops: None }).unwrap();
+        let bucket = TokenBucket { size: 1 << 20, refill_time: 1000, one_time_burst: None };
+        assert_eq!(limiter, RateLimiter { bandwidth: Some(bucket), ops: None });
+        let ops = Some(500.try_into().unwrap());
+        let limiter = rate_limiter(&DiskLimits { bandwidth, ops }).unwrap();
+        assert_eq!(limiter.ops.map(|bucket| bucket.size), Some(500));
     }
 }

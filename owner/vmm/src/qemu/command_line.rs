@@ -10,7 +10,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use banger_engine::seams::{Acceleration, DiskFormat, LaunchPlan, Nic, VmmError};
+use banger_engine::seams::{Acceleration, DiskFormat, DiskLimits, LaunchPlan, Nic, VmmError};
+use banger_types::{BytesPerSecond, OpsPerSecond};
 use serde_json::{Value, json};
 
 use super::files::RuntimeFiles;
@@ -72,8 +73,15 @@ pub(crate) fn arguments(
     for (number, disk) in plan.disks.iter().enumerate() {
         let block_device = host.block_devices.get(number).copied().unwrap_or_default();
         let node = format!("disk{number}");
-        let description = block_node(&node, disk, block_device)?;
-        arguments.pair("-blockdev", description.to_string());
+        if disk.limits.is_unlimited() {
+            arguments.pair("-blockdev", block_node(&node, disk, block_device)?.to_string());
+        } else {
+            let (inner, group) = (format!("{node}-data"), format!("{node}-limits"));
+            arguments.pair("-object", throttle_group(&group, &disk.limits).to_string());
+            arguments.pair("-blockdev", block_node(&inner, disk, block_device)?.to_string());
+            let limited = throttled(&node, &inner, &group, disk.read_only);
+            arguments.pair("-blockdev", limited.to_string());
+        }
         let serial: String = disk.role.chars().filter(char::is_ascii_alphanumeric).collect();
         arguments.pair("-device", format!("virtio-blk-device,drive={node},serial={serial}"));
     }
@@ -175,6 +183,31 @@ fn block_node(
     }))
 }
 
+/// Limits of a disk (`ThrottleGroupProperties` of QEMU's QMP reference). 0 is no limit.
+fn throttle_group(id: &str, limits: &DiskLimits) -> Value {
+    json!({
+        "qom-type": "throttle-group",
+        "id": id,
+        "limits": {
+            "bps-total": limits.bandwidth.map_or(0, BytesPerSecond::get),
+            "iops-total": limits.ops.map_or(0, OpsPerSecond::get),
+        },
+    })
+}
+
+/// A block node that passes on to `inner` within the limits of `group`.
+fn throttled(node: &str, inner: &str, group: &str, read_only: bool) -> Value {
+    json!({
+        "driver": "throttle",
+        "node-name": node,
+        "throttle-group": group,
+        "read-only": read_only,
+        "discard": "unmap",
+        "cache": { "direct": false, "no-flush": false },
+        "file": inner,
+    })
+}
+
 fn listening_socket(id: &str, path: &Path) -> Result<String, VmmError> {
     Ok(format!("socket,id={id},path={},server=on,wait=off", option_value(utf8(path)?)))
 }
@@ -225,6 +258,7 @@ mod tests {
             role: role.to_owned(),
             image: DiskImage { path: path.into(), format, kind: "raw".to_owned(), base: None },
             read_only,
+            limits: DiskLimits::default(),
         };
         LaunchPlan {
             op_id: banger_types::OperationId::random(),
@@ -276,6 +310,22 @@ mod tests {
         }
         let read_only = text.lines().find(|line| line.contains("modules.ext4")).unwrap();
         assert_eq!(read_only.matches("\"read-only\":true").count(), 2);
+    }
+
+    #[test]
+    fn a_limited_disk_goes_through_its_limits() {
+        let mut plan = plan();
+        assert!(!text(&plan, Acceleration::Tcg).contains("throttle"));
+        plan.disks[0].limits =
+            DiskLimits { bandwidth: Some((50 << 20).try_into().unwrap()), ops: None };
+        let text = text(&plan, Acceleration::Tcg);
+        assert!(text.contains("{\"bps-total\":52428800,\"iops-total\":0}"), "{text}");
+        let limited = text.lines().find(|line| line.contains("\"throttle\"")).unwrap();
+        for part in ["\"node-name\":\"disk0\"", "\"file\":\"disk0-data\""] {
+            assert!(limited.contains(part), "{limited}");
+        }
+        assert!(text.contains("virtio-blk-device,drive=disk0,serial=root"), "{text}");
+        assert_eq!(text.matches("throttle").count(), 3, "only what is limited: {text}");
     }
 
     #[test]

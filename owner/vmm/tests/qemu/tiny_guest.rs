@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use banger_engine::contract::{TinyGuest, TinyGuests};
-use banger_engine::seams::{DiskImage, LaunchPlan, Nic, PlannedDisk};
+use banger_engine::seams::{DiskImage, DiskLimits, LaunchPlan, Nic, PlannedDisk};
 use banger_types::VmId;
 
 /// Where the boot protocol's header begins; the first instruction is two bytes before.
@@ -36,6 +36,7 @@ impl TinyGuests for Kernels {
             role: format!("disk{number}"),
             image: image.clone(),
             read_only: false,
+            limits: DiskLimits::default(),
         };
         LaunchPlan {
             id: VmId::random(),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use banger_engine::contract::{TinyGuest, TinyGuests};
-use banger_engine::seams::{DiskFormat, DiskImage, LaunchPlan, PlannedDisk};
+use banger_engine::seams::{DiskFormat, DiskImage, DiskLimits, LaunchPlan, PlannedDisk};
 use banger_privileged_tests::vmm::{elf, tiny_kernel};
 use banger_types::{OperationId, VmId};
 
@@ -43,7 +43,12 @@ impl TinyGuests for Kernels {
             vmlinux: self.directory.join(format!("{guest:?}")),
             initrd: self.directory.join("initrd"),
             kernel_args: "banger.test=1".to_owned(),
-            disks: vec![PlannedDisk { role: "root".to_owned(), image, read_only: true }],
+            disks: vec![PlannedDisk {
+                role: "root".to_owned(),
+                image,
+                read_only: true,
+                limits: DiskLimits::default(),
+            }],
             nic: None,
             runtime_dir: runtime_dir.to_owned(),
             console_log: console_log.to_owned(),

@@ -66,6 +66,7 @@ fn fills(space: u64, disk: u64) {
     assert!((disk * 93 / 100..=disk).contains(&space), "{space} of {disk} MiB");
 }
 
+/// Boots three times: as made, larger, and larger on a disk that an earlier boot has grown.
 #[test]
 fn file_systems_have_the_size_of_their_disks() {
     let environment = Environment::new(Contents::Busybox);
@@ -75,10 +76,34 @@ fn file_systems_have_the_size_of_their_disks() {
     fills(space(&environment, "box", "/root"), 1 << 10);
     let script = "echo kept > /root/kept; dd if=/dev/zero bs=1M count=5 | tr '\\0' x > /kept";
     environment.exec("box", ["sh", "-c", script]).ok();
+    let change = ["vm", "set", "box", "--root-size", "13G", "--disk-size", "2G"];
+    let change = [&change[..], &["--vcpu", "1", "--memory", "300M", "--disk-ops", "2000"]].concat();
+    let refused = environment.banger(change.clone()).run().code(1).is_a_clear_error();
+    refused.says(&["runs", "banger vm stop box"]);
     environment.banger(["vm", "stop", "box"]).ok();
     disks_are_clean(&environment, "box");
+    for (option, size, words) in [
+        ("--root-size", "11G", ["12G", "only grow"]),
+        ("--disk-size", "512M", ["1G", "only grow"]),
+        ("--memory", "1T", ["1T", "this host has"]),
+        ("--root-size", "16T", ["16385G", "disk space"]),
+    ] {
+        let refused = environment.banger(["vm", "set", "box", option, size]).run();
+        refused.code(1).is_a_clear_error().says(&words);
+    }
+    environment.banger(change).ok();
     environment.banger(["vm", "start", "box"]).ok();
-    fills(space(&environment, "box", "/"), 12 << 10);
+    fills(space(&environment, "box", "/"), 13 << 10);
+    fills(space(&environment, "box", "/root"), 2 << 10);
+    let shown = environment.banger(["vm", "show", "box"]).ok().out();
+    assert!(shown.contains("2000 operations/s"), "{shown}");
+    let stats = environment.banger(["vm", "stats", "box", "--json"]).ok().json();
+    let pid = environment.vmm("box").pid;
+    assert_eq!(stats[0]["host"]["pid"].as_u64(), Some(u64::from(pid)), "{stats}");
+    let size = stats[0]["guest"]["root_total_bytes"].as_u64().unwrap_or(0);
+    fills(size >> 20, 13 << 10);
+    let machine = environment.exec("box", ["sh", "-c", "nproc; free -m"]).ok().out();
+    assert!(machine.starts_with("1\n"), "{machine}");
     let check = "[ $(cat /root/kept) = kept ]; [ $(stat -c %s /kept) = 5242880 ]; \
                  ! tr -d x < /kept | grep -q .; dmesg | grep EXT4-fs; cat /proc/mounts";
     let said = environment.exec("box", ["sh", "-ec", check]).ok().out();

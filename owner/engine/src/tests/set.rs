@@ -1,0 +1,126 @@
+//! Changing a VM.
+
+use super::*;
+use banger_daemon_api::error::ErrorCode;
+use banger_daemon_api::vm::SetVm;
+use machine::Guest;
+
+async fn set(engine: &Engine, change: SetVm) -> Operation {
+    let started = engine.set(&vm("box"), change, op()).await.unwrap();
+    ended(&started.operation).await
+}
+
+fn larger() -> SetVm {
+    SetVm {
+        vcpus: Some(3.try_into().unwrap()),
+        memory_mib: Some(1024.try_into().unwrap()),
+        root_size: Some("2G".parse().unwrap()),
+        work_size: Some("3G".parse().unwrap()),
+        disk_ops: Some(Some(100.try_into().unwrap())),
+        ..SetVm::default()
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_vm_changes_and_keeps_it() {
+    let machine = Machine::new();
+    let (engine, _) = open(&machine, Faults::default()).await;
+    create(&engine, "box").await;
+    // Not while it runs.
+    let error = engine.set(&vm("box"), larger(), op()).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::InUse);
+    assert!(error.hint().unwrap().contains("banger vm stop box"));
+    stop(&engine, "box").await;
+    let changed = set(&engine, larger()).await;
+    assert_eq!(changed.state, OperationState::Succeeded, "{changed:?}");
+    let shown = engine.get(&vm("box")).await.unwrap();
+    let spec = shown.spec.clone();
+    assert_eq!((spec.vcpus.get(), spec.memory_mib.mib()), (3, 1024));
+    assert_eq!(spec.disk_limits.ops.map(|ops| ops.get()), Some(100));
+    assert_eq!(shown.disks.iter().map(|disk| disk.size).collect::<Vec<_>>(), [2 << 30, 3 << 30]);
+    // Kept over the daemon's end, and by a start.
+    drop(engine);
+    let (engine, _) = open(&machine, Faults::default()).await;
+    assert_eq!(engine.get(&vm("box")).await.unwrap().spec, spec);
+    start(&engine, "box").await;
+    assert_eq!(engine.get(&vm("box")).await.unwrap().spec, spec);
+    delete(&engine, "box").await;
+    assert_eq!(machine.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_change_that_is_refused_or_fails_changes_nothing() {
+    let machine = Machine::new();
+    let (engine, _) = open(&machine, Faults::default()).await;
+    create(&engine, "box").await;
+    stop(&engine, "box").await;
+    let before = engine.get(&vm("box")).await.unwrap();
+    let shrink = SetVm { root_size: Some("512M".parse().unwrap()), ..larger() };
+    let beyond = SetVm { memory_mib: Some("9G".parse().unwrap()), ..larger() };
+    let full = SetVm { work_size: Some("200G".parse().unwrap()), ..larger() };
+    for (change, code) in [
+        (SetVm::default(), ErrorCode::BadParams),
+        (shrink, ErrorCode::BadParams),
+        (beyond, ErrorCode::InsufficientResources),
+        (full, ErrorCode::InsufficientResources),
+    ] {
+        let error = set(&engine, change.clone()).await.error.expect("it is refused");
+        assert_eq!(error.code, code, "{change:?}: {error:?}");
+        assert!(error.hint.is_some(), "{error:?}");
+        assert_eq!(engine.get(&vm("box")).await.unwrap(), before, "{change:?}");
+    }
+    machine.script(|script| script.failing.push("grow root disk"));
+    let error = set(&engine, larger()).await.error.expect("its disk cannot grow");
+    assert_eq!(error.code, ErrorCode::NoSpace);
+    assert_eq!(engine.get(&vm("box")).await.unwrap(), before);
+    machine.script(|script| script.failing.clear());
+    assert_eq!(set(&engine, larger()).await.state, OperationState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_change_behind_a_stop_that_failed_is_refused() {
+    let machine = Machine::new();
+    let (engine, _) = open(&machine, Faults::default()).await;
+    create(&engine, "box").await;
+    let before = engine.get(&vm("box")).await.unwrap().spec;
+    machine.script(|script| {
+        script.guest = Guest::Good;
+        script.failing.push("kill");
+    });
+    let how = StopVm { force: true, ..StopVm::default() };
+    let stop = engine.stop(&vm("box"), &how, op()).await.unwrap();
+    let change = engine.set(&vm("box"), larger(), op()).await;
+    assert_eq!(ended(&stop.operation).await.state, OperationState::Failed);
+    // Admitted behind the stop, or come too late for that: refused either way.
+    match change {
+        Ok(change) => {
+            let error = ended(&change.operation).await.error.expect("it runs");
+            assert_eq!(error.code, ErrorCode::InUse);
+        }
+        Err(error) => assert_eq!(error.code(), ErrorCode::InUse),
+    }
+    assert_eq!(engine.get(&vm("box")).await.unwrap().spec, before);
+    machine.script(|script| script.failing.clear());
+}
+
+/// Cut off between the disks and the record, the VM is whole, and the same change works.
+#[tokio::test]
+async fn a_change_that_is_cut_off_can_be_made_again() {
+    let machine = Machine::new();
+    let (engine, _) = open(&machine, Faults::default()).await;
+    create(&engine, "box").await;
+    stop(&engine, "box").await;
+    drop(engine);
+    let faults = Faults::at("create_root_disk.done=error");
+    let (engine, _) = open(&machine, faults).await;
+    assert_eq!(set(&engine, larger()).await.state, OperationState::Failed);
+    let shown = engine.get(&vm("box")).await.unwrap();
+    assert_eq!(shown.spec.vcpus.get(), 1);
+    assert_eq!(shown.disks[0].size, 2 << 30, "the disks have grown");
+    drop(engine);
+    let (engine, _) = open(&machine, Faults::default()).await;
+    let smaller = SetVm { root_size: Some("1G".parse().unwrap()), ..SetVm::default() };
+    assert!(set(&engine, smaller).await.error.is_some(), "what it has is what counts");
+    assert_eq!(set(&engine, larger()).await.state, OperationState::Succeeded);
+    start(&engine, "box").await;
+}
