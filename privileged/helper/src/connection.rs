@@ -24,6 +24,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 const WHOLE_FRAME: Duration = Duration::from_secs(60);
 /// How long a peer may keep a connection without asking anything.
 const IDLE: Duration = Duration::from_secs(600);
+/// How much is read at once.
+const CHUNK: usize = 16 << 10;
 
 /// One long frame at a time, so that peers cannot make the helper large.
 static LONG_FRAME: Mutex<()> = Mutex::new(());
@@ -69,7 +71,7 @@ pub(crate) fn refuse(stream: &UnixStream, code: ErrorCode, message: &str) {
 /// Answers requests until the peer leaves or breaks a rule.
 pub(crate) fn serve(stream: &UnixStream, peer: Peer, host: &Host) {
     let _ = stream.set_write_timeout(Some(SILENCE));
-    let mut frames = Frames { stream, buffer: Vec::new() };
+    let mut frames = Frames { stream, limit: None, chunk: [0; CHUNK], buffer: Vec::new() };
     loop {
         let line = match frames.next() {
             Ok(Some(line)) => line,
@@ -84,9 +86,14 @@ pub(crate) fn serve(stream: &UnixStream, peer: Peer, host: &Host) {
     }
 }
 
+const TOO_LONG: &str = "a line that is too long";
+
 /// The lines of a stream.
 struct Frames<'a> {
     stream: &'a UnixStream,
+    /// What a read may take, as the kernel was told last.
+    limit: Option<Duration>,
+    chunk: [u8; CHUNK],
     /// Read and not yet taken.
     buffer: Vec<u8>,
 }
@@ -103,21 +110,14 @@ impl Frames<'_> {
                 let rest = self.buffer.split_off(at + 1);
                 let mut line = std::mem::replace(&mut self.buffer, rest);
                 line.pop();
-                let is_long = line.len() > LONGEST_FRAME;
-                if is_long && (line.len() > LONGEST_WRITE_FRAME || !says_write(&line)) {
-                    return Err("a line that is too long");
-                }
-                return Ok(Some(line));
+                return if is_too_long(&line) { Err(TOO_LONG) } else { Ok(Some(line)) };
             }
             searched = self.buffer.len();
-            if searched > LONGEST_FRAME && alone.is_none() {
-                if !says_write(&self.buffer) {
-                    return Err("a line that is too long");
+            if searched > LONGEST_WRITE_FRAME || searched > LONGEST_FRAME && alone.is_none() {
+                if is_too_long(&self.buffer) {
+                    return Err(TOO_LONG);
                 }
                 alone = Some(LONG_FRAME.lock().unwrap_or_else(PoisonError::into_inner));
-            }
-            if searched > LONGEST_WRITE_FRAME {
-                return Err("a line that is too long");
             }
             let limit = match begun {
                 None => IDLE,
@@ -126,11 +126,13 @@ impl Frames<'_> {
             if limit.is_zero() {
                 return Err("a frame that took too long");
             }
-            let _ = self.stream.set_read_timeout(Some(limit));
-            let mut chunk = [0; 16 << 10];
-            match (&mut &*self.stream).read(&mut chunk) {
+            if self.limit != Some(limit) {
+                self.limit = Some(limit);
+                let _ = self.stream.set_read_timeout(self.limit);
+            }
+            match (&mut &*self.stream).read(&mut self.chunk) {
                 Ok(0) => return Ok(None),
-                Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
+                Ok(count) => self.buffer.extend_from_slice(&self.chunk[..count]),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(_) if begun.is_none() => return Ok(None),
                 Err(_) => return Err("silence in the middle of a frame"),
@@ -140,12 +142,12 @@ impl Frames<'_> {
     }
 }
 
-/// Whether a long line can be of the one method that may have one. What it really is shows when it
-/// is decoded; this bounds memory only.
-fn says_write(line: &[u8]) -> bool {
+/// Whether a line is longer than any may be, or long and not of the one method that may have such.
+/// What it really is shows when it is decoded; this bounds memory only.
+fn is_too_long(line: &[u8]) -> bool {
     let name = Method::WriteExt4Files.name().as_bytes();
-    let head = line.get(..LONGEST_FRAME).unwrap_or(line);
-    head.windows(name.len()).any(|window| window == name)
+    let says_write = || line[..LONGEST_FRAME].windows(name.len()).any(|window| window == name);
+    line.len() > LONGEST_WRITE_FRAME || line.len() > LONGEST_FRAME && !says_write()
 }
 
 /// What one line comes to.

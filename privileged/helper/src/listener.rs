@@ -63,11 +63,9 @@ pub(crate) fn accept(
     let places = Arc::new(());
     loop {
         if let Some(parent) = parent {
-            let mut events = [
-                PollFd::new(listener, PollFlags::IN),
-                // Readable when the process has ended (pidfd_open(2)).
-                PollFd::new(parent, PollFlags::IN),
-            ];
+            let input = PollFlags::IN;
+            // The parent is readable when it has ended (pidfd_open(2)).
+            let mut events = [PollFd::new(listener, input), PollFd::new(parent, input)];
             match rustix::event::poll(&mut events, None) {
                 Err(rustix::io::Errno::INTR) => continue,
                 polled => drop(polled?),

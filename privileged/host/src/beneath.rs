@@ -12,11 +12,7 @@ use banger_gates::{ManagedPath, Name, Policy, Refusal, Root};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use crate::{During, HostError, Result, descriptor_path, kind};
-
-/// No link of any kind on the way, and no way out.
-const BENEATH: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+use crate::{BENEATH, During, HostError, LOOK, Result, descriptor_path, kind};
 
 /// One of the two directories that belong to the owner, held open.
 #[derive(Debug)]
@@ -33,7 +29,7 @@ impl<R: Root> Directory<R> {
     /// No directory, a link on the way, another's directory.
     pub fn open(policy: &Policy) -> Result<Self> {
         let path = R::path(policy);
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = LOOK | OFlags::DIRECTORY;
         let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let descriptor = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve);
         let descriptor = descriptor.during("open", path.display())?;
@@ -52,8 +48,7 @@ impl<R: Root> Directory<R> {
     /// A link on the way or at the end (refused), anything else that hinders opening.
     pub fn look(&self, parameter: Name, path: &ManagedPath<R>) -> Result<Option<(OwnedFd, Stat)>> {
         let failed = |errno| Self::failed(parameter, path.relative(), errno);
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let descriptor = match self.resolve(path.relative(), flags) {
+        let descriptor = match self.resolve(path.relative(), LOOK) {
             Err(Errno::NOENT) => return Ok(None),
             opened => opened.map_err(failed)?,
         };
@@ -106,9 +101,8 @@ impl<R: Root> Directory<R> {
     ) -> Result<(OwnedFd, &'a OsStr)> {
         let relative = path.relative();
         let leaf = relative.file_name().ok_or_else(|| Refusal::new(parameter, "no file name"))?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let parent = match relative.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            Some(parent) => self.resolve(parent, flags),
+            Some(parent) => self.resolve(parent, LOOK | OFlags::DIRECTORY),
             None => self.descriptor.as_fd().try_clone_to_owned().map_err(|_| Errno::MFILE),
         };
         let failed = |errno| Self::failed(parameter, relative, errno);

@@ -4,10 +4,10 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{CWD, FileType, Mode, Stat};
 use rustix::io::Errno;
 
-use crate::kind;
+use crate::{LOOK, kind};
 
 /// Opens a path (O_PATH) whose every part is root's alone; none if there is nothing. Below a
 /// directory with the sticky bit others may make files and not touch root's, so where `may_stick`
@@ -16,15 +16,14 @@ use crate::kind;
 /// # Errors
 /// Which part is not root's alone.
 pub fn open_guarded(path: &Path, may_stick: bool) -> Result<Option<(OwnedFd, Stat)>, String> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let parts: Vec<_> = path.iter().collect();
     let mut at: Option<(OwnedFd, Stat)> = None;
     for (index, part) in parts.iter().enumerate() {
         let name = || parts[..=index].iter().collect::<std::path::PathBuf>();
         let failed = |errno: Errno| format!("{}: {errno}", name().display());
         let opened = match &at {
-            Some((parent, _)) => rustix::fs::openat(parent, *part, flags, Mode::empty()),
-            None => rustix::fs::openat(CWD, *part, flags, Mode::empty()),
+            Some((parent, _)) => rustix::fs::openat(parent, *part, LOOK, Mode::empty()),
+            None => rustix::fs::openat(CWD, *part, LOOK, Mode::empty()),
         };
         let descriptor = match opened {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),

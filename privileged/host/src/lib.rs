@@ -15,6 +15,7 @@ mod vmm;
 use std::path::{Path, PathBuf};
 
 use banger_gates::{Policy, Runtime, State};
+use rustix::fs::{OFlags, ResolveFlags};
 
 pub use beneath::Directory;
 pub(crate) use error::During;
@@ -35,8 +36,9 @@ pub struct Host {
     records: Records,
     /// The files and snapshots that a request has for itself.
     changing: std::sync::Mutex<std::collections::BTreeSet<String>>,
-    /// The machines that this helper launched and that are not cleaned up, by their pids.
-    machines: std::sync::Mutex<std::collections::BTreeMap<i32, vmm::Process>>,
+    /// The machines that this helper launched and that are not cleaned up, by the links to their API
+    /// sockets.
+    machines: std::sync::Mutex<std::collections::BTreeMap<PathBuf, vmm::Process>>,
 }
 
 impl Host {
@@ -62,6 +64,14 @@ impl Host {
         &self.policy
     }
 }
+
+/// Names a file without touching it, and is no link's target.
+pub(crate) const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Reads a directory.
+pub(crate) const LIST: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// No link of any kind on the way, and no way out.
+pub(crate) const BENEATH: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// A path of an open file, good as long as it is open, for what takes nothing but paths.
 pub(crate) fn descriptor_path(descriptor: &impl std::os::fd::AsFd) -> PathBuf {

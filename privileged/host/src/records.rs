@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{During, HostError, Result, unlink};
+use crate::{During, HostError, LIST, Result, unlink};
 
 /// A record is a few hundred bytes; a longer file is none.
 const LONGEST: u64 = 64 << 10;
@@ -30,9 +30,8 @@ impl Records {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(errno) => return Err(HostError::of("make", path.display())(errno)),
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory =
-            rustix::fs::open(&path, flags, Mode::empty()).during("open", path.display())?;
+        let directory = rustix::fs::open(&path, LIST, Mode::empty());
+        let directory = directory.during("open", path.display())?;
         let stat = rustix::fs::fstat(&directory).during("open", path.display())?;
         if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 {
             return Err(HostError::of("use", path.display())("it is not root's alone"));
@@ -51,8 +50,7 @@ impl Records {
             let staged = format!(".{file}.{:?}", std::thread::current().id());
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
             let mode = Mode::RUSR | Mode::WUSR;
-            let opened = rustix::fs::openat(&self.directory, &staged, flags, mode)?;
-            let mut opened = File::from(opened);
+            let mut opened = File::from(rustix::fs::openat(&self.directory, &staged, flags, mode)?);
             opened.write_all(&serde_json::to_vec(record)?)?;
             opened.sync_all()?;
             rustix::fs::renameat(&self.directory, &staged, &self.directory, &file)?;

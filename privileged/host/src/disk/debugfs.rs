@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use crate::tool::{Input, Outcome, Tool};
-use crate::{During, Host, HostError, Result, descriptor_path};
+use crate::{During, Host, HostError, LOOK, Result, descriptor_path};
 
 const DEBUGFS: &[&str] = &["/usr/sbin/debugfs", "/sbin/debugfs"];
 const E2FSCK: &[&str] = &["/usr/sbin/e2fsck", "/sbin/e2fsck"];
@@ -74,21 +74,19 @@ impl Image {
         Ok(Self { disk: file.into(), folder, owner })
     }
 
-    /// Holds a block device by its numbers.
-    pub(super) fn device(host: &Host, number: (u32, u32)) -> Result<Self> {
+    /// Holds a block device by its number.
+    pub(super) fn device(host: &Host, device: u64) -> Result<Self> {
         let (uid, gid) = (host.policy.owner.uid(), host.policy.owner.gid());
         let make = || {
             let folder = folder()?;
-            let device = rustix::fs::makedev(number.0, number.1);
             let mode = Mode::RUSR | Mode::WUSR;
             rustix::fs::mknodat(&folder, "disk", FileType::BlockDevice, mode, device)?;
             let (user, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
             rustix::fs::chownat(&folder, "disk", user, group, AtFlags::SYMLINK_NOFOLLOW)?;
-            let flags = OFlags::PATH | OFlags::CLOEXEC;
-            let disk = rustix::fs::openat(&folder, "disk", flags, Mode::empty())?;
+            let disk = rustix::fs::openat(&folder, "disk", LOOK, Mode::empty())?;
             Ok::<_, rustix::io::Errno>(Self { disk, folder, owner: (uid, gid) })
         };
-        make().during("make a node for", format!("device {}:{}", number.0, number.1))
+        make().during("make a node for", format!("device {device:#x}"))
     }
 
     /// Reads the superblock (ext4(5); Linux `Documentation/filesystems/ext4/super.rst`).

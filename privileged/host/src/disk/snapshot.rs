@@ -126,7 +126,7 @@ impl Host {
         Ok(())
     }
 
-    /// The kernel's numbers, major and minor, of a snapshot; one that nobody has open if `is_idle`.
+    /// The kernel's number of a snapshot; one that nobody has open if `is_idle`.
     ///
     /// # Errors
     /// Refused: no such device, one that is no snapshot, one whose cow file was full, one in use.
@@ -135,12 +135,12 @@ impl Host {
         parameter: Name,
         device: &DmDevice,
         is_idle: bool,
-    ) -> Result<(u32, u32)> {
+    ) -> Result<u64> {
         let end = Instant::now() + BUSY;
         loop {
             let found = find_snapshot(parameter, device)?;
             if !is_idle || found.users == 0 {
-                return Ok((found.number.major, found.number.minor));
+                return Ok(rustix::fs::makedev(found.number.major, found.number.minor));
             }
             Refusal::when(Instant::now() >= end, parameter, "the device is in use")?;
             std::thread::sleep(PAUSE);

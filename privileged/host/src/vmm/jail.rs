@@ -20,7 +20,9 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use super::mounts;
-use crate::{During, HostError, Result, descriptor_path, kind, open_guarded, unlink};
+use crate::{
+    BENEATH, During, HostError, LIST, LOOK, Result, descriptor_path, kind, open_guarded, unlink,
+};
 
 /// The jailer's folder has the name of the file that it runs.
 const FOLDER: &str = "firecracker";
@@ -33,10 +35,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const UNMOUNT_ROUNDS: usize = 16;
 /// How many names are held in memory at once: a hostile VMM may have made millions of files.
 const BATCH: usize = 1024;
-const STRICT: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
-const DIRECTORY: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// A jail that nobody else works on: the directory is locked (flock(2)) as long as this lives.
 #[derive(Debug)]
@@ -54,8 +52,7 @@ pub(super) fn path(policy: &Policy, id: &JailId) -> PathBuf {
 
 /// Opens what lies in a directory, O_PATH, through no link and out of no mount.
 pub(super) fn look(directory: impl AsFd, path: &OsStr) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat2(directory, path, flags, Mode::empty(), STRICT | ResolveFlags::NO_XDEV)
+    rustix::fs::openat2(directory, path, LOOK, Mode::empty(), BENEATH | ResolveFlags::NO_XDEV)
 }
 
 impl Drop for Jail {
@@ -103,7 +100,7 @@ impl Jail {
         }
         let make = || -> rustix::io::Result<OwnedFd> {
             // A clean-up that comes between these calls takes the directory away, and this fails.
-            let directory = rustix::fs::openat(&folder, id.as_str(), DIRECTORY, Mode::empty())?;
+            let directory = rustix::fs::openat(&folder, id.as_str(), LIST, Mode::empty())?;
             rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
             rustix::fs::mkdirat(&directory, ROOT, Mode::RWXU)?;
             Ok(directory)
@@ -122,7 +119,7 @@ impl Jail {
     pub(super) fn open(policy: &Policy, id: &JailId) -> Result<Option<Self>> {
         let path = path(policy, id);
         let Some(folder) = open_folder(policy)? else { return Ok(None) };
-        let directory = match rustix::fs::openat(&folder, id.as_str(), DIRECTORY, Mode::empty()) {
+        let directory = match rustix::fs::openat(&folder, id.as_str(), LIST, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::LOOP | Errno::NOTDIR) => return Err(no("not a directory")),
             opened => opened.during("open", path.display())?,
@@ -198,8 +195,8 @@ impl Jail {
         let leaf = relative.file_name().ok_or(Errno::BUSY)?;
         let parent = relative.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let parent = rustix::fs::openat2(&self.directory, parent, flags, Mode::empty(), STRICT)?;
+        let flags = LOOK | OFlags::DIRECTORY;
+        let parent = rustix::fs::openat2(&self.directory, parent, flags, Mode::empty(), BENEATH)?;
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         rustix::mount::unmount(descriptor_path(&parent).join(leaf), flags)
     }
@@ -219,9 +216,8 @@ impl Jail {
                 if remove(&self.directory, &name)? {
                     continue;
                 }
-                let flags = STRICT | ResolveFlags::NO_XDEV;
-                let sub =
-                    rustix::fs::openat2(&self.directory, &name, DIRECTORY, Mode::empty(), flags)?;
+                let flags = BENEATH | ResolveFlags::NO_XDEV;
+                let sub = rustix::fs::openat2(&self.directory, &name, LIST, Mode::empty(), flags)?;
                 rustix::fs::fchown(&sub, Some(Uid::ROOT), Some(Gid::ROOT))?;
                 rustix::fs::fchmod(&sub, Mode::RWXU)?;
                 for entry in self::names(&sub)? {

@@ -15,14 +15,12 @@ use std::time::{Duration, Instant};
 use banger_gates::request::Launch;
 use banger_gates::{JailId, JailRoot, ManagedPath, Refusal, State};
 use banger_helper_api::ErrorCode;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
 use super::executable::Executable;
 use super::jail::{self, Jail};
-use super::process::Process;
+use super::process::{Process, is_readable};
 use super::record::{Identity, Launched};
 use super::{API_SOCKET, cgroup, config, sockets};
 use crate::{During, Host, HostError, Result, chain, descriptor_path, tool};
@@ -61,8 +59,7 @@ impl Host {
         self.check_links(launch)?;
         let open_log = |_| self.state.open_file("log_path", &launch.log, true);
         let old_log = self.state.look("log_path", &launch.log)?.map(open_log).transpose()?;
-        let is_broken =
-            self.launched(&launch.id).is_some_and(|launched| launched.running().is_some());
+        let is_broken = self.launched(&launch.id).is_some_and(|it| it.running().is_some());
         Refusal::when(is_broken, "vm_id", "a machine of this id runs")?;
         let jail = Jail::create(&self.policy, &launch.id)?;
         let mut launched = Launched { links: self.links_of(launch), process: None };
@@ -79,11 +76,10 @@ impl Host {
             wait_for_answer(&process, &root)
                 .map_err(|error| log.failed("start", &launch.id, error))?;
             let pid = u32::try_from(process.pid).during("start", launch.id.as_str())?;
-            self.machines().insert(process.pid, process);
+            self.machines().insert(launch.api_socket.relative().to_owned(), process);
             Ok(pid)
         };
-        let started = start();
-        started.map_err(|error| match self.tear_down(&launch.id, Some(jail), Some(&launched)) {
+        start().map_err(|error| match self.tear_down(&launch.id, Some(jail), Some(&launched)) {
             Ok(()) => error,
             Err(left) => {
                 let both = format!("{}; and undoing it failed: {}", chain(&error), chain(&left));
@@ -237,18 +233,10 @@ impl Host {
 fn watch(process: &Process, log: &Log) -> io::Result<()> {
     let (descriptor, log) = (process.descriptor.try_clone()?, log.file.try_clone()?);
     let watcher = std::thread::Builder::new().name("vmm".to_owned()).stack_size(64 << 10);
-    let limit = Timespec::try_from(LOG_CHECK).map_err(io::Error::other)?;
     watcher.spawn(move || {
-        loop {
-            let mut events = [PollFd::new(&descriptor, PollFlags::IN)];
-            match rustix::event::poll(&mut events, Some(&limit)) {
-                Ok(0) => {
-                    if log.metadata().is_ok_and(|metadata| metadata.len() > LONGEST_LOG) {
-                        let _ = log.set_len(0);
-                    }
-                }
-                Err(Errno::INTR) => {}
-                _ => break,
+        while !is_readable(&descriptor, LOG_CHECK) {
+            if log.metadata().is_ok_and(|metadata| metadata.len() > LONGEST_LOG) {
+                let _ = log.set_len(0);
             }
         }
         let _ = rustix::process::waitid(WaitId::PidFd(descriptor.as_fd()), WaitIdOptions::EXITED);
@@ -278,11 +266,9 @@ fn answers(socket: &OwnedFd) -> bool {
     let Ok(client) = sockets::connect(socket) else { return false };
     let mut client = File::from(client);
     let asked = client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    let mut events = [PollFd::new(&client, PollFlags::IN)];
-    let limit = Timespec { tv_sec: 1, tv_nsec: 0 };
     let mut byte = [0];
     asked.is_ok()
-        && matches!(rustix::event::poll(&mut events, Some(&limit)), Ok(1))
+        && is_readable(&client, Duration::from_secs(1))
         && client.read(&mut byte).is_ok_and(|read| read == 1)
 }
 

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +32,14 @@ pub(crate) struct Process {
     /// In clock ticks since the host's start.
     pub(super) start_time: u64,
     pub(super) parent: i32,
+}
+
+/// Waits until there is something to read; a pidfd is readable when its process has ended
+/// (pidfd_open(2)).
+pub(super) fn is_readable(descriptor: &impl AsFd, limit: Duration) -> bool {
+    let limit = Timespec::try_from(limit).ok();
+    let mut events = [PollFd::new(descriptor, PollFlags::IN)];
+    matches!(rustix::event::poll(&mut events, limit.as_ref()), Ok(1))
 }
 
 /// What a process executes.
@@ -64,9 +72,7 @@ impl Process {
 
     /// Waits for its end.
     pub(super) fn ends_within(&self, limit: Duration) -> bool {
-        let limit = Timespec::try_from(limit).ok();
-        let mut events = [PollFd::new(&self.descriptor, PollFlags::IN)];
-        matches!(rustix::event::poll(&mut events, limit.as_ref()), Ok(1))
+        is_readable(&self.descriptor, limit)
     }
 
     pub(super) fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
@@ -133,8 +139,13 @@ impl Host {
     /// # Errors
     /// A link on the way to the socket's directory (refused).
     pub fn process_running(&self, asked: &Running) -> Result<bool> {
-        let found = self.behind("api_sock", &asked.api_socket)?;
-        Ok(found == Some(asked.pid.get()))
+        let (parameter, pid) = ("api_sock", asked.pid.get());
+        let raw = rustix::process::Pid::from_raw(pid);
+        // Nobody's pid; the path is refused as ever.
+        if raw.is_some_and(|raw| rustix::process::test_kill_process(raw) == Err(Errno::SRCH)) {
+            return self.runtime.open_parent(parameter, &asked.api_socket).map(|_| false);
+        }
+        Ok(self.behind(parameter, &asked.api_socket)? == Some(pid))
     }
 
     /// The pid of the Firecracker with an API socket.
@@ -149,35 +160,31 @@ impl Host {
         })
     }
 
-    /// The pid of the running Firecracker with an API socket: the record of the jail that the link at
-    /// that path leads to, or of the jail that ever had a link there; where the records are lost,
-    /// whoever executes what lies in that jail.
+    /// The pid of the running Firecracker with an API socket: the last one that this helper gave a
+    /// link there; or by the record of the jail that the link at that path leads to, or of the jail
+    /// that ever had a link there; where the records are lost, whoever executes what lies in that
+    /// jail.
     fn behind(&self, parameter: Name, socket: &ManagedPath<Runtime>) -> Result<Option<i32>> {
+        let at = socket.relative();
+        if let Some(held) = self.machines().get(at).filter(|held| held.is_running()) {
+            return Ok(Some(held.pid));
+        }
         let id = self.jail_behind(parameter, socket)?;
         let named = id.as_ref().and_then(|id| self.launched(id));
-        let named = named.filter(|launched| launched.has_link(socket.relative()));
-        let launched = named.or_else(|| {
-            let mut all = self.all_launched().into_iter();
-            all.find(|launched| launched.has_link(socket.relative()))
-        });
-        if let Some(launched) = launched {
-            return Ok(self.running_pid(&launched));
-        }
-        Ok(id.and_then(|id| self.in_jail(&id)).map(|process| process.pid))
+        let named = named.filter(|launched| launched.has_link(at));
+        let launched = named
+            .or_else(|| self.all_launched().into_iter().find(|launched| launched.has_link(at)));
+        let found = match launched {
+            Some(launched) => launched.running(),
+            None => id.and_then(|id| self.in_jail(&id)),
+        };
+        Ok(found.map(|process| process.pid))
     }
 
-    /// The machines that this helper launched and that are not cleaned up, by their pids.
-    pub(super) fn machines(&self) -> MutexGuard<'_, BTreeMap<i32, Process>> {
+    /// The machines that this helper launched and that are not cleaned up, by the links to their API
+    /// sockets.
+    pub(super) fn machines(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Process>> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// One that this helper launched is held already, which spares a look at /proc.
-    fn running_pid(&self, launched: &Launched) -> Option<i32> {
-        let known = launched.process?;
-        let machines = self.machines();
-        let held = machines.get(&known.pid).filter(|held| held.start_time == known.start_time);
-        let runs = held.map_or_else(|| launched.running().is_some(), Process::is_running);
-        runs.then_some(known.pid)
     }
 
     /// Whoever executes what lies in a jail.

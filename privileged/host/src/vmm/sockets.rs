@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use banger_gates::request::Launch;
 use banger_gates::{JailId, JailRoot, ManagedPath, Name, Refusal, Runtime};
 use banger_helper_api::ErrorCode;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::record::{Launched, Link};
 use super::{API_SOCKET, VSOCK_SOCKET, jail};
-use crate::{During, Host, HostError, Result, descriptor_path, kind, unlink};
+use crate::{During, Host, HostError, LOOK, Result, descriptor_path, kind, unlink};
 
 /// How long a socket may take to appear.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -31,8 +31,7 @@ pub(super) fn connect(socket: &OwnedFd) -> rustix::io::Result<OwnedFd> {
 
 /// Whether a socket has no listener any more.
 fn is_stale(directory: &OwnedFd, leaf: &OsStr) -> bool {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = rustix::fs::openat(directory, leaf, flags, Mode::empty());
+    let opened = rustix::fs::openat(directory, leaf, LOOK, Mode::empty());
     opened.is_ok_and(|socket| connect(&socket).is_err_and(|errno| errno == Errno::CONNREFUSED))
 }
 

@@ -35,7 +35,7 @@ pub(super) struct Sources<'a> {
 #[derive(Debug)]
 enum Source {
     File(File),
-    Device((u32, u32)),
+    Device(u64),
 }
 
 impl Host {
@@ -54,13 +54,10 @@ impl Host {
         let initrd = initrd.map(|path| self.state.open_file("initrd_path", path, false));
         let parameter = "drives.path";
         let open = |disk: &'a Disk| {
+            let writes = !disk.is_read_only;
             let source = match &disk.source {
-                Volume::File(path) => {
-                    Source::File(self.state.open_file(parameter, path, !disk.is_read_only)?)
-                }
-                Volume::Device(device) => {
-                    Source::Device(self.device_number(parameter, device, false)?)
-                }
+                Volume::File(path) => Source::File(self.state.open_file(parameter, path, writes)?),
+                Volume::Device(it) => Source::Device(self.device_number(parameter, it, false)?),
             };
             Ok((disk, source))
         };
@@ -89,10 +86,9 @@ impl Host {
             let put = || match source {
                 Source::File(file) if disk.is_read_only => mount_file(file, root, &name, true),
                 Source::File(file) => link_or_mount(file, root, &name),
-                Source::Device((major, minor)) => {
-                    let device = rustix::fs::makedev(*major, *minor);
+                Source::Device(device) => {
                     let mode = if disk.is_read_only { Mode::RUSR } else { OWNERS_ONLY };
-                    rustix::fs::mknodat(root, &name, FileType::BlockDevice, mode, device)?;
+                    rustix::fs::mknodat(root, &name, FileType::BlockDevice, mode, *device)?;
                     Ok(rustix::fs::chownat(root, &name, user, group, AtFlags::SYMLINK_NOFOLLOW)?)
                 }
             };

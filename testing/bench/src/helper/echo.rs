@@ -5,23 +5,27 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 /// The option of this program that makes it an echo.
 pub(crate) const OPTION: &str = "--answer-at";
 
-/// Takes one connection and answers each line with `text`, until the peer leaves.
+/// Takes one connection and answers each line with `text`, until the peer leaves; by a thread of the
+/// connection's own, like the helper.
 pub(crate) fn answer(socket: &Path, text: &str) -> Result<()> {
     let listener = UnixListener::bind(socket).context("listen")?;
     crate::say("ready");
     let (stream, _) = listener.accept().context("accept")?;
     let answer = format!("{text}\n");
-    let (mut reader, mut line) = (BufReader::new(&stream), Vec::new());
-    while reader.read_until(b'\n', &mut line).context("read a line")? > 0 {
-        line.clear();
-        (&mut &stream).write_all(answer.as_bytes()).context("answer")?;
-    }
-    Ok(())
+    let serve = move || {
+        let (mut reader, mut line) = (BufReader::new(&stream), Vec::new());
+        while reader.read_until(b'\n', &mut line).context("read a line")? > 0 {
+            line.clear();
+            (&mut &stream).write_all(answer.as_bytes()).context("answer")?;
+        }
+        Ok(())
+    };
+    std::thread::spawn(serve).join().map_err(|_| anyhow!("the echo panicked"))?
 }
 
 /// A running echo; ended when dropped.

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use banger_gates::request::Running;
+use banger_host::Host;
 use banger_privileged_tests::race::{PLAIN, race, rounds};
 use banger_privileged_tests::vmm::{Idle, idle_program, scene, set_mode, tree};
 use banger_privileged_tests::{Fixture, OWNER};
@@ -126,13 +127,16 @@ fn questions_about_a_swapped_socket_find_nobody_else() {
         std::thread::sleep(std::time::Duration::from_micros(20));
     };
     let at = scene.runtime_path("vm/x.sock");
-    let is_running = |number| {
+    // The helper that launched it holds it and looks at no path; a later one does.
+    let later = scene.next_helper();
+    let is_running = |host: &Host, number| {
         let asked = Running { pid: scene.pid(number), api_socket: at.clone() };
-        scene.host().process_running(&asked)
+        host.process_running(&asked)
     };
     let (mut found, mut none) = (0_usize, 0_usize);
     race(rounds(PLAIN), swap, |_| {
-        match scene.host().find_firecracker_pid(&at) {
+        assert_eq!(scene.host().find_firecracker_pid(&at).unwrap(), pid.unsigned_abs());
+        match later.find_firecracker_pid(&at) {
             Ok(number) => {
                 assert_eq!(number, pid.unsigned_abs());
                 found += 1;
@@ -140,9 +144,12 @@ fn questions_about_a_swapped_socket_find_nobody_else() {
             Err(_) => none += 1,
         }
         for others in [other, decoy.pid()] {
-            assert!(!is_running(others).unwrap_or(false), "{others}");
+            for host in [scene.host(), &later] {
+                assert!(!is_running(host, others).unwrap_or(false), "{others}");
+            }
         }
-        let _ = is_running(pid);
+        assert!(is_running(scene.host(), pid).unwrap());
+        let _ = is_running(&later, pid);
     });
     assert!(found > 0 && none > 0, "{found} found, {none} not");
     assert_eq!(tree(&outside), before);
