@@ -2,9 +2,9 @@
 //!
 //! Reading follows the links of the image between a path's folders, which all lie inside; writing
 //! takes no link at all. An image that is written to is in nobody's use as far as can be known: no
-//! loop device stands on it, nobody has the snapshot open, it has one name (the jail of
-//! a running VM that writes to it holds another), and its journal is empty, which it is not while it is mounted anywhere, in a
-//! guest too.
+//! loop device stands on it, nobody has the snapshot open, it has one name, no machine that was
+//! launched and is not cleaned up has it as a disk, and its journal is empty, which it is not while
+//! it is mounted anywhere, in a guest too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -149,6 +149,8 @@ impl Host {
             Volume::File(path) => {
                 let file = self.state.open_file(IMAGE, path, true)?;
                 let claim = self.claim_file(IMAGE, &file)?;
+                let is_used = self.count_uses(&[], (identity(&file)?, false)) > 0;
+                Refusal::when(is_used, IMAGE, "a disk of a machine that is not cleaned up")?;
                 if let Some(reason) = hindrance(&file, None, false)? {
                     return Err(Refusal::new(IMAGE, reason).into());
                 }

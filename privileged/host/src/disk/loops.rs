@@ -33,7 +33,7 @@ impl LoopRecord {
 }
 
 /// The file system and the file there, as the kernel numbers them.
-pub(super) fn identity(file: &File) -> Result<(u64, u64)> {
+pub(crate) fn identity(file: &File) -> Result<(u64, u64)> {
     let metadata = file.metadata().during("look at", "a disk's file")?;
     Ok((metadata.dev(), metadata.ino()))
 }

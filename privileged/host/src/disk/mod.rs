@@ -7,3 +7,5 @@ mod debugfs;
 mod ext4;
 mod loops;
 mod snapshot;
+
+pub(crate) use loops::identity;

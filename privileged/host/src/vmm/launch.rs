@@ -21,7 +21,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions};
 use super::executable::Executable;
 use super::jail::{self, Jail};
 use super::process::{Process, is_readable};
-use super::record::{Identity, Launched};
+use super::record::{Disk, Identity, Launched};
 use super::{API_SOCKET, cgroup, config, sockets};
 use crate::{During, Host, HostError, Result, chain, descriptor_path, tool};
 
@@ -51,7 +51,7 @@ impl Host {
     ///
     /// # Errors
     /// Refused: executables or files that are not what they must be, a jail of that id, a taken
-    /// place for a link. Failed: the act, which is undone; the log stays.
+    /// place for a link, a disk of another machine's where one of the two writes to it. Failed: the act, which is undone; the log stays.
     pub fn launch_firecracker(&self, launch: &Launch) -> Result<u32> {
         let firecracker = Executable::open("binary_path", &launch.firecracker)?;
         let jailer = Executable::open("jailer.binary", &launch.jailer)?;
@@ -61,10 +61,17 @@ impl Host {
         let old_log = self.state.look("log_path", &launch.log)?.map(open_log).transpose()?;
         let is_broken = self.launched(&launch.id).is_some_and(|it| it.running().is_some());
         Refusal::when(is_broken, "vm_id", "a machine of this id runs")?;
+        let (links, disks) = (self.links_of(launch), sources.disks()?);
+        // Until this launch is written down, no other looks what is.
+        let unwritten = self.machines();
+        let is_taken = |it: &Disk| self.count_uses(&disks, *it) > usize::from(!it.1);
+        let rule = "in another jail, or here twice, and written to in one place";
+        Refusal::when(disks.iter().any(is_taken), "drives.path", rule)?;
         let jail = Jail::create(&self.policy, &launch.id)?;
-        let mut launched = Launched { links: self.links_of(launch), process: None };
+        let mut launched = Launched { links, disks, process: None };
         let start = || {
             self.remember(&launch.id, &launched)?;
+            drop(unwritten);
             let log = Log::open(self, &launch.log, old_log)?;
             let root = jail.root()?;
             self.stage(&root, launch, &sources)?;

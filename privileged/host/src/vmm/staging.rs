@@ -12,8 +12,9 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
-use super::config;
 use super::executable::Executable;
+use super::{config, record};
+use crate::disk::identity;
 use crate::{During, Host, Result, descriptor_path};
 
 /// Where the dynamic loader and its libraries lie, links among them on most systems.
@@ -38,12 +39,19 @@ enum Source {
     Device(u64),
 }
 
+impl Sources<'_> {
+    /// What the disks are made of.
+    pub(super) fn disks(&self) -> Result<Vec<record::Disk>> {
+        let disk = |(disk, source): &(&Disk, Source)| match source {
+            Source::File(file) => Ok((identity(file)?, disk.is_read_only)),
+            Source::Device(number) => Ok(((*number, 0), disk.is_read_only)),
+        };
+        self.disks.iter().map(disk).collect()
+    }
+}
+
 impl Host {
     /// Opens what a machine is made of.
-    ///
-    /// A writable disk must have one name: its other could be a disk of another machine. Where it
-    /// was linked into a jail, a second launch on it is refused; in the helper's unit, where state
-    /// and jails are different mounts, it is mounted, and `bangerd` alone sees to that.
     pub(super) fn open_sources<'a>(
         &self,
         launch: &'a Launch,

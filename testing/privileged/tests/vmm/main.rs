@@ -10,5 +10,6 @@ mod processes;
 mod races;
 mod refusals;
 mod restart;
+mod shared_disks;
 mod socket_races;
 mod sockets;

@@ -1,0 +1,151 @@
+//! A disk that is written to is one machine's, wherever the jails lie: beside the state directory,
+//! where it is linked into the jail, or on another mount, as in the helper's unit, where it is
+//! mounted there.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Barrier;
+
+use banger_gates::request::{GuestFile, Volume, WriteFiles};
+use banger_gates::{GuestPath, ManagedPath};
+use banger_host::HostError;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use serde_json::{Value, json};
+
+use banger_privileged_tests::vmm::{Scene, scene, tree, wait_until_gone};
+
+/// A scene whose jails lie on another file system than the disks.
+fn apart() -> Option<Scene> {
+    let scene = scene()?;
+    mount("tmpfs", &scene.fixture.jails, "tmpfs", MountFlags::empty(), c"mode=711").unwrap();
+    Some(scene)
+}
+
+/// That nothing of any machine is left in such a scene.
+fn assert_apart_is_clean(scene: &Scene) {
+    let jails = tree(&scene.fixture.jails);
+    assert!(jails.len() <= 2, "{jails:#?}");
+    // Busy, if anything is mounted below.
+    unmount(&scene.fixture.jails, UnmountFlags::empty()).unwrap();
+    scene.assert_clean();
+}
+
+/// The parameters of a launch with these disks; the second word says whether one is only read.
+fn with(scene: &Scene, id: &str, disks: &[(&Path, bool)]) -> Value {
+    let mut params = scene.params(id);
+    let drive = |(index, (path, is_read_only)): (usize, &(&Path, bool))| json!({ "id": format!("disk{index}"), "path": path, "read_only": is_read_only });
+    params["drives"] = disks.iter().enumerate().map(drive).collect();
+    params
+}
+
+fn refused(scene: &Scene, disks: &[(&Path, bool)], rule: &str) {
+    let before = scene.everything();
+    let error = scene.launch(with(scene, "refused", disks)).unwrap_err();
+    assert!(matches!(error, HostError::Refused(_)), "{disks:?}: {error:?}");
+    let error = error.to_string();
+    assert!(error.starts_with("drives.path") && error.contains(rule), "{disks:?}: {error}");
+    assert_eq!(scene.everything(), before, "{disks:?}");
+}
+
+fn works(scene: &Scene, disks: &[(&Path, bool)]) {
+    let pid = scene.launch(with(scene, "neighbour", disks)).unwrap();
+    scene.end("neighbour", pid);
+}
+
+fn belongs_to_one(scene: &Scene, writers_rule: &str) {
+    let disk = &scene.write("disk", &[0; 4096]);
+    let base = &scene.write("base", &[0; 4096]);
+    let other = &scene.write("other", &[0; 4096]);
+    let elsewhere = "in another jail";
+    let pid = scene.launch(with(scene, "one", &[(base, true), (disk, false)])).unwrap();
+    let check = |scene: &Scene| {
+        refused(scene, &[(disk, false)], writers_rule);
+        refused(scene, &[(base, true), (other, false), (disk, false)], writers_rule);
+        refused(scene, &[(disk, true)], elsewhere);
+        refused(scene, &[(base, false)], elsewhere);
+        works(scene, &[(base, true), (other, false)]);
+    };
+    check(scene);
+    // Another name is the same disk.
+    let name = scene.fixture.state.join("moved");
+    std::fs::rename(disk, &name).unwrap();
+    refused(scene, &[(&name, true)], elsewhere);
+    refused(scene, &[(&name, false)], writers_rule);
+    std::fs::rename(&name, disk).unwrap();
+    // An image of files is not written to under a machine.
+    let at = disk.to_str().unwrap();
+    let write = WriteFiles {
+        image: Volume::File(ManagedPath::parse("image_path", at, scene.policy()).unwrap()),
+        files: vec![GuestFile {
+            path: GuestPath::parse("guest_path", "/x").unwrap(),
+            data: Vec::new(),
+            mode: 0o644,
+        }],
+    };
+    let error = scene.host().write_ext4_files(&write).unwrap_err();
+    assert!(matches!(error, HostError::Refused(_)), "{error:?}");
+    let rules = [writers_rule, "a disk of a machine"];
+    assert!(rules.iter().any(|rule| error.to_string().contains(rule)), "{error}");
+    // A helper that was started anew knows as much.
+    let launch = scene.grant(with(scene, "next", &[(disk, false)]));
+    let error = scene.next_helper().launch_firecracker(&launch).unwrap_err().to_string();
+    assert!(error.contains(writers_rule), "{error}");
+    // The jail of a machine that has ended holds it until it is cleaned up.
+    scene.host().kill_process(scene.pid(pid)).unwrap();
+    wait_until_gone(pid);
+    check(scene);
+    scene.clean_up("one").unwrap();
+    works(scene, &[(disk, false)]);
+    works(scene, &[(base, false)]);
+    works(scene, &[(disk, true), (disk, true)]);
+    // Nor has one machine it twice.
+    for both in [[false, false], [false, true], [true, false]] {
+        refused(scene, &both.map(|is_read_only| (disk.as_path(), is_read_only)), elsewhere);
+    }
+}
+
+#[test]
+fn a_linked_disk_belongs_to_one_machine() {
+    let Some(scene) = scene() else { return };
+    belongs_to_one(&scene, "more than one name");
+    scene.assert_clean();
+}
+
+#[test]
+fn a_mounted_disk_belongs_to_one_machine() {
+    let Some(scene) = apart() else { return };
+    let disk = scene.write("disk-of-two-mounts", &[0; 4096]);
+    let pid = scene.launch(with(&scene, "one", &[(&disk, false)])).unwrap();
+    assert_eq!(disk.metadata().unwrap().nlink(), 1, "it is not linked into the jail");
+    scene.end("one", pid);
+    belongs_to_one(&scene, "in another jail");
+    assert_apart_is_clean(&scene);
+}
+
+#[test]
+fn of_launches_at_once_one_has_the_disk() {
+    let Some(scene) = apart() else { return };
+    let disk = &scene.write("disk", &[0; 4096]);
+    let ids = ["a", "b", "c"];
+    for round in 0..5 {
+        let together = Barrier::new(ids.len());
+        let launch = |id| {
+            let launch = scene.grant(with(&scene, id, &[(disk, id == "c" && round % 2 == 1)]));
+            together.wait();
+            scene.host().launch_firecracker(&launch)
+        };
+        let outcomes: Vec<_> = std::thread::scope(|scope| {
+            let threads = ids.map(|id| scope.spawn(move || (id, launch(id))));
+            threads.map(|thread| thread.join().unwrap()).into()
+        });
+        let (won, lost): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|it| it.1.is_ok());
+        assert_eq!(won.len(), 1, "{won:?} {lost:?}");
+        for (id, error) in lost {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("in another jail"), "{id}: {error}");
+        }
+        let pid = i32::try_from(*won[0].1.as_ref().unwrap()).unwrap();
+        scene.end(won[0].0, pid);
+    }
+    assert_apart_is_clean(&scene);
+}
