@@ -7,13 +7,19 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
+use banger_engine::seams::{VmmError, VmmIdentity, VmmKind};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::time::Timespec;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
+
+/// How long the kernel may take to end a killed VMM (it may have to write out a disk first).
+const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A process, held.
 #[derive(Debug)]
@@ -86,6 +92,45 @@ impl HeldProcess {
     }
 }
 
+/// Takes hold of exactly the process that `identity` names; `None` where it has ended. An identity of
+/// another kind than the driver's is an error.
+pub(crate) fn hold_named(
+    identity: &VmmIdentity,
+    kind: VmmKind,
+) -> Result<Option<HeldProcess>, VmmError> {
+    let failed = |source| {
+        let act = format!("looking for {}, process {}", name(kind), identity.pid);
+        VmmError::Io { act, source }
+    };
+    if identity.kind != kind {
+        let why = format!("that VMM is {}", name(identity.kind));
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, why)));
+    }
+    if host_boot_id().map_err(failed)? != identity.host_boot_id {
+        return Ok(None);
+    }
+    let held = HeldProcess::open(identity.pid).map_err(failed)?;
+    Ok(held.filter(|held| held.start_time() == identity.start_time && !held.has_ended()))
+}
+
+/// Kills a VMM and waits until it is gone; returns `false` where it had ended already.
+pub(crate) async fn kill(held: &HeldProcess, pid: u32, kind: VmmKind) -> Result<bool, VmmError> {
+    let act = || format!("killing {}, process {pid}", name(kind));
+    let sent = held.signal(Signal::KILL).map_err(|source| VmmError::Io { act: act(), source })?;
+    if timeout(KILL_DEADLINE, held.ended()).await.is_err() {
+        return Err(VmmError::Timeout { act: act(), seconds: KILL_DEADLINE.as_secs() });
+    }
+    Ok(sent)
+}
+
+/// What people call a VMM.
+fn name(kind: VmmKind) -> &'static str {
+    match kind {
+        VmmKind::Firecracker => "Firecracker",
+        VmmKind::Qemu => "QEMU",
+    }
+}
+
 /// Returns when the process with `pid` started, in clock ticks since boot; `None` where it is gone.
 fn start_time(pid: Pid) -> io::Result<Option<u64>> {
     match std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())) {
@@ -118,6 +163,8 @@ pub(crate) fn host_boot_id() -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use banger_engine::seams::Acceleration;
+
     use super::*;
 
     #[test]
@@ -152,6 +199,32 @@ mod tests {
         for pid in [0, u32::MAX, i32::MAX.unsigned_abs()] {
             assert!(HeldProcess::open(pid).unwrap().is_none(), "{pid}");
         }
+    }
+
+    #[tokio::test]
+    async fn only_what_an_identity_names_is_held_and_killed() {
+        let mut child = std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap();
+        let held = HeldProcess::open(child.id()).unwrap().unwrap();
+        let identity = VmmIdentity {
+            kind: VmmKind::Qemu,
+            acceleration: Acceleration::Tcg,
+            pid: child.id(),
+            start_time: held.start_time(),
+            host_boot_id: host_boot_id().unwrap(),
+        };
+        let hold = |identity: &VmmIdentity| hold_named(identity, VmmKind::Qemu);
+        let earlier = VmmIdentity { start_time: held.start_time() - 1, ..identity.clone() };
+        assert!(hold(&earlier).unwrap().is_none());
+        let of_another_boot = VmmIdentity { host_boot_id: String::new(), ..identity.clone() };
+        assert!(hold(&of_another_boot).unwrap().is_none());
+        let error = hold_named(&identity, VmmKind::Firecracker).unwrap_err().to_string();
+        assert!(error.contains("looking for Firecracker"), "{error}");
+        assert!(!held.has_ended());
+        let held = hold(&identity).unwrap().unwrap();
+        assert!(kill(&held, child.id(), VmmKind::Qemu).await.unwrap());
+        assert!(!kill(&held, child.id(), VmmKind::Qemu).await.unwrap());
+        assert!(hold(&identity).unwrap().is_none());
+        child.wait().unwrap();
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@
 //! is.
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,6 +24,8 @@ use super::file::{self, allocated, blocking, invalid, io_error};
 
 const KIND: &str = "dm-snapshot";
 const MIB: u64 = 1 << 20;
+/// The folder of a trial, below the folder of the machines.
+const TRIAL: &str = ".try-dm-snapshot";
 /// Of what the helper's gate wants all names to begin with.
 const NAME: &str = "fc-rootfs-";
 
@@ -42,10 +44,18 @@ impl DmSnapshotDisk {
         Self { helper, works: Arc::default() }
     }
 
-    /// Makes a device and ends it again, which alone tells whether it works.
+    /// Makes a device and ends it again, which alone tells whether it works. What a daemon that was
+    /// killed meanwhile left of its trial is ended first.
     async fn try_once(&self, disk_dir: &Path) -> Result<bool, DiskError> {
         const ACT: &str = "trying device-mapper in";
-        let place = make_folder(disk_dir, ACT)?;
+        let place = disk_dir.join(TRIAL);
+        let io_failed = |source| io_error(ACT, &place, source);
+        let name = trial_name(disk_dir).map_err(io_failed)?;
+        if place.exists() {
+            self.end_named(&name).await.map_err(|error| failed(ACT, &place, error))?;
+            std::fs::remove_dir_all(&place).map_err(io_failed)?;
+        }
+        std::fs::create_dir(&place).map_err(io_failed)?;
         let (base, cow) = (place.join("base"), place.join("cow"));
         let outcome = async {
             for path in [&base, &cow] {
@@ -53,7 +63,6 @@ impl DmSnapshotDisk {
                 let made = options.open(path).and_then(|file| file.set_len(MIB));
                 made.map_err(|source| io_error(ACT, path, source))?;
             }
-            let name = format!("{NAME}{}", VmId::random());
             let made = self.create_device(&base, &cow, &name).await;
             match made {
                 Ok(handles) => {
@@ -70,7 +79,7 @@ impl DmSnapshotDisk {
         .await;
         let removed = std::fs::remove_dir_all(&place);
         let works = outcome?;
-        removed.map_err(|source| io_error(ACT, &place, source))?;
+        removed.map_err(io_failed)?;
         Ok(works)
     }
 
@@ -88,16 +97,21 @@ impl DmSnapshotDisk {
         self.helper.call(Method::CreateDmSnapshot, &params, "").await
     }
 
+    /// Ends a device by its name alone: with it go its loop devices, whoever made them.
+    async fn end_named(&self, name: &str) -> Result<(), CallError> {
+        let handles = SnapshotHandles { dm_name: name.to_owned(), ..SnapshotHandles::default() };
+        self.end_device(&handles).await
+    }
+
     async fn end_device(&self, handles: &SnapshotHandles) -> Result<(), CallError> {
         self.helper.call::<_, Empty>(Method::CleanupDmSnapshot, handles, "").await.map(drop)
     }
 }
 
-/// Makes a folder that is removed by its maker.
-fn make_folder(parent: &Path, act: &'static str) -> Result<PathBuf, DiskError> {
-    let place = parent.join(format!(".try-{}", VmId::random()));
-    std::fs::create_dir(&place).map_err(|source| io_error(act, &place, source))?;
-    Ok(place)
+/// The device of a folder's trial: of all daemons of a host, the one whose folder that is may use it.
+fn trial_name(disk_dir: &Path) -> std::io::Result<String> {
+    let found = std::fs::metadata(disk_dir)?;
+    Ok(format!("{NAME}try-{:x}-{:x}", found.dev(), found.ino()))
 }
 
 fn failed(act: &'static str, path: &Path, error: CallError) -> DiskError {
@@ -128,7 +142,6 @@ impl RootDisk for DmSnapshotDisk {
     }
 
     async fn usable(&self, base_dir: &Path, disk_dir: &Path) -> Result<bool, DiskError> {
-        use std::os::unix::fs::MetadataExt;
         let device = |path: &Path| {
             std::fs::metadata(path)
                 .map(|found| found.dev())
@@ -255,11 +268,9 @@ impl RootDisk for DmSnapshotDisk {
     }
 
     async fn detach(&self, vm: &VmId) -> Result<(), DiskError> {
-        // By its name alone: with it go its loop devices, whoever made them.
-        let dm_name = format!("{NAME}{vm}");
-        let device = Path::new("/dev/mapper").join(&dm_name);
-        let handles = SnapshotHandles { dm_name, ..SnapshotHandles::default() };
-        self.end_device(&handles).await.map_err(|error| failed("ending snapshot", &device, error))
+        let name = format!("{NAME}{vm}");
+        let device = Path::new("/dev/mapper").join(&name);
+        self.end_named(&name).await.map_err(|error| failed("ending snapshot", &device, error))
     }
 }
 
@@ -297,6 +308,17 @@ fn check_header(cow: &Path) -> Result<(), DiskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_s_trial_has_one_name_that_the_helper_takes() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let name = trial_name(one.path()).unwrap();
+        assert_eq!(trial_name(one.path()).unwrap(), name);
+        assert_ne!(trial_name(two.path()).unwrap(), name);
+        let rest = name.strip_prefix(NAME).unwrap();
+        assert!(rest.len() <= 64, "{name}");
+        assert!(rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'), "{name}");
+    }
 
     #[test]
     fn the_length_of_the_file_tells_the_size_of_the_device() {

@@ -340,7 +340,7 @@ impl Vmm for FirecrackerVmm {
         runtime_dir: &Path,
         console_log: &Path,
     ) -> Result<Option<Arc<dyn VmmProcess>>, VmmError> {
-        let Some(held) = hold_named(identity)? else { return Ok(None) };
+        let Some(held) = held::hold_named(identity, VmmKind::Firecracker)? else { return Ok(None) };
         let files = RuntimeFiles::below(runtime_dir);
         let answered = Api::at(&files.api).instance().await;
         if held.has_ended() {
@@ -361,8 +361,8 @@ impl Vmm for FirecrackerVmm {
     }
 
     async fn end(&self, identity: &VmmIdentity) -> Result<bool, VmmError> {
-        match hold_named(identity)? {
-            Some(held) => process::kill(&held, identity.pid).await,
+        match held::hold_named(identity, VmmKind::Firecracker)? {
+            Some(held) => held::kill(&held, identity.pid, VmmKind::Firecracker).await,
             None => Ok(false),
         }
     }
@@ -402,16 +402,6 @@ impl Vmm for FirecrackerVmm {
         }
         Ok(found)
     }
-}
-
-/// Takes hold of exactly the process that `identity` names; `None` where it has ended.
-fn hold_named(identity: &VmmIdentity) -> Result<Option<HeldProcess>, VmmError> {
-    let act = format!("looking for Firecracker, process {}", identity.pid);
-    if held::host_boot_id().map_err(io_error(&act))? != identity.host_boot_id {
-        return Ok(None);
-    }
-    let held = HeldProcess::open(identity.pid).map_err(io_error(&act))?;
-    Ok(held.filter(|held| held.start_time() == identity.start_time && !held.has_ended()))
 }
 
 fn check_length(files: &RuntimeFiles) -> Result<(), VmmError> {

@@ -4,22 +4,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
-use banger_engine::seams::{VmmError, VmmIdentity, VmmProcess, VmmState};
+use banger_engine::seams::{VmmError, VmmIdentity, VmmKind, VmmProcess, VmmState};
 use banger_guest_client::{BoxedStream, ChannelError, GuestChannel, VsockUdsChannel};
 use rustix::process::Signal;
-use tokio::time::timeout;
 
 use super::console;
 use super::files::RuntimeFiles;
 use super::last_words::{self, End};
-use crate::held::HeldProcess;
+use crate::held::{self, HeldProcess};
 use crate::task::Task;
-
-/// How long the kernel may take to end a killed Firecracker.
-const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A Firecracker, running or ended.
 pub(super) struct FirecrackerProcess {
@@ -117,18 +112,8 @@ impl VmmProcess for FirecrackerProcess {
         if !self.held.has_ended() {
             self.killed.store(true, Ordering::Release);
         }
-        kill(&self.held, self.identity.pid).await.map(drop)
+        held::kill(&self.held, self.identity.pid, VmmKind::Firecracker).await.map(drop)
     }
-}
-
-/// Kills a Firecracker and waits until it is gone; returns `false` where it had ended already.
-pub(super) async fn kill(held: &HeldProcess, pid: u32) -> Result<bool, VmmError> {
-    let act = || format!("killing Firecracker, process {pid}");
-    let sent = held.signal(Signal::KILL).map_err(|source| VmmError::Io { act: act(), source })?;
-    if timeout(KILL_DEADLINE, held.ended()).await.is_err() {
-        return Err(VmmError::Timeout { act: act(), seconds: KILL_DEADLINE.as_secs() });
-    }
-    Ok(sent)
 }
 
 #[async_trait]

@@ -185,7 +185,7 @@ impl Vmm for QemuVmm {
             }
             Err(error) => {
                 // The cause is what the caller needs; a QEMU that will not die is in the log.
-                if let Err(undo_error) = process::kill(&held, pid).await {
+                if let Err(undo_error) = held::kill(&held, pid, VmmKind::Qemu).await {
                     tracing::error!(pid, error = %undo_error, "a failed launch was not undone");
                 }
                 drop(undo);
@@ -200,7 +200,7 @@ impl Vmm for QemuVmm {
         runtime_dir: &Path,
         console_log: &Path,
     ) -> Result<Option<Arc<dyn VmmProcess>>, VmmError> {
-        let Some(held) = hold_named(identity)? else {
+        let Some(held) = held::hold_named(identity, VmmKind::Qemu)? else {
             return Ok(None);
         };
         let files = RuntimeFiles::below(runtime_dir);
@@ -223,8 +223,8 @@ impl Vmm for QemuVmm {
     }
 
     async fn end(&self, identity: &VmmIdentity) -> Result<bool, VmmError> {
-        match hold_named(identity)? {
-            Some(held) => process::kill(&held, identity.pid).await,
+        match held::hold_named(identity, VmmKind::Qemu)? {
+            Some(held) => held::kill(&held, identity.pid, VmmKind::Qemu).await,
             None => Ok(false),
         }
     }
@@ -264,20 +264,6 @@ impl Drop for Undo {
             tracing::error!(%error, "the files of a launch that was given up were not removed");
         }
     }
-}
-
-/// Takes hold of exactly the process that `identity` names; `None` where it has ended.
-fn hold_named(identity: &VmmIdentity) -> Result<Option<HeldProcess>, VmmError> {
-    let act = format!("looking for QEMU, process {}", identity.pid);
-    if identity.kind != VmmKind::Qemu {
-        let source = io::Error::new(io::ErrorKind::InvalidInput, "that VMM is not QEMU");
-        return Err(VmmError::Io { act, source });
-    }
-    if held::host_boot_id().map_err(io_error(&act))? != identity.host_boot_id {
-        return Ok(None);
-    }
-    let held = HeldProcess::open(identity.pid).map_err(io_error(&act))?;
-    Ok(held.filter(|held| held.start_time() == identity.start_time && !held.has_ended()))
 }
 
 fn hold(child: &tokio::process::Child) -> Result<(u32, Arc<HeldProcess>), VmmError> {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use banger_engine::seams::{VmmError, VmmIdentity, VmmProcess, VmmState};
+use banger_engine::seams::{VmmError, VmmIdentity, VmmKind, VmmProcess, VmmState};
 use banger_guest_client::{GuestChannel, SerialChannel};
 use rustix::process::Signal;
 use tokio::net::UnixStream;
@@ -20,7 +20,7 @@ use super::files::RuntimeFiles;
 use super::last_words::LastWords;
 use super::qmp::{Command, Monitor, QmpError, Shutdown};
 use super::version::QemuVersion;
-use crate::held::HeldProcess;
+use crate::held::{self, HeldProcess};
 use crate::task::Task;
 
 /// How long QEMU may take from its start, or from our connecting, to its monitor's first answer.
@@ -28,8 +28,6 @@ use crate::task::Task;
 pub(crate) const MONITOR_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a running QEMU may take to answer a command.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
-/// How long the kernel may take to end a killed QEMU (it may have to write out a disk first).
-const KILL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long to wait for the last lines of a QEMU that has ended; they are in our sockets already.
 const LAST_LINES_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -179,18 +177,8 @@ impl VmmProcess for QemuProcess {
         if !self.held.has_ended() {
             self.killed.store(true, Ordering::Release);
         }
-        kill(&self.held, self.identity.pid).await.map(drop)
+        held::kill(&self.held, self.identity.pid, VmmKind::Qemu).await.map(drop)
     }
-}
-
-/// Kills a QEMU and waits until it is gone; returns `false` where it had ended already.
-pub(crate) async fn kill(held: &HeldProcess, pid: u32) -> Result<bool, VmmError> {
-    let act = || format!("killing QEMU, process {pid}");
-    let sent = held.signal(Signal::KILL).map_err(|source| VmmError::Io { act: act(), source })?;
-    if timeout(KILL_DEADLINE, held.ended()).await.is_err() {
-        return Err(VmmError::Timeout { act: act(), seconds: KILL_DEADLINE.as_secs() });
-    }
-    Ok(sent)
 }
 
 async fn negotiate(files: &RuntimeFiles) -> Result<Monitor, QmpError> {
