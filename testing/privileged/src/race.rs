@@ -2,7 +2,7 @@
 //!
 //! `cargo xtask races` runs all rounds, `make test` a tenth of them.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The rounds where nothing is spawned.
 pub const PLAIN: usize = 10_000;
@@ -16,22 +16,29 @@ pub fn rounds(full: usize) -> usize {
     text.and_then(|text| text.parse().ok()).map_or(full / 10, |rounds: usize| rounds.min(full))
 }
 
-/// Runs `act` some times while another thread swaps things as fast as it can.
+/// So many swaps belong to a race at least: on a busy machine quick acts are over before the first.
+const LEAST_SWAPS: usize = 64;
+
+/// Runs `act` so many times, or more until things were swapped often enough, while another thread
+/// swaps them as fast as it can.
 ///
 /// # Panics
 /// One of the two does.
 pub fn race(rounds: usize, swap: impl Fn(usize) + Sync, mut act: impl FnMut(usize)) {
-    let is_over = AtomicBool::new(false);
+    let (is_over, swaps) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut step = 0;
+        let swapper = scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
-                swap(step);
-                step += 1;
+                swap(swaps.load(Ordering::Relaxed));
+                swaps.fetch_add(1, Ordering::Relaxed);
             }
         });
+        let is_wanted = |round: &usize| {
+            let is_early = swaps.load(Ordering::Relaxed) < LEAST_SWAPS && !swapper.is_finished();
+            *round < rounds || is_early
+        };
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            (0..rounds).for_each(&mut act);
+            (0..).take_while(is_wanted).for_each(&mut act);
         }));
         is_over.store(true, Ordering::Relaxed);
         if let Err(panic) = done {

@@ -18,7 +18,7 @@ fn swap(state: &Path, outside: &Path, stop: &AtomicBool) {
     let (folder, disk) = (state.join("folder"), state.join("folder/disk"));
     let (aside, kept) = (state.join("aside"), state.join("kept"));
     let turn = |step: u32| -> std::io::Result<()> {
-        match step % 6 {
+        match step % 9 {
             0 => {
                 std::fs::rename(&disk, &kept)?;
                 symlink(outside.join("disk"), &disk)?;
@@ -31,16 +31,31 @@ fn swap(state: &Path, outside: &Path, stop: &AtomicBool) {
             2 => {
                 std::fs::create_dir(&disk)?;
                 std::fs::remove_dir(&disk)?;
-                std::fs::rename(&kept, &disk)?;
             }
             3 => {
+                std::fs::write(&disk, b"no image")?;
+                chown(&disk, Some(OWNER), Some(OWNER))?;
+                std::fs::rename(&kept, &disk)?;
+            }
+            4 => {
                 std::fs::rename(&folder, &aside)?;
                 symlink(outside, &folder)?;
             }
-            4 => {
+            5 => {
                 std::fs::remove_file(&folder)?;
                 std::fs::hard_link(outside.join("named"), &folder)?;
+            }
+            6 => {
                 std::fs::remove_file(&folder)?;
+                std::fs::write(&folder, b"no folder")?;
+            }
+            7 => {
+                std::fs::remove_file(&folder)?;
+                std::fs::create_dir(&folder)?;
+                chown(&folder, Some(OWNER), Some(OWNER))?;
+                symlink(outside.join("disk"), &disk)?;
+                std::fs::remove_file(&disk)?;
+                std::fs::remove_dir(&folder)?;
             }
             _ => std::fs::rename(&aside, &folder)?,
         }
@@ -49,10 +64,10 @@ fn swap(state: &Path, outside: &Path, stop: &AtomicBool) {
     let mut step = 0;
     let mut numbers = Numbers(0x5eed);
     // It ends with all at its place.
-    while step % 6 != 0 || !stop.load(Ordering::Relaxed) {
+    while step % 9 != 0 || !stop.load(Ordering::Relaxed) {
         turn(step).unwrap();
         step += 1;
-        let longest = if step % 6 == 0 { 1500 } else { 100 };
+        let longest = if step % 9 == 0 { 1500 } else { 100 };
         std::thread::sleep(Duration::from_micros(numbers.below(longest)));
     }
 }

@@ -29,28 +29,40 @@ fn launches_with_swapped_paths_touch_nothing_outside() {
     };
     fill(&outside, &names, b"outside");
     // What is exchanged with what: each parent and each leaf with a link out, a file that has its
-    // other name outside, and a directory.
-    let (folder, links) = (scene.fixture.state.join("vm"), scene.fixture.runtime.join("vm"));
+    // other name outside, another file and another directory.
+    let (upper, upper_links) = (scene.fixture.state.join("up"), scene.fixture.runtime.join("up"));
+    for directory in [&upper, &upper_links] {
+        fill(directory, &[], b"");
+    }
+    let (folder, links) = (upper.join("vm"), upper_links.join("vm"));
+    // What a parent that is a link leads to.
+    symlink(".", outside.join("vm")).unwrap();
     let mut pairs = Vec::new();
     for (directory, names) in [(&folder, &names[..5]), (&links, &names[5..])] {
         let kernel = fs::read(scene.fixture.state.join("kernel")).unwrap();
         fill(directory, if directory == &folder { names } else { &[] }, &kernel);
-        let bad = directory.with_file_name("bad");
+        let parent = directory.parent().unwrap();
+        let bad = parent.with_file_name("bad");
         fill(&bad, &[], b"");
-        symlink(&outside, bad.join("parent-link")).unwrap();
-        fs::create_dir(bad.join("parent-directory")).unwrap();
-        // As often as all the leaves together.
-        for _ in 0..names.len() {
-            let others = ["parent-link", "parent-link", "parent-directory"];
-            pairs.extend(others.map(|other| (directory.clone(), bad.join(other))));
-        }
+        let kinds = ["link", "name", "file", "directory"];
+        let mut add = |good: &Path, other: &Path, count| {
+            let label = good.file_name().unwrap().to_str().unwrap();
+            let others = kinds.map(|kind| bad.join(format!("{label}-{kind}")));
+            symlink(other, &others[0]).unwrap();
+            let named = if other.is_dir() { &outside.join("kernel") } else { other };
+            fs::hard_link(named, &others[1]).unwrap();
+            fs::write(&others[2], b"another").unwrap();
+            fs::create_dir(&others[3]).unwrap();
+            others[2..].iter().for_each(|own| chown(own, Some(OWNER), Some(OWNER)).unwrap());
+            for _ in 0..count {
+                pairs.extend(others.clone().map(|other| (good.to_owned(), other)));
+            }
+        };
+        // Together as often as all the leaves.
+        add(parent, &outside, names.len().div_ceil(2));
+        add(directory, &outside, names.len().div_ceil(2));
         for name in names {
-            let others =
-                ["link", "name", "directory"].map(|kind| bad.join(format!("{name}-{kind}")));
-            symlink(outside.join(name), &others[0]).unwrap();
-            fs::hard_link(outside.join(name), &others[1]).unwrap();
-            fs::create_dir(&others[2]).unwrap();
-            pairs.extend(others.map(|other| (directory.join(name), other)));
+            add(&directory.join(name), &outside.join(name), 1);
         }
     }
     let before = tree(&outside);
@@ -214,15 +226,15 @@ fn a_jail_whose_directories_are_swapped_is_cleaned_up_and_nothing_outside() {
     symlink(&outside, bad.join("link")).unwrap();
     symlink(outside.join("root"), bad.join("root-link")).unwrap();
     fs::write(bad.join("file"), b"").unwrap();
+    fs::hard_link(outside.join("root/precious"), bad.join("name")).unwrap();
+    fs::create_dir(bad.join("folder")).unwrap();
     let jail = scene.jail("one");
     fs::create_dir(jail.parent().unwrap()).unwrap();
     set_mode(jail.parent().unwrap(), 0o711);
-    let pairs = [
-        (jail.clone(), bad.join("link")),
-        (jail.clone(), bad.join("file")),
-        (jail.join("root"), bad.join("root-link")),
-        (jail.join("root"), bad.join("file")),
-    ];
+    let others = |good: &Path, link: &str| {
+        [link, "file", "name", "folder"].map(|other| (good.to_owned(), bad.join(other)))
+    };
+    let pairs = [others(&jail, "link"), others(&jail.join("root"), "root-link")].concat();
     let swap = |step: usize| {
         let (good, bad) = &pairs[step % pairs.len()];
         let (at, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
@@ -293,7 +305,8 @@ fn swap_programs(names: &'static [&'static str]) -> impl Fn(usize) + Sync {
     chown(&owners, Some(OWNER), Some(OWNER)).unwrap();
     symlink(&owners, bad.join("owners-link")).unwrap();
     fs::write(bad.join("no-folder"), b"").unwrap();
-    let others = ["owners", "owners-link", "no-folder"];
+    fs::hard_link(bad.join("no-folder"), bad.join("no-folder-either")).unwrap();
+    let others = ["owners", "owners-link", "no-folder", "no-folder-either"];
     pairs.extend(others.map(|other| (programs.to_owned(), bad.join(other))));
     move |step: usize| {
         let (good, bad) = &pairs[step % pairs.len()];

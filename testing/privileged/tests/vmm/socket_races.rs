@@ -40,9 +40,10 @@ fn a_socket_path_that_is_swapped_changes_nothing_outside() {
     let path = path.unwrap();
     let swap = |step: usize| {
         remove(&parent);
-        match step % 7 {
+        match step % 8 {
             0 => symlink(&outside, &parent).unwrap(),
             1 => fs::write(&parent, b"").unwrap(),
+            7 => fs::hard_link(outside.join("x.sock"), &parent).unwrap(),
             kind => {
                 fs::create_dir(&parent).unwrap();
                 match kind {
@@ -96,7 +97,7 @@ fn questions_about_a_swapped_socket_find_nobody_else() {
     let before = tree(&outside);
     let aside = runtime.join("aside");
     let swap = |step: usize| {
-        match step % 8 {
+        match step % 11 {
             0 => fs::remove_file(&leaf).unwrap(),
             1 => symlink(&program, &leaf).unwrap(),
             2 => {
@@ -109,18 +110,32 @@ fn questions_about_a_swapped_socket_find_nobody_else() {
             }
             4 => {
                 fs::remove_dir(&leaf).unwrap();
-                symlink(&good, &leaf).unwrap();
+                fs::write(&leaf, b"").unwrap();
             }
             5 => {
+                fs::remove_file(&leaf).unwrap();
+                symlink(&good, &leaf).unwrap();
+            }
+            6 => {
                 fs::rename(&folder, &aside).unwrap();
                 symlink(&outside, &folder).unwrap();
             }
-            6 => {
+            7 => {
                 fs::remove_file(&folder).unwrap();
                 fs::hard_link(&program, &folder).unwrap();
             }
-            _ => {
+            8 => {
                 fs::remove_file(&folder).unwrap();
+                fs::write(&folder, b"").unwrap();
+            }
+            9 => {
+                fs::remove_file(&folder).unwrap();
+                fs::create_dir(&folder).unwrap();
+                std::os::unix::fs::chown(&folder, Some(OWNER), Some(OWNER)).unwrap();
+                symlink(&others, &leaf).unwrap();
+            }
+            _ => {
+                fs::remove_dir_all(&folder).unwrap();
                 fs::rename(&aside, &folder).unwrap();
             }
         }
