@@ -13,6 +13,7 @@ mod debian;
 mod environment;
 mod error;
 mod exec;
+mod firewall;
 mod host;
 mod host_checks;
 mod install;

@@ -1,7 +1,7 @@
 //! The daemon's three directories, and the lock that makes it the only one in each.
 //!
 //! ```text
-//! state    bangerd.log, banger.db, vms/, images/, kernels/   what must not be lost
+//! state    bangerd.log, banger.db, vms/, images/, kernels/, jails/   what must not be lost
 //! cache    initrd/                                           what can be made again
 //! runtime  bangerd.sock, bangerd.sock.lock, vms/                  what ends with the host's uptime
 //! ```

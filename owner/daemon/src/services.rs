@@ -74,8 +74,11 @@ impl Services {
             removed = reconciled.removed.len(),
             "reconciled"
         );
-        for warning in reconciled.orphans.iter().chain(&reconciled.warnings) {
+        for warning in &reconciled.warnings {
             tracing::warn!(warning, "reconciling");
+        }
+        for orphan in &reconciled.orphans {
+            tracing::warn!(%orphan, vm = orphan.vm, "it belongs to no VM; see `banger doctor`");
         }
         engine.watch_disks();
         let importer = Importer::new(

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_daemon_api::operation::OperationKind;
+use banger_daemon_api::orphan::{Orphan, OrphansRemoved};
 use banger_daemon_api::vm::{CreateVm, SetVm, StopVm, Vm, VmState};
 use banger_guest_client::GuestChannel;
 use banger_store::{StateLock, Store};
@@ -23,6 +24,7 @@ use crate::fault::Faults;
 use crate::layout::VmFiles;
 use crate::names;
 use crate::operation::{OperationHandle, Operations};
+use crate::orphans;
 use crate::reconcile::{self, ReconcileReport};
 use crate::record::VmRecord;
 use crate::seams::{Artifacts, HostFacts, Vmm};
@@ -126,7 +128,17 @@ impl Engine {
         if self.shared.table().reconciled {
             return Err(EngineError::Defect("reconcile was called twice"));
         }
-        let (bodies, report) = reconcile::reconcile(&self.shared).await?;
+        let (bodies, mut report) = reconcile::reconcile(&self.shared).await?;
+        self.take_over(bodies);
+        match orphans::find(&self.shared, &[]).await {
+            Ok(found) => report.orphans = found,
+            Err(error) => report.warnings.push(format!("looking for orphans: {error}")),
+        }
+        Ok(report)
+    }
+
+    /// Gives each VM its task.
+    fn take_over(&self, bodies: Vec<Body>) {
         let mut table = self.shared.table();
         for body in bodies {
             let (sender, mailbox) = mpsc::channel(MAILBOX);
@@ -136,8 +148,29 @@ impl Engine {
             vm::spawn(body, Begin::Idle, mailbox);
         }
         table.reconciled = true;
-        drop(table);
-        Ok(report)
+    }
+
+    /// Lists what of ours is on the host and belongs to no VM, in the order in which it would be
+    /// removed. `told` are things of which only somebody else knows that they are there.
+    ///
+    /// # Errors
+    /// Whose things are is not known for certain: the store or the host cannot be read.
+    pub async fn orphans(&self, told: &[Orphan]) -> Result<Vec<Orphan>, EngineError> {
+        orphans::find(&self.shared, told).await
+    }
+
+    /// Removes what [`Self::orphans`] lists, and nothing else.
+    ///
+    /// # Errors
+    /// As for [`Self::orphans`]; nothing is removed then.
+    pub async fn remove_orphans(&self, told: &[Orphan]) -> Result<OrphansRemoved, EngineError> {
+        orphans::remove(self, &self.shared, told).await
+    }
+
+    /// Returns directories of VMs that are whole and that the store does not have; they are no
+    /// orphans.
+    pub async fn unlisted(&self) -> Vec<String> {
+        self.shared.unlisted().await
     }
 
     /// Returns the registry of operations, which imports of images and kernels share.

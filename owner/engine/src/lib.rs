@@ -12,6 +12,7 @@ mod host;
 mod layout;
 mod names;
 mod operation;
+mod orphans;
 mod reconcile;
 mod record;
 pub mod seams;

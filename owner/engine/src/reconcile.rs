@@ -14,12 +14,13 @@
 //! Where a VMM is, three sources say: `handles.json`, the row, and the host itself (command lines
 //! of our VMMs). Any one of them is enough.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_daemon_api::operation::OperationKind;
+use banger_daemon_api::orphan::Orphan;
 use banger_daemon_api::vm::VmState;
 use banger_types::{OperationId, VmName};
 
@@ -38,8 +39,8 @@ pub struct ReconcileReport {
     pub ended: Vec<VmName>,
     /// VMs that were half made, half deleted or bound to a lost connection, and are removed.
     pub removed: Vec<VmName>,
-    /// What of ours is on the host and belongs to no VM, in words with its path or process id.
-    pub orphans: Vec<String>,
+    /// What of ours is on the host and belongs to no VM.
+    pub orphans: Vec<Orphan>,
     /// What could not be read or cleaned, in words.
     pub warnings: Vec<String>,
 }
@@ -60,24 +61,11 @@ pub(crate) async fn reconcile(
     }
     let mut found = find_vmms(shared, &mut report).await;
     let mut bodies = Vec::new();
-    let mut known = BTreeSet::new();
     for row in rows.rows {
         let body = Body::new(Arc::clone(shared), row.document, None);
-        known.insert(body.files.dir().to_owned());
-        known.insert(body.files.runtime_dir().to_owned());
         let on_host = found.remove(body.files.runtime_dir()).unwrap_or_default();
         bodies.extend(one(body, on_host, &mut report).await);
     }
-    for (dir, identities) in found {
-        for identity in identities {
-            report.orphans.push(format!(
-                "process {} runs a VM that is not recorded (runtime directory {})",
-                identity.pid,
-                dir.display()
-            ));
-        }
-    }
-    find_directories(shared, &known, &mut report).await;
     for warning in &report.warnings {
         tracing::warn!("{warning}");
     }
@@ -97,24 +85,6 @@ async fn find_vmms(shared: &Arc<Shared>, report: &mut ReconcileReport) -> Found 
         }
     }
     found
-}
-
-/// Directories below ours that no row accounts for.
-async fn find_directories(
-    shared: &Arc<Shared>,
-    known: &BTreeSet<PathBuf>,
-    report: &mut ReconcileReport,
-) {
-    for root in [&shared.vms_dir, &shared.runtime_root] {
-        let Ok(mut entries) = tokio::fs::read_dir(root).await else { continue };
-        while let Ok(Some(entry)) = entries.next_entry().await {
-            let path = entry.path();
-            if !known.contains(&path) {
-                report.orphans.push(format!("{} belongs to no VM", path.display()));
-            }
-        }
-    }
-    report.orphans.sort();
 }
 
 /// Deals with one row; returns the VM unless it is removed.

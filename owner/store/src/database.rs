@@ -122,6 +122,14 @@ impl Store {
         found
     }
 
+    /// Returns whether the copy of a VM's row beside its disks is whole, so that a store which is
+    /// rebuilt would have the VM.
+    pub async fn is_mirrored(&self, id: &VmId) -> bool {
+        let (vms_dir, id) = (self.vms_dir(), id.clone());
+        let read = tokio::task::spawn_blocking(move || mirror::read(&vms_dir, &id).is_ok());
+        read.await.unwrap_or(true)
+    }
+
     /// Returns all VMs.
     pub async fn vms<T: DeserializeOwned + Send + 'static>(&self) -> Result<VmRows<T>, StoreError> {
         self.call("reading VMs", |connection, _| {

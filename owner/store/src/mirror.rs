@@ -108,7 +108,8 @@ pub(crate) fn read_all(vms_dir: &Path) -> Result<(Vec<Mirror>, Vec<String>), Sto
     Ok((found, problems))
 }
 
-fn read(vms_dir: &Path, id: &VmId) -> Result<Mirror, String> {
+/// Reads one; the error is in words.
+pub(crate) fn read(vms_dir: &Path, id: &VmId) -> Result<Mirror, String> {
     let mut text = Vec::new();
     File::open(path_of(vms_dir, id))
         .and_then(|file| file.take(MAX_MIRROR).read_to_end(&mut text))

@@ -11,6 +11,7 @@ pub mod artifact;
 pub mod daemon;
 pub mod error;
 pub mod operation;
+pub mod orphan;
 pub mod routes;
 pub mod stats;
 pub mod vm;

@@ -5,6 +5,8 @@
 //! | `GET /v1/ping` | → [`crate::daemon::Ping`] |
 //! | `POST /v1/shutdown` | → `{}`; VMs keep running |
 //! | `GET /v1/doctor` | → [`crate::daemon::DoctorReport`] |
+//! | `GET /v1/orphans?tap=NAME,NAME` | → `[Orphan]`; taps that the firewall names, which only root can see |
+//! | `DELETE /v1/orphans?tap=NAME,NAME` | → [`crate::orphan::OrphansRemoved`] |
 //! | `GET /openapi.json` | → the OpenAPI document |
 //! | `POST /v1/leases` | upgrade to [`LEASE_PROTOCOL`]; header [`crate::daemon::LEASE_HEADER`] |
 //! | `GET /v1/operations` | → `[Operation]` |
@@ -55,6 +57,8 @@ pub const PING: &str = "/v1/ping";
 pub const SHUTDOWN: &str = "/v1/shutdown";
 /// `GET`: the daemon's checks.
 pub const DOCTOR: &str = "/v1/doctor";
+/// `GET`, `DELETE`: what belongs to no VM.
+pub const ORPHANS: &str = "/v1/orphans";
 /// `POST` with upgrade: hold a lease.
 pub const LEASES: &str = "/v1/leases";
 /// `GET`: all operations.

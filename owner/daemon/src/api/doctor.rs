@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use banger_daemon_api::daemon::{Check, CheckStatus, DoctorReport};
+use banger_daemon_api::orphan::{Orphan, OrphanKind};
 use banger_engine::seams::{Acceleration, Vmm, VmmError};
 use banger_helper_api::{Method, ProcessRunningParams, ProcessRunningResult};
 use banger_vmm::firecracker::Exposure;
@@ -43,7 +44,7 @@ pub async fn get(State(api): Shared) -> Json<DoctorReport> {
     checks.extend(firecracker(&api).await);
     checks.extend(PROGRAMS.map(|(program, package)| installed(program, package)));
     checks.push(agent());
-    checks.extend(leftovers(&api));
+    checks.extend(leftovers(&api).await);
     checks.push(open_files());
     Json(DoctorReport { checks })
 }
@@ -277,26 +278,44 @@ fn agent() -> Check {
     }
 }
 
-fn leftovers(api: &Api) -> Vec<Check> {
-    let reconciled = &api.services.notices().reconciled;
-    let mut checks: Vec<Check> = reconciled
-        .orphans
-        .iter()
-        .map(|orphan| {
-            hinted(
-                check("leftovers", CheckStatus::Warn, orphan),
-                "no known VM has it. If a VM is missing in `banger vm list`, its disks may be here: keep \
-                 them. Else end or remove it",
-            )
-        })
-        .collect();
-    let warnings = reconciled.warnings.iter();
+/// Says what belongs to no VM, a line for each thing.
+async fn leftovers(api: &Api) -> Vec<Check> {
+    let engine = api.services.engine();
+    let mut checks: Vec<Check> = match engine.orphans(&[]).await {
+        Ok(orphans) => orphans.iter().map(orphan).collect(),
+        Err(error) => vec![check("leftovers", CheckStatus::Warn, error.to_api().message)],
+    };
+    checks.extend(engine.unlisted().await.iter().map(|directory| {
+        let detail = format!("{directory} has a whole VM that the database does not have");
+        let hint = format!(
+            "to have it again: `banger daemon stop`, move {} away, and start again; it is made \
+             anew of what is in the VMs' directories",
+            api.directories.state.join(banger_store::DATABASE_NAME).display()
+        );
+        hinted(check("VMs", CheckStatus::Warn, detail), hint)
+    }));
+    let warnings = api.services.notices().reconciled.warnings.iter();
     checks.extend(warnings.map(|warning| check("VMs", CheckStatus::Warn, warning)));
     if checks.is_empty() {
-        let detail = "nothing of an earlier daemon is left on the host";
+        let detail = "nothing on the host belongs to no VM";
         checks.push(check("leftovers", CheckStatus::Pass, detail));
     }
     checks
+}
+
+fn orphan(orphan: &Orphan) -> Check {
+    let hint = match orphan.kind {
+        OrphanKind::Folder => {
+            "`banger doctor --fix` removes it with its disks: copy first what you need of them"
+        }
+        _ => "`banger doctor --fix` removes it",
+    };
+    let vm = &orphan.vm;
+    let detail = match orphan.kind {
+        OrphanKind::Row => orphan.to_string(),
+        _ => format!("{orphan} belongs to no VM (it was made for {vm})"),
+    };
+    hinted(check("leftovers", CheckStatus::Warn, detail), hint)
 }
 
 fn open_files() -> Check {

@@ -8,6 +8,7 @@ mod leases;
 mod logs;
 mod openapi;
 mod operations;
+mod orphans;
 mod ping;
 mod set;
 mod shutdown;
@@ -133,6 +134,7 @@ fn documented_router() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(agent::post))
         .routes(routes!(leases::post))
         .routes(routes!(doctor::get))
+        .routes(routes!(orphans::list, orphans::remove))
 }
 
 async fn no_such_path(request: Request) -> Failure {

@@ -70,7 +70,8 @@ pub async fn run(
     let firecracker = arguments.helper_socket.as_ref().zip(arguments.jail_dir.as_ref());
     let firecracker = firecracker.map(|(socket, jails)| {
         let helper = HelperClient::new(socket.clone());
-        FirecrackerVmm::new(helper, jails.clone(), arguments.accel)
+        let marks = directories.state.join("jails");
+        FirecrackerVmm::new(helper, jails.clone(), arguments.accel, marks, arguments.system)
     });
     let services = Services::start(directories, lock, arguments.accel, firecracker).await?;
     let listener = bind(&directories.socket())?;

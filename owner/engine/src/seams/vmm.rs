@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use banger_daemon_api::orphan::Orphan;
 use banger_daemon_api::vm::DiskLimits;
 use banger_guest_client::GuestChannel;
 use banger_types::{MemoryMib, OperationId, VcpuCount, VmId, VmName};
@@ -274,5 +275,20 @@ pub trait Vmm: Send + Sync {
     ) -> Result<Vec<(PathBuf, VmmIdentity)>, VmmError> {
         let _ = runtime_root;
         Ok(Vec::new())
+    }
+
+    /// Lists what VMs of this kind have on the host, known VMs' things too, but for what
+    /// [`Self::find`] finds and what lies in the directories of a VM. `vms_dir` is where the VMs'
+    /// own directories are. What cannot be told from another installation's is not listed.
+    async fn traces(&self, vms_dir: &std::path::Path) -> Result<Vec<Orphan>, VmmError> {
+        let _ = vms_dir;
+        Ok(Vec::new())
+    }
+
+    /// Removes one thing that [`Self::traces`] lists and that belongs to no VM, or what this VMM has
+    /// in a runtime directory; one that is gone already, or is another VMM's, is success.
+    async fn erase(&self, orphan: &Orphan, vms_dir: &std::path::Path) -> Result<(), VmmError> {
+        let _ = (orphan, vms_dir);
+        Ok(())
     }
 }

@@ -69,7 +69,7 @@ fn killed_during_a_creation_nothing_is_leaked() {
         block_on(async {
             let (engine, report) = open(&machine, Faults::default()).await;
             assert_eq!(report.warnings, Vec::<String>::new(), "{fault}");
-            assert_eq!(report.orphans, Vec::<String>::new(), "{fault}");
+            assert_eq!(report.orphans, [], "{fault}");
             if step == Step::RecordRunning && fault.contains(".done") {
                 // It was finished, only nobody was told.
                 assert_eq!(report.adopted.len(), 1, "{fault}");

@@ -332,6 +332,7 @@ impl Vmm for FakeVmm {
     }
 
     async fn end(&self, identity: &VmmIdentity) -> Result<bool, VmmError> {
+        self.0.vmm_failure("end")?;
         let process = self.0.processes.lock().unwrap().get(&identity.pid).cloned();
         Ok(process.is_some_and(|process| {
             let alive = *process.state.borrow() == VmmState::Alive;

@@ -3,6 +3,7 @@
 mod crash;
 mod lifecycle;
 mod machine;
+mod orphans;
 mod set;
 mod stats;
 mod undo;

@@ -179,7 +179,7 @@ fn collected(errors: Vec<EngineError>) -> Option<ApiError> {
 }
 
 /// Removes a directory and all in it; returns whether there was one.
-async fn remove_tree(path: &std::path::Path) -> Result<bool, EngineError> {
+pub(crate) async fn remove_tree(path: &std::path::Path) -> Result<bool, EngineError> {
     match tokio::fs::remove_dir_all(path).await {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),

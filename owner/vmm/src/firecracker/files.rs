@@ -5,13 +5,14 @@
 //! | `vm` | runtime directory | us | the VM's id, which is its jail's name; before the launch is asked for |
 //! | `fc.sock` | runtime directory | the helper | a link to the API's socket in the jail |
 //! | `vsock.sock` | runtime directory | the helper | a link to the vsock's socket in the jail |
+//! | ID | a directory of marks in the state directory | us | empty: that VM's jail was asked for and is not removed |
 //! | `initrd` | the VM's directory | us | the initial RAM disk, below the state directory as the helper wants it |
 //!
 //! The runtime directory (0700) is what keeps other users from the sockets.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use banger_engine::seams::VmmError;
@@ -79,6 +80,32 @@ impl RuntimeFiles {
             }
         }
         Ok(any)
+    }
+}
+
+/// Marks that a jail of a VM is asked for, so that it is known to be ours whatever else is lost.
+pub(super) fn mark(marks: &Path, vm: &VmId) -> Result<(), VmmError> {
+    let path = marks.join(vm.as_str());
+    let make = || {
+        match std::fs::DirBuilder::new().mode(0o700).create(marks) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)
+    };
+    make()
+        .map(drop)
+        .map_err(|source| VmmError::Io { act: format!("making {}", path.display()), source })
+}
+
+/// Undoes [`mark`]; one that is not there is no failure.
+pub(super) fn unmark(marks: &Path, vm: &VmId) -> Result<(), VmmError> {
+    let path = marks.join(vm.as_str());
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(VmmError::Io { act: format!("removing {}", path.display()), source })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -18,6 +18,7 @@ mod api;
 mod console;
 mod files;
 mod last_words;
+mod orphans;
 mod plan;
 mod process;
 mod version;
@@ -29,12 +30,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use banger_daemon_api::orphan::{Orphan, OrphanKind};
 use banger_engine::seams::{
     Acceleration, LaunchPlan, RootDisk, Vmm, VmmError, VmmIdentity, VmmKind, VmmProcess,
 };
 use banger_helper_api::{
-    CleanupJailerChrootParams, Empty, ErrorCode, FindFirecrackerPidParams, KillProcessParams,
-    LaunchResult, Method, ResolveFirecrackerBinaryParams, ResolveFirecrackerBinaryResult,
+    Changed, CleanupJailerChrootParams, DeleteTapParams, Empty, ErrorCode,
+    FindFirecrackerPidParams, KillProcessParams, LaunchResult, Method,
+    ResolveFirecrackerBinaryParams, ResolveFirecrackerBinaryResult, SnapshotHandles,
 };
 use banger_helper_client::{CallError, HelperClient};
 use banger_types::VmId;
@@ -69,6 +72,8 @@ struct Inner {
     choice: AccelerationChoice,
     version: KnownVersion<FirecrackerVersion>,
     snapshots: DmSnapshotDisk,
+    marks: PathBuf,
+    is_exclusive: bool,
 }
 
 /// Where Firecracker is, and which.
@@ -82,12 +87,20 @@ pub struct Program {
 
 impl FirecrackerVmm {
     /// Makes a driver over a helper whose jails are below `jails`. With [`AccelerationChoice::Kvm`]
-    /// any KVM will do, else only one with the processor's own virtualisation.
+    /// any KVM will do, else only one with the processor's own virtualisation. Which machines were
+    /// asked for is marked in the directory `marks`; nobody else has jails there if `is_exclusive`.
     #[must_use]
-    pub fn new(helper: HelperClient, jails: PathBuf, choice: AccelerationChoice) -> Self {
+    pub fn new(
+        helper: HelperClient,
+        jails: PathBuf,
+        choice: AccelerationChoice,
+        marks: PathBuf,
+        is_exclusive: bool,
+    ) -> Self {
         let version = KnownVersion::new(FirecrackerVersion::parse);
         let snapshots = DmSnapshotDisk::new(helper.clone());
-        Self(Arc::new(Inner { helper, jails, choice, version, snapshots }))
+        let inner = Inner { helper, jails, choice, version, snapshots, marks, is_exclusive };
+        Self(Arc::new(inner))
     }
 
     /// Finds Firecracker and asks which it is.
@@ -169,6 +182,7 @@ impl FirecrackerVmm {
             gid: rustix::process::getgid().as_raw(),
         };
         let params = plan::parameters(plan, &initrd, &files, &jail)?;
+        files::mark(&self.0.marks, &plan.id)?;
         let op_id = plan.op_id.as_str();
         let LaunchResult { pid } = self.ask(Method::LaunchFirecracker, &params, op_id).await?;
         let ended = || {
@@ -219,7 +233,7 @@ impl FirecrackerVmm {
         loop {
             let cleaned = self.0.helper.call::<_, Empty>(Method::CleanupJailerChroot, &params, "");
             let error = match cleaned.await {
-                Ok(Empty {}) => return Ok(()),
+                Ok(Empty {}) => return files::unmark(&self.0.marks, vm),
                 Err(error) => error,
             };
             let busy = matches!(&error, CallError::Helper { error, .. }
@@ -242,6 +256,30 @@ impl FirecrackerVmm {
             }
             tokio::time::sleep(CLEAN_PACE).await;
         }
+    }
+
+    fn place<'a>(&'a self, vms: &'a Path) -> orphans::Place<'a> {
+        orphans::Place {
+            proc: Path::new("/proc"),
+            sys: Path::new("/sys"),
+            jails: &self.0.jails,
+            vms,
+            uid: rustix::process::getuid().as_raw(),
+            is_exclusive: self.0.is_exclusive,
+            marked: orphans::marked(&self.0.marks),
+        }
+    }
+
+    /// Ends a Firecracker whose runtime directory is gone.
+    async fn end_orphan(&self, orphan: &Orphan, vms: &Path) -> Result<(), VmmError> {
+        let Ok(pid) = orphan.name.parse() else { return Ok(()) };
+        let held = HeldProcess::open(pid).map_err(io_error("taking hold of Firecracker"))?;
+        let Some(held) = held else { return Ok(()) };
+        // Of the one that is held now.
+        if self.place(vms).machine_of(pid).as_deref() != Some(&orphan.vm) || held.has_ended() {
+            return Ok(());
+        }
+        held::kill(&held, pid, VmmKind::Firecracker).await.map(drop)
     }
 
     async fn clean_up(&self, runtime_dir: &Path) -> Result<bool, VmmError> {
@@ -401,6 +439,47 @@ impl Vmm for FirecrackerVmm {
             found.push((runtime_dir, identity));
         }
         Ok(found)
+    }
+
+    async fn traces(&self, vms_dir: &Path) -> Result<Vec<Orphan>, VmmError> {
+        let (driver, vms_dir) = (self.clone(), vms_dir.to_owned());
+        let looked = tokio::task::spawn_blocking(move || driver.place(&vms_dir).traces()).await;
+        looked.map_err(|error| io_error("looking at the host")(error.into()))
+    }
+
+    async fn erase(&self, orphan: &Orphan, vms_dir: &Path) -> Result<(), VmmError> {
+        let name = || orphan.name.clone();
+        match orphan.kind {
+            OrphanKind::Vmm => self.end_orphan(orphan, vms_dir).await,
+            OrphanKind::Tap | OrphanKind::Firewall => {
+                let params = DeleteTapParams { tap_name: name() };
+                self.ask::<Changed>(Method::DeleteTap, &params, "").await.map(drop)
+            }
+            OrphanKind::Mount | OrphanKind::Jail | OrphanKind::Cgroup => {
+                let Ok(vm) = orphan.vm.parse() else { return Ok(()) };
+                let nowhere = RuntimeFiles::below(&self.0.jails.join(&orphan.vm));
+                self.remove_jail(&vm, &nowhere).await
+            }
+            OrphanKind::Device => {
+                let handles = SnapshotHandles { dm_name: name(), ..SnapshotHandles::default() };
+                self.ask::<Empty>(Method::CleanupDmSnapshot, &handles, "").await.map(drop)
+            }
+            OrphanKind::Loop => {
+                let handles = SnapshotHandles { cow_loop: name(), ..SnapshotHandles::default() };
+                self.ask::<Empty>(Method::CleanupDmSnapshot, &handles, "").await.map(drop)
+            }
+            OrphanKind::Sockets => {
+                let files = RuntimeFiles::below(Path::new(&orphan.name));
+                match files.claimed_by() {
+                    // Only what the directory's own name says is its.
+                    Ok(Some(vm)) if vm.as_str().starts_with(&orphan.vm) => {
+                        self.remove_jail(&vm, &files).await
+                    }
+                    _ => Ok(()),
+                }
+            }
+            OrphanKind::Folder | OrphanKind::Row => Ok(()),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod jail_cgroup;
 mod machine;
 mod machines;
 mod nested;
+mod orphans;
 mod privileged_disk;
 mod removal;
 mod resolver_routing;

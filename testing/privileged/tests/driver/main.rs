@@ -38,8 +38,11 @@ fn as_owner(test: &str) -> Option<Owner> {
         // Any KVM will do for guests that are not Linux.
         let choice = AccelerationChoice::Kvm;
         let jails = PathBuf::from(std::env::var_os("BANGER_TEST_JAILS").unwrap());
-        let driver = FirecrackerVmm::new(HelperClient::new(socket), jails, choice);
-        return Some(Owner { state: place.join("state"), runtime: place.join("runtime"), driver });
+        let (state, runtime) = (place.join("state"), place.join("runtime"));
+        let marks = state.join("jails");
+        let helper = HelperClient::new(socket);
+        let driver = FirecrackerVmm::new(helper, jails, choice, marks, true);
+        return Some(Owner { state, runtime, driver });
     }
     let programs = programs()?;
     enter_own_mounts();

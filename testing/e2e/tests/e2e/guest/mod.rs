@@ -7,6 +7,7 @@ mod crash;
 mod crash_matrix;
 mod debian;
 mod disks;
+mod doctor;
 mod exec;
 mod interrupt;
 mod lifecycle;

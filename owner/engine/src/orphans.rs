@@ -1,0 +1,225 @@
+//! What of ours is on the host and belongs to no VM: listed, and removed when somebody asks.
+//!
+//! The host is looked at first and the VMs afterwards: a VM is in the table before anything of it is
+//! made, so whatever was seen and has no VM then never gets one. Each thing is looked at once more
+//! right before it is removed, because names (a pid, `/dev/loop3`) are given anew.
+//!
+//! A directory whose `vm.json` is whole is no orphan, nor is anything that is its VM's: a store
+//! that is rebuilt has that VM again.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use banger_daemon_api::operation::OperationState;
+use banger_daemon_api::orphan::{KeptOrphan, Orphan, OrphanKind, OrphansRemoved};
+use banger_daemon_api::vm::VmState;
+use banger_types::{OperationId, VmId, VmReference};
+use serde::de::IgnoredAny;
+
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::layout::VmFiles;
+use crate::seams::{Vmm, VmmIdentity};
+use crate::shared::Shared;
+use crate::vm::remove_tree;
+
+/// The fewest digits of an id that stand for a VM.
+const LEAST_DIGITS: usize = 8;
+
+/// Ids of VMs that there are, or may be.
+struct Known(BTreeSet<String>);
+
+impl Known {
+    async fn of(shared: &Shared) -> Result<Self, EngineError> {
+        let rows = shared.store.vms::<IgnoredAny>().await?;
+        let mut ids: BTreeSet<String> = rows.unreadable.into_iter().map(|row| row.id).collect();
+        ids.extend(rows.rows.into_iter().map(|row| row.id.to_string()));
+        ids.extend(shared.table().vms.keys().map(ToString::to_string));
+        for id in entries(&shared.vms_dir).filter_map(|name| name.parse::<VmId>().ok()) {
+            if shared.store.is_mirrored(&id).await {
+                ids.insert(id.to_string());
+            }
+        }
+        Ok(Self(ids))
+    }
+
+    /// Whether something that tells this much of its VM's id may belong to one. What does not tell
+    /// enough is taken to.
+    fn may_have(&self, vm: &str) -> bool {
+        let tells = vm.len() >= LEAST_DIGITS && vm.bytes().all(|byte| byte.is_ascii_hexdigit());
+        !tells || self.0.iter().any(|id| id.starts_with(vm))
+    }
+}
+
+/// The names of the directories in a directory that is ours. Links are not followed.
+fn entries(directory: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+fn is_digits(text: &str, count: usize) -> bool {
+    text.len() == count && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// All things of VMs on the host, known VMs' too.
+async fn everything(shared: &Shared) -> Result<Vec<Orphan>, EngineError> {
+    let mut all: Vec<Orphan> = vmms(shared).await?.into_iter().map(|(orphan, ..)| orphan).collect();
+    for vmm in &shared.vmms {
+        all.extend(vmm.traces(&shared.vms_dir).await?);
+    }
+    let short = VmId::random().short().len();
+    let directories = |root: &Path, kind, digits| {
+        let root = root.to_owned();
+        entries(&root).filter(move |name| is_digits(name, digits)).map(move |vm| Orphan {
+            kind,
+            name: root.join(&vm).display().to_string(),
+            vm,
+        })
+    };
+    all.extend(directories(&shared.runtime_root, OrphanKind::Sockets, short));
+    all.extend(directories(&shared.vms_dir, OrphanKind::Folder, 32));
+    Ok(all)
+}
+
+/// The VMMs that their drivers find, with what it takes to end them.
+async fn vmms(shared: &Shared) -> Result<Vec<(Orphan, Arc<dyn Vmm>, VmmIdentity)>, EngineError> {
+    let mut all = Vec::new();
+    for vmm in &shared.vmms {
+        for (directory, identity) in vmm.find(&shared.runtime_root).await? {
+            let vm = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let orphan = Orphan { kind: OrphanKind::Vmm, name: identity.pid.to_string(), vm };
+            all.push((orphan, Arc::clone(vmm), identity));
+        }
+    }
+    Ok(all)
+}
+
+/// Records of VMs at rest whose root disk is gone: they can never start again.
+fn rows(shared: &Shared) -> Vec<Orphan> {
+    let table = shared.table();
+    let views = table.vms.iter().map(|(id, entry)| (id, entry.view.borrow().clone()));
+    views
+        .filter(|(_, view)| {
+            let record = &view.record;
+            let rests = matches!(record.state, VmState::Stopped | VmState::Failed);
+            let disk = record.disks.as_ref().map(|disks| &disks.root.path);
+            rests
+                && record.complete
+                && view.process.is_none()
+                // Only where the kernel says so: a disk that cannot be looked at is there.
+                && disk.is_some_and(|disk| matches!(disk.try_exists(), Ok(false)))
+        })
+        .map(|(id, view)| Orphan {
+            kind: OrphanKind::Row,
+            name: view.record.name.to_string(),
+            vm: id.to_string(),
+        })
+        .collect()
+}
+
+pub(crate) async fn find(shared: &Shared, told: &[Orphan]) -> Result<Vec<Orphan>, EngineError> {
+    let mut all = everything(shared).await?;
+    all.extend(told.iter().filter(|orphan| orphan.kind == OrphanKind::Firewall).cloned());
+    let known = Known::of(shared).await?;
+    // A VMM may be found in more than one way, by more or less of its VM's id.
+    all.sort_by(|a, b| (a.kind, &a.name, b.vm.len()).cmp(&(b.kind, &b.name, a.vm.len())));
+    all.dedup_by(|a, b| (a.kind, &a.name) == (b.kind, &b.name));
+    all.retain(|orphan| !known.may_have(&orphan.vm));
+    let mut rows = rows(shared);
+    rows.sort();
+    all.extend(rows);
+    Ok(all)
+}
+
+pub(crate) async fn remove(
+    engine: &Engine,
+    shared: &Shared,
+    told: &[Orphan],
+) -> Result<OrphansRemoved, EngineError> {
+    let mut outcome = OrphansRemoved::default();
+    for orphan in find(shared, told).await? {
+        let user = outcome.kept.iter().find(|kept| {
+            let (kept, own) = (kept.orphan.vm.as_str(), orphan.vm.as_str());
+            kept.starts_with(own) || own.starts_with(kept)
+        });
+        let removed = match user {
+            Some(user) => Err(format!("{} is still there and may use it", user.orphan)),
+            None => match find(shared, told).await {
+                Ok(still) if still.contains(&orphan) => one(engine, shared, &orphan).await,
+                Ok(_) => Ok(()),
+                Err(error) => Err(in_words(&error)),
+            },
+        };
+        match removed {
+            Ok(()) => {
+                tracing::warn!(%orphan, vm = orphan.vm, "removed: it belonged to no VM");
+                outcome.removed.push(orphan);
+            }
+            Err(reason) => {
+                tracing::warn!(%orphan, vm = orphan.vm, reason, "not removed");
+                outcome.kept.push(KeptOrphan { orphan, reason });
+            }
+        }
+    }
+    Ok(outcome)
+}
+
+async fn one(engine: &Engine, shared: &Shared, orphan: &Orphan) -> Result<(), String> {
+    let words = |error: EngineError| in_words(&error);
+    match orphan.kind {
+        OrphanKind::Row => return forget(engine, orphan).await,
+        OrphanKind::Vmm => {
+            for (found, vmm, identity) in vmms(shared).await.map_err(words)? {
+                if found.name == orphan.name {
+                    vmm.end(&identity).await.map_err(|error| words(error.into()))?;
+                }
+            }
+        }
+        _ => {}
+    }
+    for vmm in &shared.vmms {
+        let erased = vmm.erase(orphan, &shared.vms_dir).await;
+        erased.map_err(|error| words(error.into()))?;
+    }
+    match orphan.kind {
+        OrphanKind::Sockets | OrphanKind::Folder => {
+            remove_tree(Path::new(&orphan.name)).await.map(drop).map_err(words)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Deletes a VM that has lost its disk, as its owner would.
+async fn forget(engine: &Engine, orphan: &Orphan) -> Result<(), String> {
+    let vm: VmReference = orphan.vm.parse().map_err(|error| format!("{error}"))?;
+    let started = engine.delete(&vm, OperationId::random()).await;
+    let ended = started.map_err(|error| in_words(&error))?.operation.ended().await;
+    match (ended.state, ended.error) {
+        (OperationState::Succeeded, _) => Ok(()),
+        (_, Some(error)) => Err(error.message),
+        (state, None) => Err(format!("its deletion ended as {state:?}")),
+    }
+}
+
+fn in_words(error: &EngineError) -> String {
+    let error = error.to_api();
+    std::iter::once(error.message).chain(error.causes).collect::<Vec<_>>().join(": ")
+}
+
+impl Shared {
+    /// Returns the directories of VMs that have a whole `vm.json` and no row.
+    pub(crate) async fn unlisted(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for id in entries(&self.vms_dir).filter_map(|name| name.parse::<VmId>().ok()) {
+            let is_known = self.table().vms.contains_key(&id);
+            if !is_known && self.store.is_mirrored(&id).await {
+                let files = VmFiles::new(&self.vms_dir, &self.runtime_root, &id);
+                found.push(files.dir().display().to_string());
+            }
+        }
+        found
+    }
+}
