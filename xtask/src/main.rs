@@ -6,6 +6,7 @@
 
 mod bench;
 mod check;
+mod crash_matrix;
 mod dep_direction;
 mod docs;
 mod fuzz;
@@ -38,6 +39,9 @@ struct Arguments {
 enum Task {
     /// Format, lints, documentation, dependency and layout rules
     Check,
+    /// Strike every step of a machine's life with every fault; the table goes into
+    /// docs/reliability.md (2 minutes a round; root)
+    CrashMatrix(crash_matrix::MatrixOptions),
     /// Fail if a crate depends across a trust boundary in the wrong direction
     DepDirection {
         /// Another workspace's Cargo.toml
@@ -62,6 +66,8 @@ enum Task {
     Mutants(mutants::Options),
     /// Run all rounds of the root helper's races (a few minutes; root)
     Races(races::Options),
+    /// Make, use and delete many machines; neither service may grow (root)
+    Soak(crash_matrix::SoakOptions),
     /// Run the tests, tier by tier, and count them against testing/floors.toml
     Test(test::Options),
 }
@@ -84,6 +90,7 @@ fn run() -> Result<ExitCode> {
         Task::KvmHost(options) => return kvm_host::run(&options),
         Task::VmmBinaries => return kvm_host::vmm_binaries(),
         Task::Check => check::run(),
+        Task::CrashMatrix(options) => crash_matrix::run(&options),
         Task::DepDirection { manifest_path } => dep_direction::run(manifest_path.as_deref()),
         Task::PrivilegedBudget => privileged_budget::run(&root()?),
         Task::Docs => docs::run(),
@@ -92,6 +99,7 @@ fn run() -> Result<ExitCode> {
         Task::Kernel(options) => kernel::run(&options),
         Task::Mutants(options) => mutants::run(&options),
         Task::Races(options) => races::run(&options),
+        Task::Soak(options) => crash_matrix::soak(&options),
         Task::Test(options) => test::run(&options),
     }?;
     Ok(ExitCode::SUCCESS)

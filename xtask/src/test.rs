@@ -199,8 +199,11 @@ fn fetch_shared_images() -> Result<Option<std::path::PathBuf>> {
 }
 
 /// Builds the programs that the tests start. For the crash matrix there is a second `bangerd`,
-/// which fails where a test says; it is set aside, so that no other test meets it.
-fn build_programs(root: &Path, with_fault_hooks: bool) -> Result<()> {
+/// which fails where a test says; it is set aside, so that no other test meets it, and returned.
+pub(crate) fn build_programs(
+    root: &Path,
+    with_fault_hooks: bool,
+) -> Result<Option<std::path::PathBuf>> {
     let build = |more: &[&str]| {
         let packages = ["banger-cli", "banger-daemon", "banger-helper"];
         let packages = packages.iter().flat_map(|name| ["--package", name]);
@@ -208,17 +211,18 @@ fn build_programs(root: &Path, with_fault_hooks: bool) -> Result<()> {
         command.args(["build", "--locked"]).args(packages).args(more).current_dir(root);
         must_succeed(&mut command)
     };
+    let aside = root.join(FAULT_BANGERD);
     if with_fault_hooks {
         say("building a bangerd with fault hooks");
         build(&["--features", "banger-daemon/fault-hooks"])?;
-        let aside = root.join(FAULT_BANGERD);
         let folder = aside.parent().context("a folder for it")?;
         std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
         std::fs::copy(root.join("target/debug/bangerd"), &aside)
             .with_context(|| format!("copy bangerd to {}", aside.display()))?;
     }
     say("building banger, bangerd and bangerd-root");
-    build(&[])
+    build(&[])?;
+    Ok(with_fault_hooks.then_some(aside))
 }
 
 /// What one run needs to know.
@@ -276,7 +280,7 @@ impl Run<'_> {
         if let (Tier::Pure, Some(package)) = (tier, &self.kernel_package) {
             command.env("BANGER_TEST_KERNEL_DEB", package);
         }
-        if tier == Tier::Guest {
+        if matches!(tier, Tier::Kernel | Tier::Guest) {
             command.env("BANGER_TEST_FAULT_BANGERD", self.root.join(FAULT_BANGERD));
         }
         let status = command.status().context("run cargo nextest")?;
@@ -383,7 +387,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if tiers.is_empty() {
         tiers.extend(Tier::ALL.iter().filter(|tier| tier.is_default(options)));
     }
-    build_programs(&root, tiers.contains(&Tier::Guest))?;
+    let with_fault_hooks = tiers.contains(&Tier::Kernel) || tiers.contains(&Tier::Guest);
+    build_programs(&root, with_fault_hooks)?;
     let mut run =
         Run { root: &root, tools: nextest(&root)?, options, is_root, kernel_package: None };
     if options.no_run {

@@ -15,6 +15,8 @@ mod api;
 mod arguments;
 mod artifacts;
 mod directories;
+#[cfg(feature = "fault-hooks")]
+mod held_guests;
 mod idle;
 mod log;
 mod migrations;

@@ -54,6 +54,11 @@ impl Services {
         if let Some(driver) = &firecracker {
             vmms.push(Arc::new(driver.clone()));
         }
+        #[cfg(feature = "fault-hooks")]
+        if crate::held_guests::wanted(&directories.state) {
+            let held = |vmm| Arc::new(crate::held_guests::HeldGuests(vmm)) as Arc<dyn Vmm>;
+            vmms = vmms.into_iter().map(held).collect();
+        }
         let config = EngineConfig {
             runtime_dir: directories.runtime.clone(),
             vmms,

@@ -1,9 +1,20 @@
 //! Failures at will, for crash tests.
 //!
 //! In builds with the feature `fault-hooks` (never a default one) the file `fault` in the state
-//! directory, read when the daemon starts, holds `<step>=<what>`: the step's name, with `.done`
-//! behind it to strike after the act and before it is recorded; what is `error`, `enospc`, `hang` or `kill` (SIGKILL to the daemon itself). In
-//! every other build the hooks are empty.
+//! directory, read at each step, holds `<step>=<what>`: the step's name, with `.done` behind it to
+//! strike after the act and before it is recorded. In every other build the hooks are empty.
+//!
+//! | what | then |
+//! |---|---|
+//! | `error` | the step fails |
+//! | `enospc` | as on a full disk |
+//! | `refused` | as refused by the root helper |
+//! | `timeout` | as after a deadline |
+//! | `hang` | it never ends |
+//! | `hold` | it goes on when the file is removed |
+//! | `kill` | the daemon gets a SIGKILL, from itself |
+//!
+//! A file `fault.struck` beside it says that the step was reached.
 
 use crate::error::EngineError;
 use crate::step::Step;
@@ -18,10 +29,12 @@ pub(crate) enum Moment {
 }
 
 /// The fault to strike, if any.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Faults {
     #[cfg(any(test, feature = "fault-hooks"))]
     armed: Option<hooks::Fault>,
+    #[cfg(any(test, feature = "fault-hooks"))]
+    directory: Option<std::path::PathBuf>,
 }
 
 impl Faults {
@@ -30,11 +43,12 @@ impl Faults {
     #[must_use]
     pub fn of_state(state_dir: &std::path::Path) -> Self {
         #[cfg(feature = "fault-hooks")]
-        if let Ok(text) = std::fs::read_to_string(state_dir.join("fault")) {
-            return Self { armed: hooks::Fault::parse(text.trim()) };
+        return Self { armed: None, directory: Some(state_dir.to_owned()) };
+        #[cfg(not(feature = "fault-hooks"))]
+        {
+            let _ = state_dir;
+            Self::default()
         }
-        let _ = state_dir;
-        Self::default()
     }
 
     #[cfg(not(any(test, feature = "fault-hooks")))]
@@ -45,27 +59,42 @@ impl Faults {
 
     #[cfg(any(test, feature = "fault-hooks"))]
     pub(crate) async fn strike(&self, step: Step, moment: Moment) -> Result<(), EngineError> {
-        match self.armed {
-            Some(fault) if fault.step == step && fault.moment == moment => fault.strike().await,
+        let directory = self.directory.as_deref();
+        match self.armed.or_else(|| hooks::Fault::read(directory?)) {
+            Some(fault) if fault.step == step && fault.moment == moment => {
+                fault.strike(directory).await
+            }
             _ => Ok(()),
         }
     }
 
     #[cfg(test)]
     pub(crate) fn at(text: &str) -> Self {
-        Self { armed: Some(hooks::Fault::parse(text).unwrap()) }
+        Self { armed: Some(hooks::Fault::parse(text).unwrap()), directory: None }
     }
 }
 
 #[cfg(any(test, feature = "fault-hooks"))]
 mod hooks {
+    use std::path::Path;
+    use std::time::Duration;
+
     use super::{EngineError, Moment, Step};
+    use crate::seams::VmmError;
+
+    const FILE: &str = "fault";
+    const STRUCK: &str = "fault.struck";
+    /// How often a step that is held looks whether it may go on.
+    const PACE: Duration = Duration::from_millis(5);
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Kind {
         Error,
         NoSpace,
+        Refused,
+        Timeout,
         Hang,
+        Hold,
         Kill,
     }
 
@@ -87,14 +116,24 @@ mod hooks {
             let kind = match kind {
                 "error" => Kind::Error,
                 "enospc" => Kind::NoSpace,
+                "refused" => Kind::Refused,
+                "timeout" => Kind::Timeout,
                 "hang" => Kind::Hang,
+                "hold" => Kind::Hold,
                 "kill" => Kind::Kill,
                 _ => return None,
             };
             Some(Self { step, moment, kind })
         }
 
-        pub(super) async fn strike(self) -> Result<(), EngineError> {
+        pub(super) fn read(directory: &Path) -> Option<Self> {
+            Self::parse(std::fs::read_to_string(directory.join(FILE)).ok()?.trim())
+        }
+
+        pub(super) async fn strike(self, directory: Option<&Path>) -> Result<(), EngineError> {
+            if let Some(directory) = directory {
+                let _ = std::fs::write(directory.join(STRUCK), self.step.name());
+            }
             let io = |source| {
                 Err(EngineError::Io {
                     act: "injecting a fault into",
@@ -105,7 +144,22 @@ mod hooks {
             match self.kind {
                 Kind::Error => io(std::io::Error::other("fault hook")),
                 Kind::NoSpace => io(std::io::ErrorKind::StorageFull.into()),
+                Kind::Refused => Err(EngineError::from(VmmError::Refused {
+                    vmm: "the root helper",
+                    command: self.step.name().to_owned(),
+                    message: "fault hook".to_owned(),
+                })),
+                Kind::Timeout => {
+                    let act = self.step.name().to_owned();
+                    Err(EngineError::from(VmmError::Timeout { act, seconds: 0 }))
+                }
                 Kind::Hang => std::future::pending().await,
+                Kind::Hold => {
+                    while directory.is_some_and(|directory| directory.join(FILE).exists()) {
+                        tokio::time::sleep(PACE).await;
+                    }
+                    Ok(())
+                }
                 Kind::Kill => {
                     let _ = rustix::process::kill_process(
                         rustix::process::getpid(),
@@ -127,7 +181,7 @@ mod hooks {
                 assert_eq!(Fault::parse(bad), None, "{bad}");
             }
             for step in Step::ALL {
-                for kind in ["error", "enospc", "hang", "kill"] {
+                for kind in ["error", "enospc", "refused", "timeout", "hang", "hold", "kill"] {
                     let before = Fault::parse(&format!("{}={kind}", step.name())).unwrap();
                     let done = Fault::parse(&format!("{}.done={kind}", step.name())).unwrap();
                     assert_eq!((before.step, before.moment), (*step, Moment::Before));

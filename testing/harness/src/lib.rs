@@ -10,6 +10,7 @@
 
 mod assets;
 mod environment;
+mod inventory;
 mod invocation;
 mod leak;
 mod other_kernel;
@@ -24,6 +25,7 @@ pub use assets::{
     kernel_store, link_folder,
 };
 pub use environment::{BUSYBOX_IMAGE, Contents, Environment};
+pub use inventory::{Inventory, firecrackers};
 pub use invocation::{Finished, Invocation, Running};
 pub use leak::Leaks;
 pub use processes::{Process, processes_mentioning};

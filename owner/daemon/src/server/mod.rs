@@ -71,7 +71,14 @@ pub async fn run(
     let firecracker = firecracker.map(|(socket, jails)| {
         let helper = HelperClient::new(socket.clone());
         let marks = directories.state.join("jails");
-        FirecrackerVmm::new(helper, jails.clone(), arguments.accel, marks, arguments.system)
+        let choice = arguments.accel;
+        // Any KVM will do for a guest that does nothing.
+        #[cfg(feature = "fault-hooks")]
+        let choice = match crate::held_guests::wanted(&directories.state) {
+            true => banger_vmm::probe::AccelerationChoice::Kvm,
+            false => choice,
+        };
+        FirecrackerVmm::new(helper, jails.clone(), choice, marks, arguments.system)
     });
     let services = Services::start(directories, lock, arguments.accel, firecracker).await?;
     let listener = bind(&directories.socket())?;
