@@ -13,6 +13,7 @@ mod environment;
 mod inventory;
 mod invocation;
 mod leak;
+pub mod lifecycle;
 mod other_kernel;
 mod processes;
 mod qcow2;

@@ -29,6 +29,28 @@ impl Ready {
     }
 }
 
+impl banger_harness::lifecycle::Banger for Ready {
+    fn vmm(&self) -> &'static str {
+        "firecracker"
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("/usr/sbin/runuser");
+        command.args(["-u", OWNER, "--", "/usr/local/bin/banger"]).args(words);
+        command
+    }
+}
+
+/// Under Firecracker here; `testing/e2e` has the same under QEMU.
+#[test]
+fn a_machine_lives_under_firecracker() {
+    let Some(inside) = Inside::get() else { return };
+    let ready = Ready::new(&inside);
+    banger_harness::lifecycle::live(&ready);
+    assert_no_jail();
+    drop(ready);
+}
+
 impl Drop for Ready {
     fn drop(&mut self) {
         let list = banger_as(OWNER, &["vm", "list", "--json"]).stdout;

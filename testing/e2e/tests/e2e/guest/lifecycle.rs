@@ -1,6 +1,29 @@
 //! Lists, logs, stop and start.
 
+use std::process::Command;
+
+use banger_harness::lifecycle::{self, Banger};
 use banger_harness::{Contents, Environment};
+
+/// Under QEMU here; `testing/kvm-host` has the same under Firecracker.
+struct Qemu(Environment);
+
+impl Banger for Qemu {
+    fn vmm(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        self.0.command(words)
+    }
+}
+
+#[test]
+fn a_machine_lives_under_qemu() {
+    let qemu = Qemu(Environment::new(Contents::Busybox));
+    lifecycle::live(&qemu);
+    qemu.0.finish();
+}
 
 #[test]
 fn data_stays_over_a_stop_and_a_start() {
