@@ -108,10 +108,13 @@ impl Tally {
     }
 }
 
+/// An action and its step, with what each fault came to.
+type Row = (String, BTreeMap<String, Tally>);
+
 /// The table of each VMM.
 fn render(report: &str, rounds: u32) -> Result<String> {
     // VMM, then action and step in the order of the report, then fault.
-    let mut vmms: BTreeMap<String, Vec<(String, BTreeMap<String, Tally>)>> = BTreeMap::new();
+    let mut vmms: BTreeMap<String, Vec<Row>> = BTreeMap::new();
     let (mut struck, mut failed) = (0_u32, 0_u32);
     for line in report.lines() {
         let line: Value = serde_json::from_str(line).context("a line of the report")?;
