@@ -59,11 +59,12 @@ pub enum EngineError {
         promised: u64,
     },
     /// Too little disk.
-    #[error(
-        "the host has {:#} free below {place}, less than the {} that banger keeps free",
-        ByteSize::from_bytes(*free), ByteSize::from_bytes(*floor)
-    )]
+    #[error("{}", disk_numbers(*needed, *promised, *free, *floor, place))]
     NotEnoughDisk {
+        /// Bytes that the VM takes at once.
+        needed: u64,
+        /// Bytes that VMs being made are about to take.
+        promised: u64,
         /// Bytes free.
         free: u64,
         /// Bytes that must stay free.
@@ -191,6 +192,20 @@ pub enum EngineError {
     /// A defect of banger.
     #[error("defect: {0}")]
     Defect(&'static str),
+}
+
+fn disk_numbers(needed: u64, promised: u64, free: u64, floor: u64, place: &str) -> String {
+    let (free, floor) = (ByteSize::from_bytes(free), ByteSize::from_bytes(floor));
+    let mut text = format!("the host has {free:#} free below {place}");
+    if needed == 0 && promised == 0 {
+        return format!("{text}, less than the {floor} that banger keeps free");
+    }
+    text += &format!(", and this VM's disk takes {:#} at once", ByteSize::from_bytes(needed));
+    if promised > 0 {
+        let promised = ByteSize::from_bytes(promised);
+        text += &format!("; VMs being made take {promised:#}");
+    }
+    format!("{text}; {floor} stay free")
 }
 
 fn list(names: &[VmName]) -> String {

@@ -180,7 +180,8 @@ async fn take_hold(body: &mut Body, identity: &VmmIdentity, keep: bool) -> Resul
 
 async fn adopted(body: &mut Body, process: &dyn VmmProcess) {
     let identity = process.identity().clone();
-    body.shared.note_memory(body.id(), body.record.spec.memory_mib, identity.pid);
+    let overhead = body.vmm(identity.kind).map_or(0, |vmm| vmm.overhead(identity.acceleration));
+    body.shared.note_memory(body.id(), body.record.spec.memory_mib, overhead, identity.pid);
     let known = body.record.running.as_ref().is_some_and(|running| running.identity == identity);
     if !known {
         // The row was rebuilt from an old mirror; who the guest is can be asked again.

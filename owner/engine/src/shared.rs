@@ -10,7 +10,7 @@ use banger_store::Store;
 use banger_types::{LeaseId, MemoryMib, VmId, VmName};
 use tokio::sync::{mpsc, watch};
 
-use crate::admission::memory_room;
+use crate::admission::{disk_room, memory_room};
 use crate::error::EngineError;
 use crate::fault::Faults;
 use crate::operation::Operations;
@@ -68,6 +68,8 @@ pub(crate) struct Shared {
     pub(crate) runtime_root: PathBuf,
     table: Mutex<Table>,
     promises: Mutex<HashMap<VmId, Promise>>,
+    /// Bytes that VMs being made are about to write.
+    disk_promises: Mutex<HashMap<VmId, u64>>,
 }
 
 impl Shared {
@@ -95,6 +97,7 @@ impl Shared {
             runtime_root: config.runtime_dir.join("vms"),
             table: Mutex::default(),
             promises: Mutex::default(),
+            disk_promises: Mutex::default(),
         }
     }
 
@@ -117,8 +120,13 @@ impl Shared {
         self.promises.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Promises memory to a VM about to start, if the host has it.
-    pub(crate) fn promise_memory(&self, id: &VmId, memory: MemoryMib) -> Result<(), EngineError> {
+    /// Promises memory to a VM about to start, and `overhead` bytes to its VMM, if the host has it.
+    pub(crate) fn promise_memory(
+        &self,
+        id: &VmId,
+        memory: MemoryMib,
+        overhead: u64,
+    ) -> Result<(), EngineError> {
         let host = self.host.memory()?;
         let others: Vec<Promise> = self
             .promises()
@@ -132,7 +140,7 @@ impl Shared {
             .filter_map(|promise| promise.pid)
             .map(|pid| (pid, self.host.resident(pid)))
             .collect();
-        let needed = memory.bytes();
+        let needed = memory.bytes().saturating_add(overhead);
         let mut promises = self.promises();
         let running = promises.iter().filter(|(other, _)| *other != id).map(|(_, promise)| {
             let taken = promise.pid.and_then(|pid| in_use.get(&pid)).copied().unwrap_or(0);
@@ -144,8 +152,24 @@ impl Shared {
     }
 
     /// Notes a promise to a VM that runs already.
-    pub(crate) fn note_memory(&self, id: &VmId, memory: MemoryMib, pid: u32) {
-        self.promises().insert(id.clone(), Promise { bytes: memory.bytes(), pid: Some(pid) });
+    pub(crate) fn note_memory(&self, id: &VmId, memory: MemoryMib, overhead: u64, pid: u32) {
+        let bytes = memory.bytes().saturating_add(overhead);
+        self.promises().insert(id.clone(), Promise { bytes, pid: Some(pid) });
+    }
+
+    /// Promises `needed` bytes of disk to a VM about to be made, if the host has them.
+    pub(crate) fn promise_disk(&self, id: &VmId, needed: u64) -> Result<(), EngineError> {
+        let free = self.host.free_disk(&self.vms_dir)?;
+        let mut promises = self.disk_promises.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = promises.iter().filter(|(other, _)| *other != id).map(|(_, bytes)| *bytes);
+        disk_room(free, needed, others, &self.vms_dir)?;
+        promises.insert(id.clone(), needed);
+        Ok(())
+    }
+
+    /// Takes a promise of disk back: it has been taken, or will not be.
+    pub(crate) fn release_disk(&self, id: &VmId) {
+        self.disk_promises.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
     /// Says which process the promise is kept to.

@@ -113,6 +113,12 @@ pub trait RootDisk: Send + Sync {
     /// Returns whether this kind works for a base below `base_dir` and disks below `disk_dir`.
     async fn usable(&self, base_dir: &Path, disk_dir: &Path) -> Result<bool, DiskError>;
 
+    /// Returns the bytes that a new disk over `base` takes on the host at once.
+    async fn cost(&self, base: &Path) -> Result<u64, DiskError> {
+        let _ = base;
+        Ok(0)
+    }
+
     /// Makes a copy-on-write disk of `size` bytes (at least the base's) named `stem` plus the
     /// kind's own suffix in directory `dir`, over the read-only raw file `base`.
     async fn create(

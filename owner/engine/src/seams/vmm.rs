@@ -227,6 +227,12 @@ pub trait Vmm: Send + Sync {
     /// Checks that this VMM can run here and says how it would run guests.
     async fn probe(&self) -> Result<Acceleration, VmmError>;
 
+    /// Returns the bytes of memory that the VMM may take for itself, beside its guest's.
+    fn overhead(&self, acceleration: Acceleration) -> u64 {
+        let _ = acceleration;
+        64 << 20
+    }
+
     /// Returns the kinds of root disk this VMM can boot from, best first.
     fn root_disks(&self) -> Vec<Arc<dyn super::RootDisk>>;
 

@@ -290,12 +290,13 @@ async fn what_is_missing_is_said_before_anything_is_made() {
     assert_eq!(error.code, ErrorCode::Unavailable);
     assert!(error.hint.unwrap().contains("apt-get install"));
     machine.script(|script| script.failing.clear());
-    machine.script(|script| script.memory = 1 << 30);
+    // Two guests of 512 MiB and their VMMs.
+    machine.script(|script| script.memory = (1 << 30) + (128 << 20));
     create(&engine, "one").await;
     create(&engine, "two").await;
     let error = failed(request(Some("three"))).await;
     assert_eq!(error.code, ErrorCode::InsufficientResources);
-    assert!(error.message.contains("512M"), "{}", error.message);
+    assert!(error.message.contains("576M"), "{}", error.message);
     stop(&engine, "one").await;
     create(&engine, "three").await;
     assert_eq!(

@@ -32,6 +32,7 @@ const USER_NETWORK: ([u8; 4], u8, [u8; 4], [u8; 4]) =
 /// What a step made, and so what to undo.
 enum Undo {
     Promise,
+    DiskPromise,
     Directory(PathBuf),
     RootDisk(Arc<dyn RootDisk>, DiskImage),
     File(PathBuf),
@@ -80,6 +81,8 @@ impl Run<'_> {
             Some(disks) => self.grow_disks(disks).await?,
             None => self.create_disks(&chosen).await?,
         };
+        // What was to be written has been.
+        self.body.shared.release_disk(&self.body.record.id);
         let initrd = self.build_initrd().await?;
         self.create_runtime_directory(&chosen).await?;
         self.boot_start = console::boot_start(&self.body.files.console_log()).await;
@@ -120,10 +123,17 @@ impl Run<'_> {
             Some(_) => None,
             None => Some(shared.artifacts.image(&record.image).await?),
         };
+        // Before anything is tried on the disk.
+        shared.promise_disk(&record.id, 0)?;
+        self.undo.push(Undo::DiskPromise);
         let free = shared.host.free_disk(&shared.vms_dir)?;
-        crate::admission::disk_room(free, &shared.vms_dir)?;
         let (chosen, why) = self.choose(base, kernel).await?;
-        shared.promise_memory(&self.body.record.id, self.body.record.spec.memory_mib)?;
+        let record = &self.body.record;
+        if let Some(base) = &chosen.base {
+            shared.promise_disk(&record.id, chosen.root_disk.cost(&base.rootfs).await?)?;
+        }
+        let overhead = chosen.vmm.overhead(chosen.acceleration);
+        shared.promise_memory(&record.id, record.spec.memory_mib, overhead)?;
         self.undo.push(Undo::Promise);
         let wanted = self
             .body
@@ -512,6 +522,10 @@ impl Run<'_> {
             let undone = match undo {
                 Undo::Promise => {
                     self.body.shared.release_memory(&self.body.record.id);
+                    Ok(false)
+                }
+                Undo::DiskPromise => {
+                    self.body.shared.release_disk(&self.body.record.id);
                     Ok(false)
                 }
                 Undo::Directory(path) => remove_tree(&path).await,

@@ -32,6 +32,17 @@ impl RootDisk for CopyDisk {
         Ok(true)
     }
 
+    async fn cost(&self, base: &Path) -> Result<u64, DiskError> {
+        let base = base.to_owned();
+        blocking(move |_| {
+            let found = std::fs::metadata(&base);
+            found
+                .map(|found| file::allocated(&found))
+                .map_err(|source| io_error("measuring base image", &base, source))
+        })
+        .await
+    }
+
     async fn create(
         &self,
         base: &Path,

@@ -107,6 +107,14 @@ impl Vmm for QemuVmm {
         self.acceleration()
     }
 
+    fn overhead(&self, acceleration: Acceleration) -> u64 {
+        match acceleration {
+            Acceleration::Kvm => 64 << 20,
+            // Its cache of translated code may grow to 256 MiB.
+            Acceleration::Tcg => 320 << 20,
+        }
+    }
+
     fn root_disks(&self) -> Vec<Arc<dyn RootDisk>> {
         crate::disk::for_qemu()
     }
