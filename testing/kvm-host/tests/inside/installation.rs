@@ -28,7 +28,7 @@ pub(crate) const RECORDS: &str = "/run/banger-root/records";
 pub(crate) const MACHINES: &str = "/sys/fs/cgroup/system.slice/banger-vms.service";
 /// A place that the helper takes Firecracker from, and that banger does not make.
 pub(crate) const PROGRAMS: &str = "/opt/firecracker";
-const SOCKET: &str = "/run/banger-root/bangerd-root.sock";
+pub(crate) const SOCKET: &str = "/run/banger-root/bangerd-root.sock";
 /// How long systemd, or a process, may take for something.
 const PATIENCE: Duration = Duration::from_secs(60);
 

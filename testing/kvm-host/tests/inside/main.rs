@@ -18,6 +18,7 @@ mod orphans;
 mod privileged_disk;
 mod removal;
 mod resolver_routing;
+mod root_disk;
 mod snapshot_race;
 mod system;
 mod tool;
