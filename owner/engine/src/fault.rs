@@ -68,6 +68,12 @@ impl Faults {
         }
     }
 
+    /// What the file in a directory says at each step.
+    #[cfg(test)]
+    pub(crate) fn told_by(directory: &std::path::Path) -> Self {
+        Self { armed: None, directory: Some(directory.to_owned()) }
+    }
+
     #[cfg(test)]
     pub(crate) fn at(text: &str) -> Self {
         Self { armed: Some(hooks::Fault::parse(text).unwrap()), directory: None }

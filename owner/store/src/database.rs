@@ -223,6 +223,16 @@ impl Store {
         .await
     }
 
+    /// Returns whether there is a row of a VM, readable or not.
+    pub async fn has_vm(&self, id: &VmId) -> Result<bool, StoreError> {
+        let id = id.clone();
+        self.call("looking for a VM", move |connection, _| {
+            let query = "SELECT EXISTS (SELECT 1 FROM vms WHERE id = ?1)";
+            connection.query_row(query, [id.as_str()], |row| row.get(0)).map(Ok)
+        })
+        .await
+    }
+
     /// Removes a VM and its intent; returns whether there was one. Survives a power cut.
     pub async fn delete_vm(&self, id: &VmId) -> Result<bool, StoreError> {
         let id = id.clone();

@@ -200,3 +200,19 @@ async fn a_vmm_that_cannot_be_killed_keeps_its_vm() {
     gone(&engine, "box").await;
     assert_eq!(machine.leftovers(), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn a_row_that_is_gone_although_its_removal_failed_does_not_keep_the_vm() {
+    let machine = Machine::new();
+    let fault = machine.dir.path().join("fault");
+    let (engine, _) = open(&machine, Faults::told_by(machine.dir.path())).await;
+    create(&engine, "box").await;
+    std::fs::write(&fault, "remove_row.done=error").unwrap();
+    let deletion = engine.delete(&vm("box"), op()).await.unwrap().operation;
+    assert_eq!(ended(&deletion).await.state, OperationState::Failed);
+    std::fs::remove_file(&fault).unwrap();
+    delete(&engine, "box").await;
+    gone(&engine, "box").await;
+    assert_eq!(machine.leftovers(), Vec::<String>::new());
+    create(&engine, "box").await;
+}

@@ -113,23 +113,28 @@ impl Place<'_> {
         found
     }
 
+    /// A mark stands for a jail: its clean-up was not finished, also where the jail is gone and only
+    /// a cgroup is left that nobody but root sees.
     fn jails(&self) -> Vec<Orphan> {
-        self.named_in(&self.jails.join("firecracker"), OrphanKind::Jail)
+        let folder = self.jails.join("firecracker");
+        let mut ids = self.named_in(&folder);
+        ids.extend(self.marked.iter().cloned());
+        ids.iter().map(|id| orphan(OrphanKind::Jail, folder.join(id).display(), id)).collect()
     }
 
     fn cgroups(&self) -> Vec<Orphan> {
-        self.named_in(&self.sys.join("fs/cgroup").join(UNIT), OrphanKind::Cgroup)
+        let folder = self.sys.join("fs/cgroup").join(UNIT);
+        let ids = self.named_in(&folder);
+        ids.iter().map(|id| orphan(OrphanKind::Cgroup, folder.join(id).display(), id)).collect()
     }
 
-    /// Our directories there; those that are marked also where the list may not be read.
-    fn named_in(&self, folder: &Path, kind: OrphanKind) -> Vec<Orphan> {
+    /// Our directories there; none where the list may not be read.
+    fn named_in(&self, folder: &Path) -> BTreeSet<String> {
         let listed = names(folder).into_iter().filter_map(|name| vm_id(OsStr::new(&name)));
-        let ids: BTreeSet<String> =
-            listed.filter(|id| self.is_ours(id)).chain(self.marked.iter().cloned()).collect();
-        let is_there =
+        let ours = listed.filter(|id| self.is_ours(id));
+        let is_folder =
             |id: &String| fs::symlink_metadata(folder.join(id)).is_ok_and(|found| found.is_dir());
-        let ids = ids.into_iter().filter(is_there);
-        ids.map(|id| orphan(kind, folder.join(&id).display(), &id)).collect()
+        ours.filter(is_folder).collect()
     }
 
     fn devices(&self) -> Vec<Orphan> {
@@ -327,7 +332,8 @@ mod tests {
         assert_eq!(fake.found(true, &[]), all);
         // Shared places: what is marked, and the tap, which has an owner.
         assert_eq!(fake.found(false, &[OURS]), all);
-        assert_eq!(fake.found(false, &[OTHER]), all[3..]);
+        let unfinished = format!("jail jails/firecracker/{OTHER} {OTHER}");
+        assert_eq!(fake.found(false, &[OTHER]), [unfinished, all[3].clone()]);
     }
 
     #[test]

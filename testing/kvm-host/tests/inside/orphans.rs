@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
@@ -82,7 +83,11 @@ impl Foreign {
         let id = format!("--id={FOREIGN}");
         let program = "exec -a firecracker bash -c 'sleep 1000; :' firecracker \"$0\"";
         let words = ["-u", OWNER, "--", "bash", "-c", program, &id];
-        let process = Command::new("/usr/sbin/runuser").args(words).spawn().expect("a process");
+        let process = Command::new("/usr/sbin/runuser")
+            .args(words)
+            .process_group(0)
+            .spawn()
+            .expect("a process");
         let undo =
             [["ip", "link", "delete", FOREIGN_TAP].as_slice(), &["losetup", "--detach", &device]];
         let undo = undo.into_iter().map(Undo::with).collect();
@@ -113,13 +118,10 @@ impl Foreign {
 impl Drop for Foreign {
     fn drop(&mut self) {
         drop(self.snapshot.take());
-        // runuser ends with what it runs.
-        let children = format!("/proc/{0}/task/{0}/children", self.process.id());
-        let _ = self.process.kill();
+        // With all that it has started.
+        let group = format!("-{}", self.process.id());
+        let _ = Command::new("/bin/kill").args(["-KILL", "--", &group]).status();
         let _ = self.process.wait();
-        for pid in fs::read_to_string(children).unwrap_or_default().split_whitespace() {
-            let _ = Command::new("/bin/kill").args(["-KILL", pid]).status();
-        }
         for path in Self::folders() {
             let _ = fs::remove_dir(path);
         }
@@ -162,6 +164,13 @@ fn make_lost() -> (Stranger, String) {
     (process, loop_of(&work))
 }
 
+/// Nothing of the lost machine is in a folder that was its own.
+fn assert_gone() {
+    for path in [Path::new(JAILS), Path::new(MACHINES), &Path::new(STATE).join("vms")] {
+        assert!(!path.join(LOST).exists(), "{}", path.display());
+    }
+}
+
 #[test]
 fn each_kind_is_removed_and_its_foreign_look_alike_stays() {
     let Some(inside) = Inside::get() else { return };
@@ -177,16 +186,15 @@ fn each_kind_is_removed_and_its_foreign_look_alike_stays() {
     assert_eq!(fixed["fix"]["kept"], json!([]), "{fixed}");
     assert_eq!(
         kinds(&fixed["fix"]["removed"]),
-        ["cgroup", "device", "folder", "jail", "loop", "tap", "vmm"],
+        ["device", "folder", "jail", "loop", "tap", "vmm"],
         "{fixed}"
     );
     assert_eq!(leftovers(&fixed), [""; 0]);
     assert!(process.ends() && !is_attached(&device));
     assert!(!Path::new("/sys/class/net").join(TAP).exists());
     assert!(!disk::names().contains(&format!("fc-rootfs-{LOST}")));
-    for path in [Path::new(JAILS), Path::new(MACHINES), &Path::new(STATE).join("vms")] {
-        assert!(!path.join(LOST).exists(), "{}", path.display());
-    }
+    // Its cgroup goes with its jail: the folder of all of them is root's alone.
+    assert_gone();
     foreign.assert_there();
 
     // A jail and a cgroup that a host's crash has left, without a process.
@@ -196,7 +204,8 @@ fn each_kind_is_removed_and_its_foreign_look_alike_stays() {
     fs::set_permissions(Path::new(JAILS).join(LOST), fs::Permissions::from_mode(0o711))
         .expect("a mode");
     let fixed = doctor(OWNER, &["--fix"]);
-    assert_eq!(kinds(&fixed["fix"]["removed"]), ["cgroup", "jail"], "{fixed}");
+    assert_eq!(kinds(&fixed["fix"]["removed"]), ["jail"], "{fixed}");
+    assert_gone();
     foreign.assert_there();
 
     // A tap that somebody has removed: only root sees what the firewall has of it.

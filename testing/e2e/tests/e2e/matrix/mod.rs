@@ -32,7 +32,8 @@ fn report(vmm: &str, cell: Cell, outcome: &str, began: Instant) {
         "seconds": began.elapsed().as_secs_f64(),
     });
     let mut file = OpenOptions::new().append(true).create(true).open(path).unwrap();
-    writeln!(file, "{line}").unwrap();
+    // In one piece: both VMMs' matrices write at a time.
+    file.write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 #[expect(clippy::print_stdout, reason = "whoever repeats a failure needs it")]
