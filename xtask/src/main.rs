@@ -40,7 +40,7 @@ enum Task {
     /// Format, lints, documentation, dependency and layout rules
     Check,
     /// Strike every step of a machine's life with every fault; the table goes into
-    /// docs/reliability.md (2 minutes a round; root)
+    /// docs/reliability.md (about 7 minutes a round; root)
     CrashMatrix(crash_matrix::MatrixOptions),
     /// Fail if a crate depends across a trust boundary in the wrong direction
     DepDirection {
