@@ -42,12 +42,13 @@ const RUNNING: &str = "/data/.running";
 pub const INSIDE: &str = "BANGER_KVM_HOST";
 /// How long a test may take whose name begins so; the first that fits. Five to ten times what it
 /// takes on a quiet machine: nested guests run under two translators.
-const LIMITS: [(&str, Duration); 6] = [
+const LIMITS: [(&str, Duration); 7] = [
     ("nested::", Duration::from_secs(300)),
     ("installed::", Duration::from_secs(400)),
-    ("machines::", Duration::from_secs(300)),
+    ("machines::", Duration::from_secs(600)),
     ("orphans::", Duration::from_secs(300)),
     ("removal::", Duration::from_secs(300)),
+    ("root_disk::", Duration::from_secs(300)),
     ("", Duration::from_secs(90)),
 ];
 /// How many rounds the races have; passed on, and then each test may take as long as it needs.
