@@ -230,14 +230,32 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
+        self.send_json(Method::POST, path, body).await
+    }
+
+    /// `PATCH`es by JSON for a JSON answer.
+    pub async fn patch<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        self.send_json(Method::PATCH, path, body).await
+    }
+
+    async fn send_json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
         let json = serde_json::to_vec(body).map_err(|source| ClientError::Answer {
-            what: format!("POST {path}"),
+            what: format!("{method} {path}"),
             source: Box::new(source),
         })?;
         let body = Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed_unsync();
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
-        self.answer(Method::POST, path, body, headers).await
+        self.answer(method, path, body, headers).await
     }
 
     /// `DELETE`s for a JSON answer.

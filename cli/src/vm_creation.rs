@@ -6,8 +6,8 @@ use banger_daemon_api::operation::{Operation, OperationKind, OperationStarted};
 use banger_daemon_api::routes;
 use banger_daemon_api::vm::{CreateVm, DiskLimits, Vm, VmSpec, VmmChoice, Workspace};
 use banger_types::{
-    BytesPerSecond, DiskSize, ImageName, KernelName, LeaseId, MemoryMib, OpsPerSecond, VcpuCount,
-    VmId, VmName, VmReference,
+    BytesPerSecond, DiskSize, GroupName, ImageName, KernelName, LeaseId, MemoryMib, OpsPerSecond,
+    VcpuCount, VmId, VmName, VmReference,
 };
 use clap::Args;
 
@@ -44,9 +44,16 @@ pub struct CreationArgs {
     /// Size of the root disk; an image that is larger keeps its size
     #[arg(long, value_name = "SIZE", default_value_t = host::default_disk())]
     pub root_size: DiskSize,
-    /// Let the machine reach the network outside, and this host's own 127.0.0.1 as 10.0.2.2
+    /// Let the machine reach the network outside (on a rootless network this host's own 127.0.0.1
+    /// too, as 10.0.2.2)
     #[arg(long)]
     pub nat: bool,
+    /// With --nat: private networks (192.168.0.0/16 and the like) too
+    #[arg(long, requires = "nat")]
+    pub allow_lan: bool,
+    /// Let the machine and the others of this group reach each other
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<GroupName>,
     /// The most that each disk reads and writes a second, such as 50M
     #[arg(long, value_name = "SIZE")]
     pub disk_bandwidth: Option<BytesPerSecond>,
@@ -67,6 +74,8 @@ impl CreationArgs {
             root_size: self.root_size,
             work_size: self.disk_size,
             nat: self.nat,
+            allow_lan: self.allow_lan,
+            group: self.group.clone(),
             vmm: self.vmm,
             disk_limits: DiskLimits { bandwidth: self.disk_bandwidth, ops: self.disk_ops },
         }
@@ -245,6 +254,7 @@ mod tests {
             (["--name", "Bad_Name"], "a-z, 0-9 and -"),
             (["--image", "../x"], "is not allowed"),
             (["--vmm", "xen"], "auto, firecracker, qemu"),
+            (["--group", "Not_One"], "1 to 32 of a-z, 0-9 and -"),
         ] {
             let error = parse(&arguments).unwrap_err();
             assert!(error.contains(part), "{arguments:?}: {error}");

@@ -64,6 +64,7 @@ impl Services {
             vmms,
             artifacts: Arc::new(artifacts.clone()),
             host: Arc::new(LinuxHost),
+            network: None,
             timing: Timing::default(),
             faults: Faults::of_state(&directories.state),
         };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use banger_daemon_api::operation::OperationKind;
 use banger_daemon_api::orphan::{Orphan, OrphansRemoved};
-use banger_daemon_api::vm::{CreateVm, SetVm, StopVm, Vm, VmState};
+use banger_daemon_api::vm::{ChangeVm, CreateVm, SetVm, StopVm, Vm, VmState};
 use banger_guest_client::GuestChannel;
 use banger_store::{StateLock, Store};
 use banger_types::{ImageName, KernelName, LeaseId, OperationId, VmId, VmName, VmReference};
@@ -27,9 +27,9 @@ use crate::operation::{OperationHandle, Operations};
 use crate::orphans;
 use crate::reconcile::{self, ReconcileReport};
 use crate::record::VmRecord;
-use crate::seams::{Artifacts, HostFacts, Vmm};
+use crate::seams::{Artifacts, HostFacts, Network, Vmm};
 use crate::shared::{Entry, Shared, Timing};
-use crate::vm::{self, Begin, Body, Details, Message, Order, View};
+use crate::vm::{self, Begin, Body, Details, Message, NetworkChange, Order, View};
 
 /// Messages a VM's mailbox holds; senders wait beyond it.
 const MAILBOX: usize = 32;
@@ -48,6 +48,8 @@ pub struct EngineConfig {
     pub artifacts: Arc<dyn Artifacts>,
     /// The host's memory and disk.
     pub host: Arc<dyn HostFacts>,
+    /// The host's bridge, where there can be one.
+    pub network: Option<Arc<dyn Network>>,
     /// Deadlines.
     pub timing: Timing,
     /// Failures at will, in builds for crash tests.
@@ -200,7 +202,6 @@ impl Engine {
         op_id: OperationId,
     ) -> Result<OperationHandle, EngineError> {
         let now = Timestamp::now();
-        let id = VmId::random();
         let mut table = self.shared.table();
         if table.closing || !table.reconciled {
             return Err(EngineError::ShuttingDown);
@@ -210,6 +211,11 @@ impl Engine {
         {
             return Err(EngineError::NoSuchLease { lease: lease.clone() });
         }
+        // The tap is named after the beginning of the id.
+        let is_taken = |id: &VmId| table.vms.keys().any(|one| one.short()[..8] == id.short()[..8]);
+        let id = std::iter::repeat_with(VmId::random)
+            .find(|id| !is_taken(id))
+            .ok_or(EngineError::Defect("no id is free"))?;
         let taken = |name: &VmName| table.vms.values().any(|entry| entry.name == *name);
         let name = match request.name {
             Some(name) if taken(&name) => return Err(EngineError::NameTaken { name }),
@@ -230,6 +236,7 @@ impl Engine {
             lease: request.lease,
             workspace: request.workspace,
             disks: None,
+            address_number: Some(self.shared.address_number(&id, None)),
             running: None,
             last_error: None,
             notes: BTreeMap::new(),
@@ -308,6 +315,28 @@ impl Engine {
         let gone = || vm::task_gone(&entry.view.borrow().record);
         entry.mailbox.send(Message::Signal(signal, sender)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
+    }
+
+    /// Changes what the guest may on the network, at once where it is on the bridge, and returns the VM.
+    pub async fn change(
+        &self,
+        vm: &VmReference,
+        change: &ChangeVm,
+        op_id: OperationId,
+    ) -> Result<Vm, EngineError> {
+        let group = change.group.as_deref().map(|name| match name {
+            "" => Ok(None),
+            name => name.parse().map(Some),
+        });
+        let group = group.transpose().map_err(|source| EngineError::Group { source })?;
+        let (id, entry) = self.resolve(vm)?;
+        let (sender, answer) = oneshot::channel();
+        let gone = || vm::task_gone(&entry.view.borrow().record);
+        let (nat, allow_lan) = (change.nat, change.allow_lan);
+        let change = NetworkChange { nat, allow_lan, group, op_id };
+        entry.mailbox.send(Message::Change(change, sender)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())??;
+        self.get(&VmReference::from(&id)).await
     }
 
     async fn order(

@@ -6,7 +6,7 @@ use banger_store::StoreError;
 use banger_types::{ByteSize, DiskSize, LeaseId, VmName, VmReference};
 
 use crate::admission::DenyReason;
-use crate::seams::{ArtifactError, DiskError, HostError, VmmError};
+use crate::seams::{ArtifactError, DiskError, HostError, NetworkError, VmmError};
 
 /// Why the engine refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +121,9 @@ pub enum EngineError {
     /// A fact about the host is not known.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// The network's act failed.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A system call failed.
     #[error("{act} {object}")]
     Io {
@@ -179,6 +182,13 @@ pub enum EngineError {
     Overtaken {
         /// The VM.
         vm: VmName,
+    },
+    /// The name is no group's.
+    #[error("a VM cannot be in this group")]
+    Group {
+        /// Why not.
+        #[source]
+        source: banger_types::GroupError,
     },
     /// The signal's name is not known.
     #[error("signal {name:?} is not one that can be sent")]
@@ -246,6 +256,13 @@ impl EngineError {
                 DiskError::Shrink { .. } => ErrorCode::BadParams,
                 DiskError::Io { .. } => ErrorCode::OperationFailed,
             },
+            Self::Network(error) => match error {
+                NetworkError::Unavailable { .. } => ErrorCode::Unavailable,
+                NetworkError::Subnet { .. } => ErrorCode::InUse,
+                NetworkError::Full { .. } => ErrorCode::InsufficientResources,
+                NetworkError::InUse { .. } => ErrorCode::InUse,
+                NetworkError::Failed { .. } => ErrorCode::OperationFailed,
+            },
             Self::Artifact(error) => match error {
                 ArtifactError::NotFound { .. } => ErrorCode::NotFound,
                 ArtifactError::Corrupt { .. } => ErrorCode::Corrupt,
@@ -261,7 +278,7 @@ impl EngineError {
             Self::GuestSilent { .. } => ErrorCode::Timeout,
             Self::Channel(_) | Self::Agent(_) => ErrorCode::AgentUnreachable,
             Self::Cancelled { .. } | Self::Overtaken { .. } => ErrorCode::Cancelled,
-            Self::UnknownSignal { .. } => ErrorCode::BadParams,
+            Self::UnknownSignal { .. } | Self::Group { .. } => ErrorCode::BadParams,
             Self::ShuttingDown => ErrorCode::Unavailable,
             Self::Store(_) | Self::Host(_) | Self::Io { .. } => ErrorCode::OperationFailed,
             Self::Defect(_) => ErrorCode::Internal,
@@ -301,6 +318,15 @@ impl EngineError {
             ),
             Self::NoVmm { hint, .. } | Self::Vmm(VmmError::Unavailable { hint, .. }) => {
                 Some(hint.clone())
+            }
+            Self::Network(
+                NetworkError::Unavailable { hint, .. } | NetworkError::Subnet { hint, .. },
+            ) => Some(hint.clone()),
+            Self::Network(NetworkError::Full { .. }) => Some(
+                "delete some VMs, or set a larger one: banger config set network.subnet".to_owned(),
+            ),
+            Self::Network(NetworkError::InUse { vms }) => {
+                Some(format!("banger vm stop {}", vms.join(" ")))
             }
             Self::Artifact(ArtifactError::NotFound { kind, .. }) => Some(format!(
                 "`banger {kind} list` shows what is here, `banger {kind} pull` fetches"

@@ -15,6 +15,7 @@
 //! of our VMMs). Any one of them is enough.
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -59,10 +60,18 @@ pub(crate) async fn reconcile(
     for intent in shared.store.intents().await? {
         tracing::info!(vm = %intent.vm, step = intent.step, op_id = %intent.op_id, "the daemon ended in this step");
     }
+    // Those that have an address keep it, before any other gets one.
+    for row in &rows.rows {
+        if let Some(number) = row.document.address_number {
+            shared.address_number(&row.document.id, Some(number));
+        }
+    }
     let mut found = find_vmms(shared, &mut report).await;
     let mut bodies = Vec::new();
     for row in rows.rows {
-        let body = Body::new(Arc::clone(shared), row.document, None);
+        let mut body = Body::new(Arc::clone(shared), row.document, None);
+        let number = shared.address_number(&body.record.id, body.record.address_number);
+        body.record.address_number = Some(number);
         let on_host = found.remove(body.files.runtime_dir()).unwrap_or_default();
         bodies.extend(one(body, on_host, &mut report).await);
     }
@@ -101,6 +110,7 @@ async fn one(
     if body.record.disks.is_none() {
         body.record.disks = handles.as_ref().map(|handles| handles.disks.clone());
     }
+    let network = handles.as_ref().map(|handles| (handles.guest_ip, handles.on_bridge));
     let recorded = body.record.running.as_ref().map(|running| running.identity.clone());
     let was_running = recorded.is_some();
     let mut identities: Vec<VmmIdentity> = Vec::new();
@@ -137,7 +147,7 @@ async fn one(
         return kept;
     }
     if let Some(process) = body.process.clone().filter(|_| keep) {
-        adopted(&mut body, process.as_ref()).await;
+        adopted(&mut body, process.as_ref(), network).await;
         report.adopted.push(name);
         return Some(body);
     }
@@ -178,15 +188,24 @@ async fn take_hold(body: &mut Body, identity: &VmmIdentity, keep: bool) -> Resul
     }
 }
 
-async fn adopted(body: &mut Body, process: &dyn VmmProcess) {
+async fn adopted(
+    body: &mut Body,
+    process: &dyn VmmProcess,
+    network: Option<(Option<Ipv4Addr>, bool)>,
+) {
     let identity = process.identity().clone();
     let overhead = body.vmm(identity.kind).map_or(0, |vmm| vmm.overhead(identity.acceleration));
     body.shared.note_memory(body.id(), body.record.spec.memory_mib, overhead, identity.pid);
     let known = body.record.running.as_ref().is_some_and(|running| running.identity == identity);
     if !known {
         // The row was rebuilt from an old mirror; who the guest is can be asked again.
-        body.record.running = Some(Running::new(identity));
+        let (guest_ip, on_bridge) = network.unwrap_or_default();
+        body.record.running = Some(Running { guest_ip, on_bridge, ..Running::new(identity) });
         body.save_or_log(true).await;
+    }
+    if let (Some(network), Some(running)) = (&body.shared.network, &body.record.running) {
+        let address = running.guest_ip.filter(|_| running.on_bridge);
+        network.announce(body.record.guest(address));
     }
     body.publish();
 }

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::seams::{Acceleration, DiskImage, VmmIdentity, VmmKind};
+use crate::seams::{Acceleration, DiskImage, Guest, VmmIdentity, VmmKind};
 
 /// A VM's row in the store. Fields are only ever added, with a default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub(crate) struct VmRecord {
     /// Its disks, once they exist.
     #[serde(default)]
     pub(crate) disks: Option<Disks>,
+    /// Which of the subnet's addresses is its own, counted from 0.
+    #[serde(default)]
+    pub(crate) address_number: Option<u32>,
     /// Its VMM, while it runs.
     #[serde(default)]
     pub(crate) running: Option<Running>,
@@ -42,6 +45,20 @@ pub(crate) struct VmRecord {
     pub(crate) notes: BTreeMap<String, String>,
     pub(crate) created_at: Timestamp,
     pub(crate) updated_at: Timestamp,
+}
+
+impl VmRecord {
+    /// The VM as the network knows it.
+    pub(crate) fn guest(&self, address: Option<std::net::Ipv4Addr>) -> Guest {
+        Guest {
+            vm: self.id.clone(),
+            name: self.name.clone(),
+            address,
+            nat: self.spec.nat,
+            allow_lan: self.spec.nat && self.spec.allow_lan,
+            group: self.spec.group.clone(),
+        }
+    }
 }
 
 /// The disks of a VM.
@@ -66,6 +83,9 @@ pub(crate) struct Running {
     pub(crate) agent_version: Option<String>,
     #[serde(default)]
     pub(crate) guest_ip: Option<std::net::Ipv4Addr>,
+    /// Whether the address is on the host's bridge.
+    #[serde(default)]
+    pub(crate) on_bridge: bool,
 }
 
 impl Running {
@@ -77,6 +97,7 @@ impl Running {
             kernel_release: None,
             agent_version: None,
             guest_ip: None,
+            on_bridge: false,
         }
     }
 
@@ -117,6 +138,11 @@ pub(crate) struct Handles {
     pub(crate) vm: VmId,
     pub(crate) identity: VmmIdentity,
     pub(crate) disks: Disks,
+    #[serde(default)]
+    pub(crate) guest_ip: Option<std::net::Ipv4Addr>,
+    /// Whether the address is on the host's bridge.
+    #[serde(default)]
+    pub(crate) on_bridge: bool,
 }
 
 /// A `handles.json` larger than this is not ours.
@@ -184,6 +210,8 @@ mod tests {
                 work: image("work"),
                 work_uuid: Uuid::from_u128(2),
             },
+            guest_ip: Some([172, 16, 0, 2].into()),
+            on_bridge: true,
         }
     }
 

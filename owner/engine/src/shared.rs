@@ -14,7 +14,7 @@ use crate::admission::{disk_room, memory_room};
 use crate::error::EngineError;
 use crate::fault::Faults;
 use crate::operation::Operations;
-use crate::seams::{Artifacts, HostFacts, RootDisk, Vmm};
+use crate::seams::{Artifacts, HostFacts, Network, RootDisk, Vmm};
 use crate::vm::{Message, View};
 
 /// Deadlines.
@@ -61,6 +61,7 @@ pub(crate) struct Shared {
     pub(crate) vmms: Vec<Arc<dyn Vmm>>,
     pub(crate) artifacts: Arc<dyn Artifacts>,
     pub(crate) host: Arc<dyn HostFacts>,
+    pub(crate) network: Option<Arc<dyn Network>>,
     pub(crate) operations: Operations,
     pub(crate) timing: Timing,
     pub(crate) faults: Faults,
@@ -70,6 +71,8 @@ pub(crate) struct Shared {
     promises: Mutex<HashMap<VmId, Promise>>,
     /// Bytes that VMs being made are about to write.
     disk_promises: Mutex<HashMap<VmId, u64>>,
+    /// Whose each number of an address is.
+    addresses: Mutex<HashMap<u32, VmId>>,
 }
 
 impl Shared {
@@ -91,6 +94,7 @@ impl Shared {
             vmms: config.vmms,
             artifacts: config.artifacts,
             host: config.host,
+            network: config.network,
             operations: Operations::default(),
             timing: config.timing,
             faults: config.faults,
@@ -98,6 +102,7 @@ impl Shared {
             table: Mutex::default(),
             promises: Mutex::default(),
             disk_promises: Mutex::default(),
+            addresses: Mutex::default(),
         }
     }
 
@@ -114,6 +119,24 @@ impl Shared {
     pub(crate) fn forget(&self, id: &VmId) {
         self.table().vms.remove(id);
         self.release_memory(id);
+        self.addresses().retain(|_, owner| owner != id);
+    }
+
+    fn addresses(&self) -> MutexGuard<'_, HashMap<u32, VmId>> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the number of a VM's address: `known` if it is free or the VM's, else the first that
+    /// nobody has. It is the VM's until it is forgotten.
+    pub(crate) fn address_number(&self, id: &VmId, known: Option<u32>) -> u32 {
+        let mut addresses = self.addresses();
+        let is_open = |number: &u32| addresses.get(number).is_none_or(|owner| owner == id);
+        let number = known.filter(is_open).unwrap_or_else(|| {
+            let own = addresses.iter().find(|(_, owner)| *owner == id).map(|(number, _)| *number);
+            own.or_else(|| (0..).find(|number| !addresses.contains_key(number))).unwrap_or(u32::MAX)
+        });
+        addresses.insert(number, id.clone());
+        number
     }
 
     fn promises(&self) -> MutexGuard<'_, HashMap<VmId, Promise>> {

@@ -48,6 +48,8 @@ steps! {
     CreateRuntimeDirectory "create_runtime_directory" "making the runtime directory",
     /// Make what the VMM opens of the root disk.
     AttachRootDisk "attach_root_disk" "attaching the root disk",
+    /// Make the VM's tap on the bridge.
+    AttachNetwork "attach_network" "attaching the network",
     /// Start the VMM with its CPUs held.
     LaunchVmm "launch_vmm" "starting the VMM",
     /// Write the VMM's identity down.
@@ -68,6 +70,8 @@ steps! {
     CleanRuntime "clean_runtime" "removing the runtime directory",
     /// End what the VMM opened of the root disk.
     DetachRootDisk "detach_root_disk" "detaching the root disk",
+    /// Remove the VM's tap.
+    DetachNetwork "detach_network" "detaching the network",
     /// Remove the disks.
     RemoveDisks "remove_disks" "removing the disks",
     /// Remove the VM's directory.

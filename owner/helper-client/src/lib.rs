@@ -3,21 +3,24 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use banger_helper_api::{HelperError, Method, PROTOCOL_VERSION, Request, Response};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::to_raw_value;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 /// How long an act may take: the helper's own limits for its tools are shorter.
 const LONGEST_CALL: Duration = Duration::from_secs(180);
 /// A file of 16 MiB as base64, and what is around it.
-const LONGEST_ANSWER: u64 = 24 << 20;
+const LONGEST_ANSWER: usize = 24 << 20;
 
 /// Why a call came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +76,19 @@ impl HelperClient {
         params: &P,
         op_id: &str,
     ) -> Result<R, CallError> {
+        self.call_for_descriptor(method, params, op_id).await.map(|(result, _)| result)
+    }
+
+    /// The same, with the descriptor that came along, if one did.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_for_descriptor<P: Serialize + Sync, R: DeserializeOwned>(
+        &self,
+        method: Method,
+        params: &P,
+        op_id: &str,
+    ) -> Result<(R, Option<OwnedFd>), CallError> {
         let answer = |source| CallError::Answer { method, source };
         let request = Request {
             version: Some(PROTOCOL_VERSION),
@@ -84,13 +100,14 @@ impl HelperClient {
         line.push(b'\n');
         let stream = self.connect().await?;
         let exchange = tokio::time::timeout(LONGEST_CALL, exchange(stream, &line)).await;
-        let line =
+        let (line, descriptor) =
             exchange.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(answer)?;
         let response: Response =
             serde_json::from_slice(&line).map_err(|error| answer(error.into()))?;
         match response {
             Response { ok: true, result: Some(result), .. } => {
-                serde_json::from_str(result.get()).map_err(|error| answer(error.into()))
+                let result = serde_json::from_str(result.get());
+                result.map(|result| (result, descriptor)).map_err(|error| answer(error.into()))
             }
             Response { ok: false, error: Some(error), .. } => {
                 Err(CallError::Helper { method, error })
@@ -114,20 +131,52 @@ impl HelperClient {
     }
 }
 
-async fn exchange(mut stream: UnixStream, line: &[u8]) -> io::Result<Vec<u8>> {
+/// Sends a line; returns the answer without its end, and the descriptor that came with it.
+async fn exchange(mut stream: UnixStream, line: &[u8]) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     stream.write_all(line).await?;
-    let mut answer = Vec::new();
-    BufReader::new(stream.take(LONGEST_ANSWER)).read_until(b'\n', &mut answer).await?;
-    if answer.pop() != Some(b'\n') {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+    let (mut answer, mut descriptor) = (Vec::new(), None);
+    loop {
+        let received = stream.async_io(Interest::READABLE, || receive(&stream, &mut descriptor));
+        let bytes = received.await?;
+        if bytes.is_empty() || answer.len() + bytes.len() > LONGEST_ANSWER {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        answer.extend_from_slice(&bytes);
+        // One request, one line: whatever stood behind it would be nobody's.
+        if let Some(end) = answer.iter().rposition(|byte| *byte == b'\n') {
+            answer.truncate(end);
+            return Ok((answer, descriptor));
+        }
     }
-    Ok(answer)
+}
+
+/// Takes what there is, and keeps the first descriptor of it; others are closed.
+fn receive(stream: &UnixStream, descriptor: &mut Option<OwnedFd>) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; 64 << 10];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::net::recvmsg(
+        stream,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+    )?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            for one in descriptors {
+                descriptor.get_or_insert(one);
+            }
+        }
+    }
+    bytes.truncate(received.bytes);
+    Ok(bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use banger_helper_api::{DeleteTapParams, Empty};
+    use tokio::io::{AsyncBufReadExt, BufReader};
     use tokio::net::UnixListener;
 
     async fn call(answer: &'static [u8]) -> Result<Empty, CallError> {

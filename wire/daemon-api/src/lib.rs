@@ -8,6 +8,7 @@
 #![deny(missing_docs)]
 
 pub mod artifact;
+pub mod config;
 pub mod daemon;
 pub mod error;
 pub mod operation;

@@ -7,6 +7,8 @@
 //! | `GET /v1/doctor` | → [`crate::daemon::DoctorReport`] |
 //! | `GET /v1/orphans?tap=NAME,NAME` | → `[Orphan]`; taps that the firewall names, which only root can see |
 //! | `DELETE /v1/orphans?tap=NAME,NAME` | → [`crate::orphan::OrphansRemoved`] |
+//! | `GET /v1/config` | → `[Setting]` |
+//! | `PATCH /v1/config` | `Setting` → `[Setting]` |
 //! | `GET /openapi.json` | → the OpenAPI document |
 //! | `POST /v1/leases` | upgrade to [`LEASE_PROTOCOL`]; header [`crate::daemon::LEASE_HEADER`] |
 //! | `GET /v1/operations` | → `[Operation]` |
@@ -17,6 +19,7 @@
 //! | `GET /v1/vms` | → `[Vm]` |
 //! | `POST /v1/vms` | `CreateVm` → 202 `OperationStarted` |
 //! | `GET /v1/vms/{vm}` | → `Vm` |
+//! | `PATCH /v1/vms/{vm}` | `ChangeVm` → `Vm` |
 //! | `DELETE /v1/vms/{vm}` | → 202 `OperationStarted` |
 //! | `POST /v1/vms/{vm}/start` | → 202 `OperationStarted` |
 //! | `POST /v1/vms/{vm}/stop` | `StopVm` → 202 `OperationStarted` |
@@ -59,6 +62,8 @@ pub const SHUTDOWN: &str = "/v1/shutdown";
 pub const DOCTOR: &str = "/v1/doctor";
 /// `GET`, `DELETE`: what belongs to no VM.
 pub const ORPHANS: &str = "/v1/orphans";
+/// `GET`, `PATCH`: the daemon's settings.
+pub const CONFIG: &str = "/v1/config";
 /// `POST` with upgrade: hold a lease.
 pub const LEASES: &str = "/v1/leases";
 /// `GET`: all operations.

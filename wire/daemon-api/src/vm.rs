@@ -5,8 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use banger_types::{
-    BytesPerSecond, DiskSize, ImageName, KernelName, LeaseId, MemoryMib, OpsPerSecond, VcpuCount,
-    VmId, VmName,
+    BytesPerSecond, DiskSize, GroupName, ImageName, KernelName, LeaseId, MemoryMib, OpsPerSecond,
+    VcpuCount, VmId, VmName,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,13 @@ pub struct VmSpec {
     pub work_size: DiskSize,
     /// Whether the guest may reach the network outside.
     pub nat: bool,
+    /// Whether that includes private networks (RFC 1918 and the like); of use with `nat` only.
+    #[serde(default)]
+    pub allow_lan: bool,
+    /// The VMs of one group reach each other; without, a VM is alone.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub group: Option<GroupName>,
     /// Which VMM.
     pub vmm: VmmChoice,
     /// How fast its disks may be.
@@ -300,8 +307,17 @@ pub struct Vm {
     /// Its disks.
     #[serde(default)]
     pub disks: Vec<Disk>,
-    /// The network it has: `user` (QEMU's own) or `tap`.
+    /// The network it has: `tap` (a port of the host's bridge, with an address that the host
+    /// reaches), `user` (QEMU's own, reached through the agent only) or `none`. Of a VM that does
+    /// not run, what it would get.
     pub network: String,
+    /// The IPv4 address on the host's bridge that is the VM's for life, where there is a bridge.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<std::net::Ipv4Addr>,
+    /// The hardware address of its card on that bridge.
+    #[serde(default)]
+    pub mac: Option<String>,
     /// The user's repository inside, where there is one.
     #[serde(default)]
     pub workspace: Option<Workspace>,
@@ -331,6 +347,22 @@ pub struct StopVm {
     /// Kill the VMM at once; disks may need a journal replay.
     #[serde(default)]
     pub force: bool,
+}
+
+/// Body of `PATCH /v1/vms/{vm}`: what is to be otherwise; what is not said stays. A VM on the
+/// host's bridge follows at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeVm {
+    /// Whether the guest may reach the network outside.
+    #[serde(default)]
+    pub nat: Option<bool>,
+    /// Whether that includes private networks; `nat: false` takes it away too.
+    #[serde(default)]
+    pub allow_lan: Option<bool>,
+    /// The group to be in; an empty text is none.
+    #[serde(default)]
+    pub group: Option<String>,
 }
 
 /// Body of `POST /v1/vms/{vm}/kill`.

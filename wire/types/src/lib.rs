@@ -7,12 +7,14 @@
 #![deny(missing_docs)]
 
 mod name;
+mod network;
 mod rate;
 mod reference;
 mod size;
 mod string_type;
 
 pub use name::{ImageName, KernelName, NameError, VmName};
+pub use network::{GroupError, GroupName, Subnet, SubnetError};
 pub use rate::{BytesPerSecond, OpsPerSecond};
 pub use reference::{LeaseId, OperationId, VmId, VmReference};
 pub use size::{ByteSize, DiskSize, MemoryMib, SizeError, VcpuCount};

@@ -43,7 +43,8 @@ pub enum VmCommand {
     Stop(power::StopArgs),
     /// Stop machines and start them again
     Restart(power::StopArgs),
-    /// Change the CPUs, memory, disks or limits of stopped machines
+    /// Change the CPUs, memory, disks or limits of stopped machines, and what machines may on the
+    /// network
     Set(set::SetArgs),
     /// Send a signal to machines' VMM; KILL ends them at once
     Kill(kill::KillArgs),
@@ -71,8 +72,8 @@ impl VmCommand {
             Self::Start(args) => power::start(ui, &args).await?,
             Self::Stop(args) => power::stop(ui, &args).await?,
             Self::Restart(args) => power::restart(ui, &args).await?,
-            Self::Set(args) => set::run(ui, &args).await?,
             Self::Kill(args) => kill::run(ui, &args).await?,
+            Self::Set(args) => set::run(ui, &args).await?,
             Self::Delete(args) => delete::run(ui, &args).await?,
             Self::List(json) => list::print(ui, true, json.json).await?,
             Self::Show(args) => show::run(ui, &args).await?,

@@ -2,14 +2,18 @@
 
 use std::str::FromStr;
 
-use banger_daemon_api::vm::SetVm;
-use banger_types::{BytesPerSecond, DiskSize, MemoryMib, OpsPerSecond, VcpuCount};
+use banger_daemon_api::routes;
+use banger_daemon_api::vm::{ChangeVm, SetVm, Vm};
+use banger_types::{
+    BytesPerSecond, DiskSize, GroupName, MemoryMib, OpsPerSecond, VcpuCount, VmReference,
+};
 use clap::Args;
 
 use super::{Act, SomeVms, for_each};
-use crate::daemon;
+use crate::client::Client;
 use crate::error::CliError;
 use crate::ui::Ui;
+use crate::{artifacts, daemon};
 
 /// Arguments of `banger vm set`.
 #[derive(Args, Debug)]
@@ -42,6 +46,24 @@ struct ChangeArgs {
     /// The most operations of each disk a second, or none
     #[arg(long, value_name = "COUNT")]
     disk_ops: Option<Limit<OpsPerSecond>>,
+    /// Let the machine reach the network outside, at once
+    #[arg(long)]
+    nat: bool,
+    /// Let it no longer
+    #[arg(long, conflicts_with_all = ["nat", "allow_lan"])]
+    no_nat: bool,
+    /// Let it reach private networks too, where it has NAT
+    #[arg(long)]
+    allow_lan: bool,
+    /// Let it no longer
+    #[arg(long, conflicts_with = "allow_lan")]
+    no_allow_lan: bool,
+    /// Put the machine into this group, whose machines reach each other, at once
+    #[arg(long, value_name = "NAME")]
+    group: Option<GroupName>,
+    /// Take it out of its group
+    #[arg(long, conflicts_with = "group")]
+    no_group: bool,
 }
 
 impl ChangeArgs {
@@ -53,6 +75,17 @@ impl ChangeArgs {
             work_size: self.disk_size,
             disk_bandwidth: self.disk_bandwidth.map(|limit| limit.0),
             disk_ops: self.disk_ops.map(|limit| limit.0),
+        }
+    }
+
+    /// Returns what is asked for of the network.
+    fn network(&self) -> ChangeVm {
+        let either = |yes: bool, no: bool| (yes || no).then_some(yes);
+        let group = self.group.as_ref().map(ToString::to_string);
+        ChangeVm {
+            nat: either(self.nat, self.no_nat),
+            allow_lan: either(self.allow_lan, self.no_allow_lan),
+            group: group.or_else(|| self.no_group.then(String::new)),
         }
     }
 }
@@ -69,9 +102,52 @@ impl<T: FromStr> FromStr for Limit<T> {
     }
 }
 
-/// Changes stopped machines.
+/// Changes machines: size and limits of stopped ones, what they may on the network at any time.
 pub async fn run(ui: &Ui, args: &SetArgs) -> Result<(), CliError> {
-    let body = serde_json::to_value(args.change.body())
+    let (network, sizes) = (args.change.network(), args.change.body());
+    if network == ChangeVm::default() {
+        return set_sizes(ui, args, &sizes).await;
+    }
+    // What may be refused comes first.
+    if sizes != SetVm::default() {
+        set_sizes(ui, args, &sizes).await?;
+    }
+    let client = daemon::connect(ui).await?;
+    let mut failures = Vec::new();
+    for reference in &args.vms.vms {
+        match set_network(ui, &client, reference, &network).await {
+            Ok(vm) if sizes == SetVm::default() => ui.line(&vm.name)?,
+            Ok(_) => {}
+            Err(error) => failures.push(error),
+        }
+    }
+    artifacts::report_all(ui, failures)
+}
+
+async fn set_network(
+    ui: &Ui,
+    client: &Client,
+    reference: &VmReference,
+    change: &ChangeVm,
+) -> Result<Vm, CliError> {
+    let vm = super::get(client, reference).await?;
+    let path = routes::vm(&VmReference::from(&vm.id), "");
+    let vm: Vm = client.patch(&path, change).await.map_err(|error| client.explain(error))?;
+    let name = &vm.name;
+    if change.allow_lan == Some(true) && !vm.spec.allow_lan {
+        ui.warning(format_args!(
+            "without NAT --allow-lan is of no use: banger vm set {name} --nat --allow-lan"
+        ));
+    }
+    if vm.runtime.is_some() && vm.network != "tap" {
+        let when = "this takes effect at its next start";
+        ui.warning(format_args!("VM {name} is not on the host's bridge: {when}"));
+    }
+    Ok(vm)
+}
+
+async fn set_sizes(ui: &Ui, args: &SetArgs, sizes: &SetVm) -> Result<(), CliError> {
+    let body = serde_json::to_value(sizes)
         .map_err(|error| CliError::new("cannot write the request").because(&error))?;
     let client = daemon::connect(ui).await?;
     for_each(ui, &client, &args.vms.vms, Act::Post("/set", &body)).await
@@ -105,6 +181,8 @@ mod tests {
     fn a_change_without_anything_to_change_and_values_out_of_range_are_refused() {
         for (arguments, part) in [
             (&[][..], "required"),
+            (&["--nat", "--no-nat"], "cannot be used with"),
+            (&["--group", "X"], "1 to 32 of a-z"),
             (&["--vcpu", "0"], "the least is 1, the most 32"),
             (&["--memory", "1M"], "the least is 128M"),
             (&["--disk-size", "32T"], "the most 16T"),

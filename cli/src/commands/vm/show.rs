@@ -38,22 +38,23 @@ fn render(vm: &Vm) -> String {
         ("kernel", vm.kernel.to_string()),
         ("vCPUs", vm.spec.vcpus.to_string()),
         ("memory", vm.spec.memory_mib.to_string()),
-        (
-            "network",
-            format!("{}, {}", vm.network, if vm.spec.nat { "outside reachable" } else { "closed" }),
-        ),
+        ("network", network(vm)),
         ("deleted with client", if vm.ephemeral { "yes" } else { "no" }.to_owned()),
         ("created", vm.created_at.to_string()),
         ("changed", vm.updated_at.to_string()),
         ("console", vm.console_log.clone()),
     ];
+    // An address for life, or the one behind a VMM's own network.
+    let address = vm.address.or_else(|| vm.runtime.as_ref()?.guest_ip);
+    facts.extend(address.map(|address| ("address", address.to_string())));
+    facts.extend(vm.mac.clone().map(|mac| ("MAC", mac)));
+    facts.extend(vm.spec.group.as_ref().map(|group| ("group", group.to_string())));
     if let Some(runtime) = &vm.runtime {
         facts.extend([
             ("VMM", format!("{} ({}), pid {}", runtime.vmm, runtime.acceleration, runtime.pid)),
             ("running kernel", or_dash(runtime.kernel_release.clone())),
             ("boot id", or_dash(runtime.boot_id.clone())),
             ("agent", or_dash(runtime.agent_version.clone())),
-            ("address", or_dash(runtime.guest_ip.map(|address| address.to_string()))),
             ("started", runtime.started_at.to_string()),
         ]);
     }
@@ -94,6 +95,20 @@ fn render(vm: &Vm) -> String {
     table::facts(&facts)
 }
 
+/// The network and what leads out of it.
+fn network(vm: &Vm) -> String {
+    let outside = match (vm.spec.nat, vm.spec.allow_lan && vm.network == "tap") {
+        (true, true) => "outside and private networks reachable",
+        (true, false) => "outside reachable",
+        (false, _) => "closed",
+    };
+    let inside = match vm.network.as_str() {
+        "user" => "; from here by banger vm exec only",
+        _ => "",
+    };
+    format!("{}, {outside}{inside}", vm.network)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,16 +124,16 @@ mod tests {
         kernel:               debian-6.12-cloud
         vCPUs:                2
         memory:               1G
-        network:              user, outside reachable
+        network:              user, outside reachable; from here by banger vm exec only
         deleted with client:  no
         created:              1970-01-01T00:00:00Z
         changed:              1970-01-01T00:00:00Z
         console:              /s/vms/0123/console.log
+        address:              10.0.2.15
         VMM:                  qemu (tcg), pid 4242
         running kernel:       6.12.117+deb12-cloud-amd64
         boot id:              5a3c0b1e-0000-4000-8000-000000000002
         agent:                0.1.0
-        address:              10.0.2.15
         started:              1970-01-01T00:00:00Z
         workspace:            /root/repo from /home/u/repo
         disk:                 root: qcow2-overlay, 8G (1M on the host), /s/vms/0123/root.qcow2

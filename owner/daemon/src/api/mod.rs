@@ -123,7 +123,7 @@ fn documented_router() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(kernels::list, kernels::import))
         .routes(routes!(kernels::get, kernels::delete))
         .routes(routes!(vms::list, vms::create))
-        .routes(routes!(vms::get, vms::delete))
+        .routes(routes!(vms::get, vms::change, vms::delete))
         .routes(routes!(vms::start))
         .routes(routes!(vms::stop))
         .routes(routes!(vms::restart))

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use banger_daemon_api::error::ApiError;
 use banger_daemon_api::operation::OperationStarted;
-use banger_daemon_api::vm::{CreateVm, KillVm, StopVm, Vm};
+use banger_daemon_api::vm::{ChangeVm, CreateVm, KillVm, StopVm, Vm};
 use banger_engine::{EngineError, Started};
 use banger_types::VmReference;
 
@@ -30,6 +30,28 @@ pub async fn list(State(api): Shared) -> Json<Vec<Vm>> {
 )]
 pub async fn get(State(api): Shared, PathPart(vm): PathPart<VmReference>) -> Answer<Json<Vm>> {
     Ok(Json(api.services.vm(&vm).await?))
+}
+
+/// Changes what a VM's guest may on the network, at once where it is on the host's bridge.
+#[utoipa::path(
+    patch,
+    path = "/v1/vms/{vm}",
+    params(("vm" = String, Path)),
+    request_body = ChangeVm,
+    responses(
+        (status = 200, body = Vm),
+        (status = 400, body = ApiError),
+        (status = 404, body = ApiError)
+    )
+)]
+pub async fn change(
+    State(api): Shared,
+    PathPart(vm): PathPart<VmReference>,
+    OpId(op_id): OpId,
+    JsonBody(change): JsonBody<ChangeVm>,
+) -> Answer<Json<Vm>> {
+    let changed = api.services.engine().change(&vm, &change, op_id).await;
+    Ok(Json(changed.map_err(|error| error.to_api())?))
 }
 
 /// Creates a VM and starts it.

@@ -87,6 +87,8 @@ mod tests {
             root_size: "1G".parse().unwrap(),
             work_size: "1G".parse().unwrap(),
             nat: true,
+            allow_lan: false,
+            group: None,
             vmm: VmmChoice::Auto,
             disk_limits: DiskLimits::default(),
         }

@@ -1,14 +1,14 @@
 //! How a VM and its disks are shown.
 
+use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 
 use banger_daemon_api::vm::{DISK_NOTE, Disk, HELD_NOTE, Vm};
-
 use banger_types::ByteSize;
 
 use super::Engine;
 use crate::record::VmRecord;
-use crate::seams::{DiskImage, FULL_SOON};
+use crate::seams::{DiskImage, FULL_SOON, hardware_address, hardware_text};
 use crate::vm::View;
 
 impl Engine {
@@ -34,16 +34,28 @@ impl Engine {
             runtime: record.running.as_ref().map(crate::record::Running::shown),
             disks,
             // A guest without an address has no card; one that does not run would get the user's.
-            network: match &record.running {
-                Some(running) if running.guest_ip.is_none() => "none".to_owned(),
+            network: match (&record.running, self.bridge_address(record)) {
+                (Some(running), _) if running.on_bridge => "tap".to_owned(),
+                (Some(running), _) if running.guest_ip.is_none() => "none".to_owned(),
+                (None, Some(_)) => "tap".to_owned(),
                 _ => "user".to_owned(),
             },
+            address: self.bridge_address(record),
+            mac: self.bridge_address(record).map(|ip| hardware_text(hardware_address(ip))),
             workspace: record.workspace.clone(),
             last_error: record.last_error.clone(),
             created_at: record.created_at,
             updated_at: record.updated_at,
             console_log: self.files(&record.id).console_log().display().to_string(),
             notes,
+        }
+    }
+
+    /// Returns the address that a VM has on the bridge, or would get at its next start.
+    fn bridge_address(&self, record: &VmRecord) -> Option<Ipv4Addr> {
+        match &record.running {
+            Some(running) => running.guest_ip.filter(|_| running.on_bridge),
+            None => self.shared.network.as_ref()?.subnet()?.guest(record.address_number?),
         }
     }
 

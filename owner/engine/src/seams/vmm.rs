@@ -252,6 +252,11 @@ pub trait Vmm: Send + Sync {
         true
     }
 
+    /// Returns whether it is handed an open tap; else it opens one by its name.
+    fn takes_open_tap(&self) -> bool {
+        true
+    }
+
     /// Starts a VMM for `plan`, its CPUs held if it [`Self::holds`] them.
     async fn launch(&self, plan: LaunchPlan) -> Result<Arc<dyn VmmProcess>, VmmError>;
 

@@ -66,6 +66,7 @@ pub(super) struct Machine {
     pub(super) script: Mutex<Script>,
     processes: Mutex<BTreeMap<u32, Arc<Process>>>,
     next_pid: AtomicU64,
+    pub(super) taps: super::network::Taps,
 }
 
 impl Machine {
@@ -81,6 +82,7 @@ impl Machine {
             script: Mutex::new(script),
             processes: Mutex::default(),
             next_pid: AtomicU64::new(1_000_000),
+            taps: super::network::Taps::default(),
         })
     }
 
@@ -92,11 +94,11 @@ impl Machine {
         self.dir.path().join("state")
     }
 
-    fn fails(&self, call: &'static str) -> bool {
+    pub(super) fn fails(&self, call: &'static str) -> bool {
         self.script.lock().unwrap().failing.contains(&call)
     }
 
-    fn failure(call: &'static str) -> std::io::Error {
+    pub(super) fn failure(call: &'static str) -> std::io::Error {
         std::io::Error::other(format!("{call} was told to fail"))
     }
 
@@ -128,6 +130,9 @@ impl Machine {
     pub(super) fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> =
             self.alive().iter().map(|pid| format!("process {pid}")).collect();
+        for (what, guests) in [("tap", &self.taps.taps), ("name", &self.taps.names)] {
+            found.extend(guests.lock().unwrap().values().map(|guest| format!("{what} {guest:?}")));
+        }
         for root in [self.state_dir().join("vms"), self.dir.path().join("run/vms")] {
             for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
                 found.push(entry.path().display().to_string());

@@ -3,6 +3,7 @@
 mod crash;
 mod lifecycle;
 mod machine;
+mod network;
 mod orphans;
 mod set;
 mod stats;
@@ -18,6 +19,7 @@ use banger_types::{OperationId, VmReference};
 
 use crate::{Engine, EngineConfig, EngineError, Faults, OperationHandle, ReconcileReport, Timing};
 use machine::{FakeArtifacts, FakeFacts, FakeVmm, Machine, SOON};
+use network::FakeNetwork;
 
 fn timing() -> Timing {
     Timing { agent_deadline: Duration::from_secs(5), stop_grace: Duration::from_secs(5) }
@@ -29,6 +31,7 @@ fn config(machine: &Arc<Machine>, faults: Faults, timing: Timing) -> EngineConfi
         vmms: vec![Arc::new(FakeVmm(Arc::clone(machine)))],
         artifacts: Arc::new(FakeArtifacts(Arc::clone(machine))),
         host: Arc::new(FakeFacts(Arc::clone(machine))),
+        network: Some(Arc::new(FakeNetwork(Arc::clone(machine)))),
         timing,
         faults,
     }
@@ -70,6 +73,8 @@ fn request(name: Option<&str>) -> CreateVm {
             root_size: "1G".parse().unwrap(),
             work_size: "1G".parse().unwrap(),
             nat: true,
+            allow_lan: false,
+            group: None,
             vmm: VmmChoice::Auto,
             disk_limits: DiskLimits::default(),
         },

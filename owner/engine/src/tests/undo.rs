@@ -4,7 +4,7 @@ use super::*;
 use crate::Step;
 use banger_daemon_api::error::ErrorCode;
 
-const START: [Step; 14] = [
+const START: [Step; 15] = [
     Step::CheckHost,
     Step::CreateVmDirectory,
     Step::LinkBaseImage,
@@ -13,6 +13,7 @@ const START: [Step; 14] = [
     Step::BuildInitrd,
     Step::CreateRuntimeDirectory,
     Step::AttachRootDisk,
+    Step::AttachNetwork,
     Step::LaunchVmm,
     Step::WriteHandles,
     Step::ResumeVmm,
@@ -108,7 +109,13 @@ async fn a_start_that_fails_at_any_step_keeps_the_disks() {
 
 #[tokio::test]
 async fn stop_and_delete_go_on_to_the_end_whatever_fails() {
-    let steps = [Step::StopGuest, Step::EndVmm, Step::CleanRuntime, Step::DetachRootDisk];
+    let steps = [
+        Step::StopGuest,
+        Step::EndVmm,
+        Step::CleanRuntime,
+        Step::DetachRootDisk,
+        Step::DetachNetwork,
+    ];
     for (_, fault) in moments(&steps, "error") {
         let machine = Machine::new();
         let (engine, _) = open(&machine, Faults::at(&fault)).await;

@@ -8,6 +8,7 @@
 
 mod console;
 mod delete;
+mod network;
 mod set;
 mod start;
 mod stop;
@@ -33,6 +34,7 @@ use crate::shared::Shared;
 use crate::step::Step;
 
 pub(crate) use delete::delete;
+pub(crate) use network::NetworkChange;
 pub(crate) use stop::{clean_runtime, end_process, read_handles};
 pub(crate) use task::{Begin, Details, Message, Order, spawn, task_gone};
 

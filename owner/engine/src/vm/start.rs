@@ -3,13 +3,14 @@
 //! Everything that a step made is undone in reverse when a later one fails or the action is
 //! cancelled. Disks of a VM that existed before are no step's making, so they stay.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{BootConfig, MachineEnd, SessionToken, StaticNetwork};
 use banger_daemon_api::vm::{DiskLimits, VmState, VmmChoice};
-use banger_types::{ByteSize, DiskSize};
+use banger_types::{ByteSize, DiskSize, Subnet};
 use uuid::Uuid;
 
 use super::{Body, Control, console, io, remove_file, remove_tree};
@@ -17,8 +18,8 @@ use crate::error::{EngineError, Failure};
 use crate::guest;
 use crate::record::{Disks, Handles, Running, acceleration_name, vmm_name};
 use crate::seams::{
-    Acceleration, BaseImage, BootKernel, DiskImage, LaunchPlan, Nic, PlannedDisk, RootDisk, Vmm,
-    VmmError, VmmKind, VmmProcess, VmmState,
+    Acceleration, BaseImage, BootKernel, DiskImage, LaunchPlan, Network, NetworkError, Nic,
+    PlannedDisk, RootDisk, Vmm, VmmError, VmmKind, VmmProcess, VmmState, hardware_address,
 };
 use crate::step::Step;
 
@@ -37,6 +38,7 @@ enum Undo {
     RootDisk(Arc<dyn RootDisk>, DiskImage),
     File(PathBuf),
     Attached(Arc<dyn RootDisk>),
+    Network(Arc<dyn Network>),
     Vmm(Arc<dyn Vmm>, Arc<dyn VmmProcess>),
 }
 
@@ -48,6 +50,29 @@ struct Chosen {
     /// The image, for a VM that has no disks yet.
     base: Option<BaseImage>,
     kernel: BootKernel,
+    link: Link,
+}
+
+/// The network that a VM gets.
+#[derive(Clone, Copy)]
+enum Link {
+    /// A port of the host's bridge.
+    Bridge(Subnet),
+    /// The VMM's own.
+    User,
+    Nothing,
+}
+
+/// What the guest is told of its network.
+fn configuration(link: Link, guest_ip: Option<Ipv4Addr>) -> Option<StaticNetwork> {
+    let (_, prefix, gateway, dns) = USER_NETWORK;
+    let (prefix, gateway, dns) = match link {
+        // The host's address answers for names.
+        Link::Bridge(subnet) => (subnet.prefix(), subnet.gateway(), subnet.gateway()),
+        Link::User => (prefix, gateway.into(), dns.into()),
+        Link::Nothing => return None,
+    };
+    Some(StaticNetwork { address: guest_ip?, prefix, gateway: Some(gateway), dns: vec![dns] })
 }
 
 struct Run<'a> {
@@ -87,9 +112,16 @@ impl Run<'_> {
         self.create_runtime_directory(&chosen).await?;
         self.boot_start = console::boot_start(&self.body.files.console_log()).await;
         let root = self.attach_root_disk(&chosen, &disks).await?;
-        let process = self.launch(&chosen, &disks, &root, initrd).await?;
-        let guest_ip = chosen.vmm.has_user_network().then(|| USER_NETWORK.0.into());
-        self.write_handles(&process, disks, guest_ip).await?;
+        let guest_ip = match chosen.link {
+            Link::Bridge(subnet) => Some(self.address(subnet)?),
+            Link::User => Some(USER_NETWORK.0.into()),
+            Link::Nothing => None,
+        };
+        let nic = self.attach_network(&chosen, guest_ip).await?;
+        let network = configuration(chosen.link, guest_ip);
+        let process = self.launch(&chosen, &disks, &root, initrd, nic, network).await?;
+        let on_bridge = matches!(chosen.link, Link::Bridge(_));
+        self.write_handles(&process, disks, guest_ip, on_bridge).await?;
         self.enter(Step::ResumeVmm).await?;
         process.resume().await?;
         self.done(Step::ResumeVmm).await?;
@@ -127,7 +159,7 @@ impl Run<'_> {
         shared.promise_disk(&record.id, 0)?;
         self.undo.push(Undo::DiskPromise);
         let free = shared.host.free_disk(&shared.vms_dir)?;
-        let (chosen, why) = self.choose(base, kernel).await?;
+        let (chosen, why, no_bridge) = self.choose(base, kernel).await?;
         let record = &self.body.record;
         if let Some(base) = &chosen.base {
             shared.promise_disk(&record.id, chosen.root_disk.cost(&base.rootfs).await?)?;
@@ -145,6 +177,10 @@ impl Run<'_> {
         let notes = &mut self.body.record.notes;
         notes.insert("VMM choice".to_owned(), why);
         notes.remove("disk space");
+        notes.remove("network");
+        if let Some(why) = no_bridge {
+            notes.insert("network".to_owned(), why);
+        }
         if free < wanted {
             notes.insert(
                 "disk space".to_owned(),
@@ -165,7 +201,7 @@ impl Run<'_> {
         &self,
         base: Option<BaseImage>,
         kernel: BootKernel,
-    ) -> Result<(Chosen, String), EngineError> {
+    ) -> Result<(Chosen, String, Option<String>), EngineError> {
         let record = &self.body.record;
         let wanted = match record.spec.vmm {
             VmmChoice::Auto => None,
@@ -173,6 +209,7 @@ impl Run<'_> {
             VmmChoice::Qemu => Some(VmmKind::Qemu),
         };
         let (mut refused, mut hint) = (Vec::new(), None);
+        let (subnet, no_bridge) = self.bridge().await?;
         for kind in [VmmKind::Firecracker, VmmKind::Qemu] {
             if wanted.is_some_and(|wanted| wanted != kind) {
                 continue;
@@ -191,10 +228,17 @@ impl Run<'_> {
                     continue;
                 }
             };
-            if wanted.is_none() && !vmm.has_user_network() {
-                refused.push(format!("{}: its machines have no network yet", vmm_name(kind)));
-                continue;
-            }
+            let link = match subnet {
+                Some(subnet) => Link::Bridge(subnet),
+                None if vmm.has_user_network() => Link::User,
+                None if wanted.is_none() => {
+                    let name = vmm_name(kind);
+                    refused
+                        .push(format!("{name}: its machines would have no network: {no_bridge}"));
+                    continue;
+                }
+                None => Link::Nothing,
+            };
             let Some(root_disk) = self.root_disk(&vmm, base.as_ref()).await? else {
                 refused.push(format!("{}: it cannot boot from the root disk", vmm_name(kind)));
                 continue;
@@ -205,12 +249,65 @@ impl Run<'_> {
                 (None, true) => format!("{how}, the best that can run here"),
                 (None, false) => format!("{how}, because {}", refused.join("; ")),
             };
-            return Ok((Chosen { vmm, acceleration, root_disk, base, kernel }, why));
+            // Where there is no helper at all, nobody expects a bridge.
+            let worth_a_word = subnet.is_none() && self.body.shared.network.is_some();
+            let note = worth_a_word.then_some(no_bridge);
+            return Ok((Chosen { vmm, acceleration, root_disk, base, kernel, link }, why, note));
         }
         Err(EngineError::NoVmm {
             why: refused.join("; "),
             hint: hint.unwrap_or_else(|| "use --vmm auto".to_owned()),
         })
+    }
+
+    /// Returns the bridge's subnet, or why VMs do without.
+    async fn bridge(&self) -> Result<(Option<Subnet>, String), EngineError> {
+        let Some(network) = &self.body.shared.network else {
+            return Ok((None, "there is no root helper".to_owned()));
+        };
+        match network.ready().await {
+            Ok(Some(subnet)) => Ok((Some(subnet), String::new())),
+            Ok(None) => Ok((None, "network.mode is user".to_owned())),
+            Err(error @ NetworkError::Unavailable { .. }) => Ok((None, error.to_string())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns the VM's address in the subnet.
+    fn address(&mut self, subnet: Subnet) -> Result<Ipv4Addr, EngineError> {
+        let body = &mut *self.body;
+        let number = body.shared.address_number(&body.record.id, body.record.address_number);
+        body.record.address_number = Some(number);
+        subnet.guest(number).ok_or_else(|| NetworkError::Full { subnet }.into())
+    }
+
+    /// Makes the VM's tap, where it gets one, and lets its name be known.
+    async fn attach_network(
+        &mut self,
+        chosen: &Chosen,
+        guest_ip: Option<Ipv4Addr>,
+    ) -> Result<Option<Nic>, EngineError> {
+        let nic = matches!(chosen.link, Link::User)
+            .then_some(Nic::User { outbound: self.body.record.spec.nat });
+        let Some(network) = self.body.shared.network.clone() else { return Ok(nic) };
+        self.enter(Step::AttachNetwork).await?;
+        // Before the act: one that is cut off may have made something.
+        self.undo.push(Undo::Network(Arc::clone(&network)));
+        let address = guest_ip.filter(|_| matches!(chosen.link, Link::Bridge(_)));
+        let guest = self.body.record.guest(address);
+        let nic = match address {
+            None => nic,
+            Some(address) => {
+                let op_id = self.control.reporter.id();
+                let wants_descriptor = chosen.vmm.takes_open_tap();
+                let made = network.attach(&guest, wants_descriptor, &op_id).await?;
+                let mac = hardware_address(address);
+                Some(Nic::Tap { name: made.tap, descriptor: made.descriptor, mac })
+            }
+        };
+        network.announce(guest);
+        self.done(Step::AttachNetwork).await?;
+        Ok(nic)
     }
 
     async fn root_disk(
@@ -349,6 +446,8 @@ impl Run<'_> {
         disks: &Disks,
         root: &DiskImage,
         initrd: PathBuf,
+        nic: Option<Nic>,
+        network: Option<StaticNetwork>,
     ) -> Result<Arc<dyn VmmProcess>, EngineError> {
         self.enter(Step::LaunchVmm).await?;
         let record = &self.body.record;
@@ -359,14 +458,7 @@ impl Run<'_> {
         if !chosen.vmm.has_power_switch() {
             boot.end = MachineEnd::Restart;
         }
-        let nic = chosen.vmm.has_user_network().then_some(Nic::User { outbound: record.spec.nat });
-        let (address, prefix, gateway, dns) = USER_NETWORK;
-        boot.network = nic.is_some().then(|| StaticNetwork {
-            address: address.into(),
-            prefix,
-            gateway: Some(gateway.into()),
-            dns: vec![dns.into()],
-        });
+        boot.network = network;
         let disk = |role: &str, image: &DiskImage, read_only| PlannedDisk {
             role: role.to_owned(),
             image: image.clone(),
@@ -415,16 +507,17 @@ impl Run<'_> {
         &mut self,
         process: &Arc<dyn VmmProcess>,
         disks: Disks,
-        guest_ip: Option<std::net::Ipv4Addr>,
+        guest_ip: Option<Ipv4Addr>,
+        on_bridge: bool,
     ) -> Result<(), EngineError> {
         self.enter(Step::WriteHandles).await?;
         let identity = process.identity().clone();
         let path = self.body.files.handles();
-        let handles =
-            Handles { vm: self.body.record.id.clone(), identity: identity.clone(), disks };
+        let vm = self.body.record.id.clone();
+        let handles = Handles { vm, identity: identity.clone(), disks, guest_ip, on_bridge };
         handles.write(&path).map_err(io("writing", &path))?;
         self.undo.push(Undo::File(path));
-        self.body.record.running = Some(Running { guest_ip, ..Running::new(identity) });
+        self.body.record.running = Some(Running { guest_ip, on_bridge, ..Running::new(identity) });
         // The record takes over only now: until here the undo list is what knows of new disks.
         self.body.record.disks = Some(handles.disks);
         self.body.shared.promise_belongs_to(&self.body.record.id, process.identity().pid);
@@ -535,6 +628,12 @@ impl Run<'_> {
                 }
                 Undo::Attached(driver) => {
                     let detached = driver.detach(&self.body.record.id).await;
+                    detached.map(|()| false).map_err(EngineError::from)
+                }
+                Undo::Network(network) => {
+                    network.withdraw(&self.body.record.id);
+                    let detached =
+                        network.detach(&self.body.record.id, &self.control.reporter.id()).await;
                     detached.map(|()| false).map_err(EngineError::from)
                 }
                 Undo::Vmm(vmm, process) => match process.kill().await {

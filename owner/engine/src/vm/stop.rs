@@ -138,7 +138,22 @@ pub(crate) async fn clean_runtime(body: &mut Body, control: &Control) -> Vec<Eng
         }
     }
     log_intent(body, control.done(body, Step::DetachRootDisk).await);
+    errors.extend(detach_network(body, control).await.err());
     errors
+}
+
+/// Ends the VM's tap, which is found by the VM's id, and takes its name back.
+async fn detach_network(body: &Body, control: &Control) -> Result<(), EngineError> {
+    let Some(network) = body.shared.network.clone() else { return Ok(()) };
+    log_intent(body, control.enter(body, Step::DetachNetwork).await);
+    network.withdraw(body.id());
+    // A VM that is known to have had none needs no helper to be ended.
+    let has_none = body.record.running.as_ref().is_some_and(|running| !running.on_bridge);
+    if !has_none {
+        network.detach(body.id(), &control.reporter.id()).await?;
+    }
+    log_intent(body, control.done(body, Step::DetachNetwork).await);
+    Ok(())
 }
 
 /// Ending a VM does not stop where the store or a fault does.

@@ -1,6 +1,6 @@
 //! The task of one VM: the only place where its state changes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::delete::{delete, discard};
+use super::network::{NetworkChange, change_network};
 use super::set::set;
 use super::start::start;
 use super::stop::{Stop, reap, stop};
@@ -55,6 +56,8 @@ pub(crate) struct Answer {
 pub(crate) enum Message {
     Order(Order, oneshot::Sender<Result<Answer, EngineError>>),
     Signal(Signal, oneshot::Sender<Result<(), EngineError>>),
+    /// What its guest may, to be changed between two actions.
+    Change(NetworkChange, oneshot::Sender<Result<(), EngineError>>),
 }
 
 /// How a VM's task begins.
@@ -81,6 +84,8 @@ struct Task {
     mailbox: mpsc::Receiver<Message>,
     waiting: HashMap<Ticket, (Reporter, Details)>,
     handles: HashMap<Ticket, OperationHandle>,
+    /// Changes that wait for the action under way to end.
+    changes: VecDeque<(NetworkChange, oneshot::Sender<Result<(), EngineError>>)>,
     /// A signal that ends the VMM was sent: its end is no failure.
     end_expected: bool,
 }
@@ -99,8 +104,16 @@ pub(crate) fn spawn(body: Body, begin: Begin, mailbox: mpsc::Receiver<Message>) 
         }
         Begin::Idle => Admission::new(settled(&body)),
     };
-    let task =
-        Task { shared, record_of, admission, mailbox, waiting, handles, end_expected: false };
+    let task = Task {
+        shared,
+        record_of,
+        admission,
+        mailbox,
+        waiting,
+        handles,
+        changes: VecDeque::new(),
+        end_expected: false,
+    };
     tokio::spawn(task.run(body));
 }
 
@@ -123,9 +136,12 @@ impl Task {
         // Without an engine there are no more messages; what is under way is still finished.
         let mut closed = false;
         loop {
-            if let Some(body) = idle.take() {
+            if let Some(mut body) = idle.take() {
                 if body.view.borrow().gone {
                     return self.end();
+                }
+                while let Some((change, answer)) = self.changes.pop_front() {
+                    let _ = answer.send(change_network(&mut body, change).await);
                 }
                 match self.admission.take_next() {
                     Some((ticket, action)) => active = self.begin(body, ticket, action),
@@ -167,6 +183,7 @@ impl Task {
             Message::Signal(signal, answer) => {
                 let _ = answer.send(self.signal(signal, idle));
             }
+            Message::Change(change, answer) => self.changes.push_back((change, answer)),
         }
     }
 

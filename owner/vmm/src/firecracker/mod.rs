@@ -337,6 +337,10 @@ impl Vmm for FirecrackerVmm {
         false
     }
 
+    fn takes_open_tap(&self) -> bool {
+        false
+    }
+
     async fn launch(&self, plan: LaunchPlan) -> Result<Arc<dyn VmmProcess>, VmmError> {
         let files = RuntimeFiles::below(&plan.runtime_dir);
         check_length(&files)?;

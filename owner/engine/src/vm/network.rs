@@ -1,0 +1,61 @@
+//! What a VM's guest may on the network, changed while it runs.
+
+use banger_types::{GroupName, OperationId};
+
+use super::Body;
+use crate::error::EngineError;
+
+/// What is to be otherwise; what is not said stays.
+#[derive(Clone, Debug)]
+pub(crate) struct NetworkChange {
+    pub(crate) nat: Option<bool>,
+    pub(crate) allow_lan: Option<bool>,
+    pub(crate) group: Option<Option<GroupName>>,
+    pub(crate) op_id: OperationId,
+}
+
+/// Changes the guest's rules, if it has an address on the bridge, and the record. On a failure both
+/// are as before. A guest without such an address gets its rules at its next start.
+pub(super) async fn change_network(
+    body: &mut Body,
+    change: NetworkChange,
+) -> Result<(), EngineError> {
+    let before = body.record.spec.clone();
+    let spec = &mut body.record.spec;
+    spec.nat = change.nat.unwrap_or(spec.nat);
+    spec.allow_lan = spec.nat && change.allow_lan.unwrap_or(spec.allow_lan);
+    if let Some(group) = change.group {
+        spec.group = group;
+    }
+    if *spec == before {
+        return Ok(());
+    }
+    let changed = apply(body, &change.op_id).await;
+    if changed.is_err() {
+        body.record.spec = before;
+        // The bridge's rules too, as far as they were changed.
+        if let Err(error) = tell(body, &change.op_id).await {
+            tracing::warn!(vm = %body.record.id, error = %error.to_api(), "a guest's rules were not set back");
+        }
+    }
+    body.publish();
+    changed
+}
+
+async fn apply(body: &mut Body, op_id: &OperationId) -> Result<(), EngineError> {
+    tell(body, op_id).await?;
+    body.save(true).await
+}
+
+async fn tell(body: &Body, op_id: &OperationId) -> Result<(), EngineError> {
+    let (Some(network), Some(running)) = (&body.shared.network, &body.record.running) else {
+        return Ok(());
+    };
+    let address = running.guest_ip.filter(|_| running.on_bridge);
+    let guest = body.record.guest(address);
+    if address.is_some() && body.process.is_some() {
+        network.change(&guest, op_id).await?;
+    }
+    network.announce(guest);
+    Ok(())
+}
