@@ -1,0 +1,13 @@
+//! The guests' network over the root helper: one bridge, a tap for each VM, and the names of those
+//! behind them.
+//!
+//! The helper makes and checks everything; here it is decided which subnet the bridge has
+//! ([`subnet`]), and when.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod helper_network;
+mod record;
+pub mod subnet;
+
+pub use helper_network::{HelperNetwork, Status};
