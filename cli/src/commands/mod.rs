@@ -1,6 +1,7 @@
 //! The verbs, one file each, and what they share.
 
 mod completion;
+mod config;
 mod daemon;
 mod doctor;
 mod image;
@@ -87,6 +88,9 @@ enum Command {
     Version(version::VersionArgs),
     /// Print a completion script for a shell
     Completion(completion::CompletionArgs),
+    /// Look at and change bangerd's settings
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Look at bangerd, which does the work in the background
     #[command(subcommand)]
     Daemon(daemon::DaemonCommand),
@@ -115,6 +119,7 @@ impl Command {
             Self::Doctor(args) => doctor::run(ui, &args).await,
             Self::Version(args) => version::run(ui, &args).map(|()| 0),
             Self::Completion(args) => completion::run(ui, &args).map(|()| 0),
+            Self::Config(command) => command.run(ui).await.map(|()| 0),
             Self::Daemon(command) => command.run(ui).await.map(|()| 0),
             Self::System(command) => command.run(ui).await.map(|()| 0),
             // Handled before any thread exists.

@@ -54,6 +54,10 @@ impl Vmm for HeldGuests {
         self.0.has_power_switch()
     }
 
+    fn takes_open_tap(&self) -> bool {
+        self.0.takes_open_tap()
+    }
+
     fn has_user_network(&self) -> bool {
         self.0.has_user_network()
     }

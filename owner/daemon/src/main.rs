@@ -14,6 +14,7 @@ mod agent_binary;
 mod api;
 mod arguments;
 mod artifacts;
+mod config_file;
 mod directories;
 #[cfg(feature = "fault-hooks")]
 mod held_guests;

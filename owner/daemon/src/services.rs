@@ -3,11 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use banger_daemon_api::config::Config;
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_daemon_api::vm::Vm;
-use banger_engine::seams::Vmm;
-use banger_engine::{Engine, EngineConfig, Faults, LinuxHost, Operations, ReconcileReport, Timing};
+use banger_engine::seams::{Network, Vmm};
+use banger_engine::{
+    Engine, EngineConfig, EngineError, Faults, LinuxHost, Operations, ReconcileReport, Timing,
+};
 use banger_guest_client::{BoxedStream, ChannelError};
+use banger_helper_client::HelperClient;
+use banger_network::HelperNetwork;
 use banger_store::StateLock;
 use banger_types::VmReference;
 use banger_vmm::firecracker::FirecrackerVmm;
@@ -15,6 +20,7 @@ use banger_vmm::probe::AccelerationChoice;
 use banger_vmm::qemu::QemuVmm;
 
 use crate::artifacts::{ArtifactStores, Importer};
+use crate::config_file::ConfigFile;
 use crate::directories::Directories;
 use crate::start_error::StartError;
 
@@ -29,6 +35,8 @@ pub struct Services {
     importer: Importer,
     acceleration: AccelerationChoice,
     firecracker: Option<FirecrackerVmm>,
+    config: ConfigFile,
+    network: Option<Arc<HelperNetwork>>,
     notices: Notices,
 }
 
@@ -48,7 +56,13 @@ impl Services {
         lock: StateLock,
         acceleration: AccelerationChoice,
         firecracker: Option<FirecrackerVmm>,
+        helper: Option<(HelperClient, String)>,
     ) -> Result<Self, StartError> {
+        let config = ConfigFile::open(&directories.state)?;
+        let settings = config.now().await.network;
+        let network = helper.map(|(helper, bridge)| {
+            Arc::new(HelperNetwork::new(helper, bridge, &directories.state, settings))
+        });
         let artifacts = ArtifactStores::open(directories)?;
         let mut vmms: Vec<Arc<dyn Vmm>> = vec![Arc::new(QemuVmm::new(acceleration))];
         if let Some(driver) = &firecracker {
@@ -59,17 +73,17 @@ impl Services {
             let held = |vmm| Arc::new(crate::held_guests::HeldGuests(vmm)) as Arc<dyn Vmm>;
             vmms = vmms.into_iter().map(held).collect();
         }
-        let config = EngineConfig {
+        let engine_config = EngineConfig {
             runtime_dir: directories.runtime.clone(),
             vmms,
             artifacts: Arc::new(artifacts.clone()),
             host: Arc::new(LinuxHost),
-            network: None,
+            network: network.clone().map(|network| network as Arc<dyn Network>),
             timing: Timing::default(),
             faults: Faults::of_state(&directories.state),
         };
         let part = |error: banger_engine::EngineError| StartError::Part(error.to_api());
-        let (engine, store) = Engine::open(config, lock).await.map_err(part)?;
+        let (engine, store) = Engine::open(engine_config, lock).await.map_err(part)?;
         for warning in &store {
             tracing::warn!(warning, "store");
         }
@@ -92,8 +106,21 @@ impl Services {
             engine.operations().clone(),
             directories.state.clone(),
         );
+        if let Some(network) = network.clone() {
+            // Nobody waits for it but those who ask for names.
+            tokio::spawn(async move { network.wake().await });
+        }
         let notices = Notices { store, reconciled };
-        Ok(Self { engine, artifacts, importer, acceleration, firecracker, notices })
+        Ok(Self {
+            engine,
+            artifacts,
+            importer,
+            acceleration,
+            firecracker,
+            config,
+            network,
+            notices,
+        })
     }
 
     /// Returns whether anything runs that the daemon must stay for.
@@ -139,6 +166,26 @@ impl Services {
     /// Returns the Firecracker driver, where there is a root helper.
     pub const fn firecracker(&self) -> Option<&FirecrackerVmm> {
         self.firecracker.as_ref()
+    }
+
+    /// Returns the daemon's settings.
+    pub const fn config(&self) -> &ConfigFile {
+        &self.config
+    }
+
+    /// Returns the guests' network, where there is a root helper.
+    pub fn network(&self) -> Option<&HelperNetwork> {
+        self.network.as_deref()
+    }
+
+    /// Makes settings true.
+    pub async fn apply(&self, config: &Config) -> Result<(), ApiError> {
+        let Some(network) = &self.network else { return Ok(()) };
+        let vms = self.engine.list().await.into_iter();
+        let users = vms.filter(|vm| vm.runtime.is_some() && vm.network == "tap");
+        let users = users.map(|vm| vm.name.to_string()).collect();
+        let applied = network.configure(config.network.clone(), users).await;
+        applied.map_err(|error| EngineError::from(error).to_api())
     }
 
     /// Returns what the daemon's start had to say.

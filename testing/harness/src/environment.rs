@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::assets::DEFAULT_KERNEL;
 use crate::invocation::{Finished, Invocation};
 use crate::leak::Leaks;
+use crate::network::{self, OwnNetwork};
 use crate::processes::{Process, processes_mentioning};
 use crate::user::User;
 
@@ -38,6 +39,7 @@ pub struct Environment {
     base: PathBuf,
     programs: PathBuf,
     prefix: Vec<String>,
+    network: Option<OwnNetwork>,
     home: PathBuf,
     torn_down: bool,
 }
@@ -60,20 +62,27 @@ fn make_base() -> PathBuf {
 }
 
 impl Environment {
-    /// Makes a place for the user who runs the tests.
+    /// Makes a place for the user who runs the tests. Root's has a network of its own, cut off from
+    /// the host's, unless something may have to be pulled.
     #[must_use]
     pub fn new(contents: Contents) -> Self {
         let assets = (contents != Contents::Empty).then(|| {
             crate::assets::find().unwrap_or_else(|error| panic!("shared images: {error:#}"))
         });
         let base = make_base();
-        let environment = Self {
+        let mut environment = Self {
             programs: crate::program_folder(),
             prefix: Vec::new(),
+            network: None,
             home: base.join("h"),
             torn_down: false,
             base,
         };
+        if crate::is_root() && matches!(contents, Contents::Busybox | Contents::Debian) {
+            let network = OwnNetwork::new(&environment.base);
+            environment.prefix = network.prefix();
+            environment.network = Some(network);
+        }
         if let Some(assets) = assets {
             assets
                 .give(contents, &environment.state())
@@ -119,9 +128,17 @@ impl Environment {
             Command::new("/bin/chown").args([&owner, "--"]).arg(&environment.base).status();
         assert!(status.is_ok_and(|status| status.success()), "give the folder away");
         environment.prefix = user.prefix();
+        environment.network = None;
         user.home().clone_into(&mut environment.home);
         environment.programs = programs;
         environment
+    }
+
+    /// Runs a line of words on the host, in the network that the VMs of this environment share with
+    /// it; fails unless it succeeds.
+    #[track_caller]
+    pub fn in_network(&self, line: &str) -> String {
+        self.network.as_ref().expect("the environment has a network of its own").run(line)
     }
 
     /// The folder that everything lies below.
@@ -304,6 +321,9 @@ impl Environment {
             }
         }
         self.stop_daemon();
+        if let Some(network) = self.network.take() {
+            faults.extend(network.taps().into_iter().map(|tap| format!("left behind: {tap}")));
+        }
         // A killed client's last child may need a moment to die.
         let mut leaks = Leaks::of(&self.base);
         for _ in 0..100 {
@@ -338,7 +358,8 @@ impl Environment {
     }
 
     /// Ends everything by force and removes the folder.
-    fn remove(&self) {
+    fn remove(&mut self) {
+        self.network = None;
         for _ in 0..50 {
             let left = self.processes();
             if left.is_empty() {
@@ -349,6 +370,7 @@ impl Environment {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+        network::forget_helper(&self.runtime());
         self.remove_files();
     }
 

@@ -14,6 +14,7 @@ mod inventory;
 mod invocation;
 mod leak;
 pub mod lifecycle;
+mod network;
 mod other_kernel;
 mod processes;
 mod qcow2;

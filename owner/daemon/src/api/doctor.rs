@@ -10,6 +10,7 @@ use banger_daemon_api::daemon::{Check, CheckStatus, DoctorReport};
 use banger_daemon_api::orphan::{Orphan, OrphanKind};
 use banger_engine::seams::{Acceleration, Vmm, VmmError};
 use banger_helper_api::{Method, ProcessRunningParams, ProcessRunningResult};
+use banger_network::Status;
 use banger_vmm::firecracker::Exposure;
 use banger_vmm::{probe, qemu};
 use rustix::process::Resource;
@@ -42,6 +43,7 @@ pub async fn get(State(api): Shared) -> Json<DoctorReport> {
     checks.extend(store(&api));
     checks.push(vmm(&api).await);
     checks.extend(firecracker(&api).await);
+    checks.extend(network(&api).await);
     checks.extend(PROGRAMS.map(|(program, package)| installed(program, package)));
     checks.push(agent());
     checks.extend(leftovers(&api).await);
@@ -205,9 +207,11 @@ async fn firecracker(api: &Api) -> Vec<Check> {
     };
     let about = format!("{} ({})", program.version, program.path.display());
     let usable = match driver.probe().await {
-        Ok(_) => {
-            check(NAME, CheckStatus::Pass, format!("{about}; asked for with --vmm firecracker"))
-        }
+        Ok(_) => check(
+            NAME,
+            CheckStatus::Pass,
+            format!("{about}; machines run with it unless --vmm says otherwise"),
+        ),
         Err(error) => check(NAME, CheckStatus::Pass, format!("{about}; not used here: {error}")),
     };
     let flaws = program.version.flaws().map(|flaw| {
@@ -220,6 +224,29 @@ async fn firecracker(api: &Api) -> Vec<Check> {
         check(NAME, CheckStatus::Warn, detail)
     });
     std::iter::once(usable).chain(flaws).collect()
+}
+
+/// Says which network VMs get. None of it is set up to find out.
+async fn network(api: &Api) -> Option<Check> {
+    const NAME: &str = "network";
+    let network = api.services.network()?;
+    let bridge = network.bridge();
+    Some(match network.status().await {
+        Status::Off => {
+            check(NAME, CheckStatus::Pass, "network.mode is user: VMs have QEMU's own network")
+        }
+        Status::Idle => {
+            check(NAME, CheckStatus::Pass, format!("{bridge} is set up when a VM starts"))
+        }
+        Status::Up { subnet, names: Some(names) } => {
+            let detail = format!("{bridge}, {subnet}; names of VMs are answered at {names}");
+            check(NAME, CheckStatus::Pass, detail)
+        }
+        Status::Up { subnet, names: None } => hinted(
+            check(NAME, CheckStatus::Warn, format!("{bridge}, {subnet}; no name server")),
+            "its log says why: bangerd.log in the state directory",
+        ),
+    })
 }
 
 /// Returns what stands behind `version` in the first line of `--version`.

@@ -1,6 +1,7 @@
 //! The HTTP API, one file per resource; `banger_daemon_api::routes` has the table.
 
 mod agent;
+mod config;
 mod doctor;
 mod images;
 mod kernels;
@@ -135,6 +136,7 @@ fn documented_router() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(leases::post))
         .routes(routes!(doctor::get))
         .routes(routes!(orphans::list, orphans::remove))
+        .routes(routes!(config::list, config::set))
 }
 
 async fn no_such_path(request: Request) -> Failure {

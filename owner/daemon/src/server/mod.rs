@@ -13,6 +13,7 @@ mod refusal;
 mod request;
 mod upgrade;
 
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -54,6 +55,9 @@ const REFUSALS_MOST: usize = 16;
 /// How long a request's headers may take, and how long a connection may idle between requests.
 const HEADER_DEADLINE: Duration = Duration::from_secs(30);
 
+/// The state directory of root's daemon where none is named.
+const DIRECT_STATE: &str = "/var/lib/banger-direct";
+
 /// How long open connections may take to finish when the daemon ends.
 const END_GRACE: Duration = Duration::from_secs(5);
 
@@ -80,7 +84,9 @@ pub async fn run(
         };
         FirecrackerVmm::new(helper, jails.clone(), choice, marks, arguments.system)
     });
-    let services = Services::start(directories, lock, arguments.accel, firecracker).await?;
+    let helper = arguments.helper_socket.clone().map(HelperClient::new);
+    let helper = helper.map(|helper| (helper, bridge_name(arguments, identity.uid, directories)));
+    let services = Services::start(directories, lock, arguments.accel, firecracker, helper).await?;
     let listener = bind(&directories.socket())?;
     let connections = Connections::default();
     let api = Arc::new(Api::new(arguments, identity, directories, services, end.clone()));
@@ -111,6 +117,23 @@ pub async fn run(
     }
     api.services.end().await;
     Ok(())
+}
+
+/// Returns the name of the daemon's bridge: of the installed service, of a user's own daemon, or of
+/// one in a place of its own, each another.
+fn bridge_name(arguments: &Arguments, uid: u32, directories: &Directories) -> String {
+    if arguments.system {
+        return "br-fc".to_owned();
+    }
+    if directories.state == Path::new(DIRECT_STATE) && uid < 1_000_000_000 {
+        return format!("br-fc-{uid}");
+    }
+    // FNV-1a: the same for a directory with every build.
+    let bytes = directories.state.as_os_str().as_bytes();
+    let hash = bytes
+        .iter()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    format!("br-fc-{hash:08x}")
 }
 
 /// SIGTERM and SIGINT end the daemon; SIGHUP, which a closing terminal sends, does not.

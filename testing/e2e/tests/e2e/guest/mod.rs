@@ -11,6 +11,7 @@ mod doctor;
 mod exec;
 mod interrupt;
 mod lifecycle;
+mod network;
 mod pull;
 mod run;
 mod terminal;

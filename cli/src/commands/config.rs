@@ -1,0 +1,91 @@
+//! `banger config`: bangerd's settings.
+
+use banger_daemon_api::config::{Config, KEYS, Setting};
+use banger_daemon_api::routes;
+use clap::{Args, Subcommand};
+
+use super::JsonArgs;
+use crate::client::Client;
+use crate::error::CliError;
+use crate::ui::Ui;
+use crate::{daemon, table};
+
+/// What can be done with settings.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print a setting
+    Get(GetArgs),
+    /// Change a setting, at once
+    Set(SetArgs),
+    /// Print all settings
+    #[command(visible_alias = "ls")]
+    List(JsonArgs),
+}
+
+/// Arguments of `banger config get`.
+#[derive(Args, Debug)]
+pub struct GetArgs {
+    /// The setting, such as network.subnet
+    #[arg(value_parser = key)]
+    key: String,
+}
+
+/// Arguments of `banger config set`.
+#[derive(Args, Debug)]
+#[command(after_help = "Settings:
+  network.mode    auto (the bridge where there can be one), bridge or user (QEMU's own network)
+  network.subnet  the bridge's address and prefix such as 172.16.0.1/24, or auto: a free one
+  network.dns     name servers for machines with NAT, with commas, or auto: this host's own")]
+pub struct SetArgs {
+    /// The setting, such as network.subnet
+    #[arg(value_parser = key)]
+    key: String,
+    /// Its new value; auto brings the default back
+    value: String,
+}
+
+/// Checks a key before a daemon is started for it.
+fn key(text: &str) -> Result<String, String> {
+    Config::default().get(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+impl ConfigCommand {
+    /// Runs the verb.
+    pub async fn run(self, ui: &Ui) -> Result<(), CliError> {
+        match self {
+            Self::Get(args) => {
+                let settings = settings(&daemon::connect(ui).await?).await?;
+                let found = settings.into_iter().find(|setting| setting.key == args.key);
+                ui.line(found.map(|setting| setting.value).unwrap_or_default())
+            }
+            Self::Set(args) => {
+                // What cannot be is said before a daemon is started for it.
+                Config::default().set(&args.key, &args.value).map_err(|error| {
+                    CliError::usage(error.to_string()).hint("banger config set --help")
+                })?;
+                let client = daemon::connect(ui).await?;
+                let setting = Setting { key: args.key, value: args.value };
+                let set: Result<Vec<Setting>, _> = client.patch(routes::CONFIG, &setting).await;
+                set.map(drop).map_err(|error| client.explain(error))
+            }
+            Self::List(json) => {
+                let settings = settings(&daemon::connect(ui).await?).await?;
+                if json.json {
+                    return ui.json(&settings);
+                }
+                let facts: Vec<(&str, String)> = KEYS
+                    .iter()
+                    .filter_map(|(key, _)| {
+                        let found = settings.iter().find(|setting| setting.key == *key)?;
+                        Some((*key, found.value.clone()))
+                    })
+                    .collect();
+                ui.line(table::facts(&facts))
+            }
+        }
+    }
+}
+
+async fn settings(client: &Client) -> Result<Vec<Setting>, CliError> {
+    client.get(routes::CONFIG).await.map_err(|error| client.explain(error))
+}
