@@ -91,6 +91,14 @@ impl Environment {
         environment
     }
 
+    /// Runs everything in the network of the thread that runs it, which is a test's own.
+    #[must_use]
+    pub fn in_callers_network(mut self) -> Self {
+        self.network = None;
+        self.prefix.clear();
+        self
+    }
+
     /// Takes `banger` and `bangerd` from this folder.
     #[must_use]
     pub fn with_programs(mut self, folder: PathBuf) -> Self {

@@ -26,7 +26,12 @@ pub struct Told {
 
 impl Told {
     fn orphans(&self) -> Answer<Vec<Orphan>> {
-        let names = self.tap.split(',').filter(|name| !name.is_empty());
+        // A tap that is there is found as one; it may be another daemon's.
+        let there = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
+        let is_there = |name: &str| {
+            there.lines().any(|line| line.split_once(':').is_some_and(|it| it.0.trim() == name))
+        };
+        let names = self.tap.split(',').filter(|name| !name.is_empty() && !is_there(name));
         let orphans: Vec<Orphan> = names
             .take(MOST_TAPS + 1)
             .filter_map(|name| {

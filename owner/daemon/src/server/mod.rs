@@ -82,7 +82,8 @@ pub async fn run(
             true => banger_vmm::probe::AccelerationChoice::Kvm,
             false => choice,
         };
-        FirecrackerVmm::new(helper, jails.clone(), choice, marks, arguments.system)
+        let bridge = bridge_name(arguments, identity.uid, directories);
+        FirecrackerVmm::new(helper, jails.clone(), choice, marks, arguments.system, bridge)
     });
     let helper = arguments.helper_socket.clone().map(HelperClient::new);
     let helper = helper.map(|helper| (helper, bridge_name(arguments, identity.uid, directories)));

@@ -74,6 +74,7 @@ struct Inner {
     snapshots: DmSnapshotDisk,
     marks: PathBuf,
     is_exclusive: bool,
+    bridge: String,
 }
 
 /// Where Firecracker is, and which.
@@ -89,6 +90,7 @@ impl FirecrackerVmm {
     /// Makes a driver over a helper whose jails are below `jails`. With [`AccelerationChoice::Kvm`]
     /// any KVM will do, else only one with the processor's own virtualisation. Which machines were
     /// asked for is marked in the directory `marks`; nobody else has jails there if `is_exclusive`.
+    /// Taps are those of `bridge`, and those of none.
     #[must_use]
     pub fn new(
         helper: HelperClient,
@@ -96,10 +98,12 @@ impl FirecrackerVmm {
         choice: AccelerationChoice,
         marks: PathBuf,
         is_exclusive: bool,
+        bridge: String,
     ) -> Self {
         let version = KnownVersion::new(FirecrackerVersion::parse);
         let snapshots = DmSnapshotDisk::new(helper.clone());
-        let inner = Inner { helper, jails, choice, version, snapshots, marks, is_exclusive };
+        let inner =
+            Inner { helper, jails, choice, version, snapshots, marks, is_exclusive, bridge };
         Self(Arc::new(inner))
     }
 
@@ -266,6 +270,7 @@ impl FirecrackerVmm {
             vms,
             uid: rustix::process::getuid().as_raw(),
             is_exclusive: self.0.is_exclusive,
+            bridge: &self.0.bridge,
             marked: orphans::marked(&self.0.marks),
         }
     }

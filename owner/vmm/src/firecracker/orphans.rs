@@ -4,7 +4,7 @@
 //! | kind | seen in | ours if |
 //! |---|---|---|
 //! | VMM | `/proc` | the owner's, its root is a jail of ours or its cgroup a machine's |
-//! | tap | `/sys/class/net` | `tap-fc-` and the beginning of an id; the owner's |
+//! | tap | `/sys/class/net` | `tap-fc-` and the beginning of an id; the owner's; a port of no other daemon's bridge |
 //! | mount, jail | the jails | it is named by an id, and is ours |
 //! | cgroup | the machines' unit | the same |
 //! | device | `/sys/block/dm-*` | `fc-rootfs-` and an id; nothing below it that is not ours |
@@ -41,6 +41,8 @@ pub(super) struct Place<'a> {
     pub(super) uid: u32,
     /// No other banger has jails and cgroups in these places.
     pub(super) is_exclusive: bool,
+    /// The daemon's bridge.
+    pub(super) bridge: &'a str,
     /// Machines that were asked for.
     pub(super) marked: BTreeSet<String>,
 }
@@ -88,12 +90,26 @@ impl Place<'_> {
 
     fn taps(&self) -> Vec<Orphan> {
         let folder = self.sys.join("class/net");
-        let names = names(&folder).into_iter().filter(|name| {
-            let owner = fs::read_to_string(folder.join(name).join("owner"));
+        let shown: BTreeSet<String> = names(&folder).into_iter().collect();
+        let ours = shown.iter().filter(|name| {
+            let place = folder.join(name);
+            let owner = fs::read_to_string(place.join("owner"));
+            let master = fs::read_link(place.join("master")).ok();
+            let bridge = master.as_deref().and_then(Path::file_name);
             owner.is_ok_and(|owner| owner.trim() == self.uid.to_string())
+                && bridge.is_none_or(|bridge| bridge == self.bridge)
         });
+        // sysfs is of the network in which it was mounted, which may be another than ours. Whose a
+        // tap is that it does not show, the helper sees.
+        let here = fs::read_to_string(self.proc.join("self/net/dev")).ok();
+        let here: Option<BTreeSet<&str>> = here.as_ref().map(|table| {
+            table.lines().filter_map(|line| Some(line.split_once(':')?.0.trim())).collect()
+        });
+        let is_here = |name: &str| here.as_ref().is_none_or(|here| here.contains(name));
+        let hidden = here.iter().flatten().copied().filter(|name| !shown.contains(*name));
+        let names = ours.map(String::as_str).filter(|name| is_here(name)).chain(hidden);
         names
-            .filter_map(|name| Some(orphan(OrphanKind::Tap, &name, name.strip_prefix(TAP)?)))
+            .filter_map(|name| Some(orphan(OrphanKind::Tap, name, name.strip_prefix(TAP)?)))
             .collect()
     }
 
@@ -247,6 +263,7 @@ mod tests {
                 vms: Path::new("/var/lib/banger/vms"),
                 uid: rustix::process::getuid().as_raw(),
                 is_exclusive,
+                bridge: "br-fc",
                 marked: marked.iter().map(ToString::to_string).collect(),
             };
             let root = format!("{}/", self.0.path().display());
@@ -323,17 +340,31 @@ mod tests {
         fake.write("sys/class/net/tap-fc-44556677/owner", "1\n");
         fake.write("sys/class/net/tap0/owner", &format!("{uid}\n"));
         fake.folder("sys/class/net/tap-fc-8899aabb");
+        // On our bridge, on another daemon's.
+        for (tap, bridge) in [("tap-fc-01010101", "br-fc"), ("tap-fc-02020202", "br-fc-60907")] {
+            let place = format!("sys/class/net/{tap}");
+            fake.write(&format!("{place}/owner"), &format!("{uid}\n"));
+            let master = fake.0.path().join(place).join("master");
+            std::os::unix::fs::symlink(format!("../{bridge}"), master).unwrap();
+        }
         let all = [
             format!("cgroup sys/fs/cgroup/{UNIT}/{OURS} {OURS}"),
             format!("jail jails/firecracker/{OURS} {OURS}"),
             format!("mount jails/firecracker/{OURS}/root/vmlinux {OURS}"),
             "tap tap-fc-00112233 00112233".to_owned(),
+            "tap tap-fc-01010101 01010101".to_owned(),
         ];
         assert_eq!(fake.found(true, &[]), all);
         // Shared places: what is marked, and the tap, which has an owner.
         assert_eq!(fake.found(false, &[OURS]), all);
         let unfinished = format!("jail jails/firecracker/{OTHER} {OTHER}");
-        assert_eq!(fake.found(false, &[OTHER]), [unfinished, all[3].clone()]);
+        let shared = [unfinished.clone(), all[3].clone(), all[4].clone()];
+        assert_eq!(fake.found(false, &[OTHER]), shared);
+        // In another network than sysfs shows.
+        let line = |name: &str| format!("  {name}: 0 0\n");
+        fake.write("proc/self/net/dev", &(line("tap-fc-00112233") + &line("tap-fc-03030303")));
+        let hidden = "tap tap-fc-03030303 03030303".to_owned();
+        assert_eq!(fake.found(false, &[OTHER]), [unfinished, all[3].clone(), hidden]);
     }
 
     #[test]

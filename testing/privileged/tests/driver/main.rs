@@ -41,7 +41,7 @@ fn as_owner(test: &str) -> Option<Owner> {
         let (state, runtime) = (place.join("state"), place.join("runtime"));
         let marks = state.join("jails");
         let helper = HelperClient::new(socket);
-        let driver = FirecrackerVmm::new(helper, jails, choice, marks, true);
+        let driver = FirecrackerVmm::new(helper, jails, choice, marks, true, "br-fc".to_owned());
         return Some(Owner { state, runtime, driver });
     }
     let programs = programs()?;

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use banger_engine::Step;
 use banger_harness::{Contents, Environment, skip};
 
-const START: [Step; 14] = [
+const START: [Step; 15] = [
     Step::CheckHost,
     Step::CreateVmDirectory,
     Step::LinkBaseImage,
@@ -19,6 +19,7 @@ const START: [Step; 14] = [
     Step::BuildInitrd,
     Step::CreateRuntimeDirectory,
     Step::AttachRootDisk,
+    Step::AttachNetwork,
     Step::LaunchVmm,
     Step::WriteHandles,
     Step::ResumeVmm,
@@ -28,10 +29,12 @@ const START: [Step; 14] = [
 ];
 /// Of [`START`], what only a new VM needs.
 const ONLY_ONCE: [Step; 3] = [Step::CreateVmDirectory, Step::LinkBaseImage, Step::CreateWorkDisk];
-const STOP: [Step; 4] = [Step::StopGuest, Step::EndVmm, Step::CleanRuntime, Step::DetachRootDisk];
-const DELETE: [Step; 6] = [
+const STOP: [Step; 5] =
+    [Step::StopGuest, Step::EndVmm, Step::CleanRuntime, Step::DetachRootDisk, Step::DetachNetwork];
+const DELETE: [Step; 7] = [
     Step::EndVmm,
     Step::DetachRootDisk,
+    Step::DetachNetwork,
     Step::CleanRuntime,
     Step::RemoveDisks,
     Step::RemoveVmDirectory,

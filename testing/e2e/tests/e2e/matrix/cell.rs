@@ -42,7 +42,7 @@ pub struct Cell {
     pub fault: Fault,
 }
 
-const START: [Step; 14] = [
+const START: [Step; 15] = [
     Step::CheckHost,
     Step::CreateVmDirectory,
     Step::LinkBaseImage,
@@ -51,6 +51,7 @@ const START: [Step; 14] = [
     Step::BuildInitrd,
     Step::CreateRuntimeDirectory,
     Step::AttachRootDisk,
+    Step::AttachNetwork,
     Step::LaunchVmm,
     Step::WriteHandles,
     Step::ResumeVmm,
@@ -70,12 +71,19 @@ impl Action {
             Self::Create => START.to_vec(),
             Self::Start => START.into_iter().filter(|step| !ONLY_ONCE.contains(step)).collect(),
             Self::Stop => {
-                vec![Step::StopGuest, Step::EndVmm, Step::CleanRuntime, Step::DetachRootDisk]
+                vec![
+                    Step::StopGuest,
+                    Step::EndVmm,
+                    Step::CleanRuntime,
+                    Step::DetachRootDisk,
+                    Step::DetachNetwork,
+                ]
             }
             Self::Delete => vec![
                 Step::EndVmm,
                 Step::CleanRuntime,
                 Step::DetachRootDisk,
+                Step::DetachNetwork,
                 Step::RemoveDisks,
                 Step::RemoveVmDirectory,
                 Step::RemoveRow,

@@ -52,7 +52,7 @@ impl Scene {
             return None;
         };
         let programs = programs()?;
-        let environment = Environment::new(Contents::Busybox);
+        let environment = Environment::new(Contents::Busybox).in_callers_network();
         enter_own_network();
         enter_own_mounts();
         put_programs(&programs);
