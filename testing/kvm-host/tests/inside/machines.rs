@@ -199,3 +199,46 @@ fn one_command_has_a_firecracker_of_its_own() {
     assert!(left.is_ok_and(|left| left.stdout.is_empty()), "a Firecracker is left");
     drop(ready);
 }
+
+/// Whether a name of a machine leads to an address, by the host's own resolver.
+fn resolves(name: &str, address: &str) -> bool {
+    let words = ["query", "--legend=no", "--cache=no", name];
+    let output = Command::new("resolvectl").args(words).output().expect("run resolvectl");
+    String::from_utf8_lossy(&output.stdout).contains(address)
+}
+
+#[test]
+fn a_firecracker_machine_has_a_network_and_a_name_and_keeps_both() {
+    let Some(inside) = Inside::get() else { return };
+    let ready = Ready::new(&inside);
+    // Nobody says which VMM: it is the best that can run here.
+    banger(&["vm", "run", "-d", "--image", "busybox", "--name", "box", "--nat"]);
+    let shown = show("box");
+    assert_eq!(shown["runtime"]["vmm"], "firecracker", "{shown}");
+    assert_eq!(shown["network"], "tap", "{shown}");
+    let address = shown["address"].as_str().expect("an address").to_owned();
+    let gateway = format!("{}.1", address.rsplit_once('.').expect("an address").0);
+    let ping = |from: &str| {
+        banger(&["vm", "exec", from, "--", "ping", "-c", "1", "-W", "10", &gateway]);
+    };
+    ping("box");
+    wait_until("the host knows the name", || resolves("box.vm", &address));
+    // The guest asks the same server, on the port that every guest asks.
+    let asked = banger(&["vm", "exec", "box", "--", "busybox", "nslookup", "-type=a", "box.vm"]);
+    assert!(asked.contains(&address), "{asked}");
+
+    run("systemctl", ["restart", "bangerd.service", "bangerd-root.service"]);
+    wait_until("the daemon answers", || banger_as(OWNER, &["vm", "list"]).status.success());
+    assert_eq!(show("box")["address"].as_str(), Some(address.as_str()));
+    ping("box");
+    wait_until("the host knows the name again", || resolves("box.vm", &address));
+    let rules = run("nft", ["list", "ruleset"]);
+    assert!(rules.contains(&format!("\"br-fc\" . {address}")), "{rules}");
+
+    banger(&["vm", "delete", "box"]);
+    assert!(!resolves("box.vm", &address));
+    let rules = run("nft", ["list", "ruleset"]);
+    assert!(!rules.contains(&address), "{rules}");
+    assert!(!run("ip", ["-o", "link"]).contains(": tap-fc-"));
+    drop(ready);
+}
