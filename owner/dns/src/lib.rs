@@ -5,7 +5,7 @@
 //! guest ── NAME.vm of its group ───────► zone
 //!       ── any other name, with NAT ───► the host's own resolvers
 //! ```
-//! What a packet comes to is decided in [`answer`], which is pure; [`Server`] moves bytes.
+//! What a packet comes to is decided in [`answer()`], which is pure; [`Server`] moves bytes.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 

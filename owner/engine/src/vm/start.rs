@@ -3,32 +3,31 @@
 //! Everything that a step made is undone in reverse when a later one fails or the action is
 //! cancelled. Disks of a VM that existed before are no step's making, so they stay.
 
+mod choose;
+
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{BootConfig, MachineEnd, SessionToken, StaticNetwork};
-use banger_daemon_api::vm::{DiskLimits, VmState, VmmChoice};
-use banger_types::{ByteSize, DiskSize, Subnet};
+use banger_daemon_api::vm::{DiskLimits, VmState};
+use banger_types::{ByteSize, DiskSize};
 use uuid::Uuid;
 
+use self::choose::{Chosen, Link, configuration};
 use super::{Body, Control, console, io, remove_file, remove_tree};
 use crate::error::{EngineError, Failure};
 use crate::guest;
-use crate::record::{Disks, Handles, Running, acceleration_name, vmm_name};
+use crate::record::{Disks, Handles, Running, acceleration_name};
 use crate::seams::{
-    Acceleration, BaseImage, BootKernel, DiskImage, LaunchPlan, Network, NetworkError, Nic,
-    PlannedDisk, RootDisk, Vmm, VmmError, VmmKind, VmmProcess, VmmState, hardware_address,
+    DiskImage, LaunchPlan, Network, Nic, PlannedDisk, RootDisk, Vmm, VmmProcess, VmmState,
+    hardware_address,
 };
 use crate::step::Step;
 
 /// How long a VMM that closed the agent's channel may take to be seen as ended.
 const END_AFTER_CLOSE: Duration = Duration::from_secs(3);
-
-/// QEMU's user-mode network (`-netdev user`): every guest is 10.0.2.15 behind its own gateway.
-const USER_NETWORK: ([u8; 4], u8, [u8; 4], [u8; 4]) =
-    ([10, 0, 2, 15], 24, [10, 0, 2, 2], [10, 0, 2, 3]);
 
 /// What a step made, and so what to undo.
 enum Undo {
@@ -40,39 +39,6 @@ enum Undo {
     Attached(Arc<dyn RootDisk>),
     Network(Arc<dyn Network>),
     Vmm(Arc<dyn Vmm>, Arc<dyn VmmProcess>),
-}
-
-/// Where a VM will run, known to be possible.
-struct Chosen {
-    vmm: Arc<dyn Vmm>,
-    acceleration: Acceleration,
-    root_disk: Arc<dyn RootDisk>,
-    /// The image, for a VM that has no disks yet.
-    base: Option<BaseImage>,
-    kernel: BootKernel,
-    link: Link,
-}
-
-/// The network that a VM gets.
-#[derive(Clone, Copy)]
-enum Link {
-    /// A port of the host's bridge.
-    Bridge(Subnet),
-    /// The VMM's own.
-    User,
-    Nothing,
-}
-
-/// What the guest is told of its network.
-fn configuration(link: Link, guest_ip: Option<Ipv4Addr>) -> Option<StaticNetwork> {
-    let (_, prefix, gateway, dns) = USER_NETWORK;
-    let (prefix, gateway, dns) = match link {
-        // The host's address answers for names.
-        Link::Bridge(subnet) => (subnet.prefix(), subnet.gateway(), subnet.gateway()),
-        Link::User => (prefix, gateway.into(), dns.into()),
-        Link::Nothing => return None,
-    };
-    Some(StaticNetwork { address: guest_ip?, prefix, gateway: Some(gateway), dns: vec![dns] })
 }
 
 struct Run<'a> {
@@ -112,11 +78,7 @@ impl Run<'_> {
         self.create_runtime_directory(&chosen).await?;
         self.boot_start = console::boot_start(&self.body.files.console_log()).await;
         let root = self.attach_root_disk(&chosen, &disks).await?;
-        let guest_ip = match chosen.link {
-            Link::Bridge(subnet) => Some(self.address(subnet)?),
-            Link::User => Some(USER_NETWORK.0.into()),
-            Link::Nothing => None,
-        };
+        let guest_ip = self.address(chosen.link)?;
         let nic = self.attach_network(&chosen, guest_ip).await?;
         let network = configuration(chosen.link, guest_ip);
         let process = self.launch(&chosen, &disks, &root, initrd, nic, network).await?;
@@ -195,92 +157,6 @@ impl Run<'_> {
         Ok(chosen)
     }
 
-    /// Chooses the first VMM, in the order of preference, that can run here and boot from the VM's
-    /// root disk, and says why in one line.
-    async fn choose(
-        &self,
-        base: Option<BaseImage>,
-        kernel: BootKernel,
-    ) -> Result<(Chosen, String, Option<String>), EngineError> {
-        let record = &self.body.record;
-        let wanted = match record.spec.vmm {
-            VmmChoice::Auto => None,
-            VmmChoice::Firecracker => Some(VmmKind::Firecracker),
-            VmmChoice::Qemu => Some(VmmKind::Qemu),
-        };
-        let (mut refused, mut hint) = (Vec::new(), None);
-        let (subnet, no_bridge) = self.bridge().await?;
-        for kind in [VmmKind::Firecracker, VmmKind::Qemu] {
-            if wanted.is_some_and(|wanted| wanted != kind) {
-                continue;
-            }
-            let Some(vmm) = self.body.vmm(kind) else {
-                refused.push(format!("{}: this build has no driver for it", vmm_name(kind)));
-                continue;
-            };
-            let acceleration = match vmm.probe().await {
-                Ok(acceleration) => acceleration,
-                Err(error) => {
-                    if let VmmError::Unavailable { hint: what_to_do, .. } = &error {
-                        hint = Some(what_to_do.clone());
-                    }
-                    refused.push(format!("{}: {error}", vmm_name(kind)));
-                    continue;
-                }
-            };
-            let link = match subnet {
-                Some(subnet) => Link::Bridge(subnet),
-                None if vmm.has_user_network() => Link::User,
-                None if wanted.is_none() => {
-                    let name = vmm_name(kind);
-                    refused
-                        .push(format!("{name}: its machines would have no network: {no_bridge}"));
-                    continue;
-                }
-                None => Link::Nothing,
-            };
-            let Some(root_disk) = self.root_disk(&vmm, base.as_ref()).await? else {
-                refused.push(format!("{}: it cannot boot from the root disk", vmm_name(kind)));
-                continue;
-            };
-            let how = format!("{} with {}", vmm_name(kind), acceleration_name(acceleration));
-            let why = match (wanted, refused.is_empty()) {
-                (Some(_), _) => format!("{how}, as asked"),
-                (None, true) => format!("{how}, the best that can run here"),
-                (None, false) => format!("{how}, because {}", refused.join("; ")),
-            };
-            // Where there is no helper at all, nobody expects a bridge.
-            let worth_a_word = subnet.is_none() && self.body.shared.network.is_some();
-            let note = worth_a_word.then_some(no_bridge);
-            return Ok((Chosen { vmm, acceleration, root_disk, base, kernel, link }, why, note));
-        }
-        Err(EngineError::NoVmm {
-            why: refused.join("; "),
-            hint: hint.unwrap_or_else(|| "use --vmm auto".to_owned()),
-        })
-    }
-
-    /// Returns the bridge's subnet, or why VMs do without.
-    async fn bridge(&self) -> Result<(Option<Subnet>, String), EngineError> {
-        let Some(network) = &self.body.shared.network else {
-            return Ok((None, "there is no root helper".to_owned()));
-        };
-        match network.ready().await {
-            Ok(Some(subnet)) => Ok((Some(subnet), String::new())),
-            Ok(None) => Ok((None, "network.mode is user".to_owned())),
-            Err(error @ NetworkError::Unavailable { .. }) => Ok((None, error.to_string())),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Returns the VM's address in the subnet.
-    fn address(&mut self, subnet: Subnet) -> Result<Ipv4Addr, EngineError> {
-        let body = &mut *self.body;
-        let number = body.shared.address_number(&body.record.id, body.record.address_number);
-        body.record.address_number = Some(number);
-        subnet.guest(number).ok_or_else(|| NetworkError::Full { subnet }.into())
-    }
-
     /// Makes the VM's tap, where it gets one, and lets its name be known.
     async fn attach_network(
         &mut self,
@@ -308,29 +184,6 @@ impl Run<'_> {
         network.announce(guest);
         self.done(Step::AttachNetwork).await?;
         Ok(nic)
-    }
-
-    async fn root_disk(
-        &self,
-        vmm: &Arc<dyn Vmm>,
-        base: Option<&BaseImage>,
-    ) -> Result<Option<Arc<dyn RootDisk>>, EngineError> {
-        if let Some(disks) = &self.body.record.disks {
-            return Ok(vmm.root_disks().into_iter().find(|one| one.kind() == disks.root.kind));
-        }
-        let base_dir = base.and_then(|base| base.rootfs.parent()).unwrap_or(Path::new("/"));
-        let base_size = base.map_or(0, |base| base.size);
-        let wanted = self.body.record.spec.root_size.bytes();
-        for one in vmm.root_disks() {
-            // A root disk is at least as large as its base.
-            let size = wanted.max(base_size);
-            if one.largest(base_size).is_none_or(|largest| size <= largest)
-                && one.usable(base_dir, &self.body.shared.vms_dir).await?
-            {
-                return Ok(Some(one));
-            }
-        }
-        Ok(None)
     }
 
     async fn create_disks(&mut self, chosen: &Chosen) -> Result<Disks, EngineError> {
