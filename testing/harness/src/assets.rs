@@ -1,20 +1,23 @@
 //! Images and kernels that the tests share, made once by the real command line.
 //!
 //! They are kept below `BANGER_BUILD_CACHE` (default `~/.cache/banger-build`)
-//! under a key made of the sources that shape them, and are hard-linked (or
-//! copied, across file systems) into each test's state directory. A manifest
-//! beside each image and kernel is the daemon's own truth, so a linked one is
-//! as good as a pulled one.
+//! under a key made of the sources that shape them, the same in every clone
+//! ([`keyed`]), and are hard-linked (or copied, across file systems) into each
+//! test's state directory. A manifest beside each image and kernel is the
+//! daemon's own truth, so a linked one is as good as a pulled one.
 
+use std::fs::{File, TryLockError};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
 use crate::environment::{BUSYBOX_IMAGE, Contents, Environment};
-use crate::other_kernel;
+use crate::{keyed, other_kernel};
 
 /// The image that `vm run` takes by default.
 pub const DEFAULT_IMAGE: &str = "debian-bookworm";
@@ -22,7 +25,15 @@ pub const DEFAULT_IMAGE: &str = "debian-bookworm";
 pub const DEFAULT_KERNEL: &str = "debian-6.12-cloud";
 
 /// Sources that decide what a built image or kernel looks like.
-const SHAPED_BY: [&str; 2] = ["owner/image/src", "cli/src/debian"];
+const SHAPED_BY: [&str; 3] = ["owner/image/src", "cli/src/debian", "testing/harness/src/rootfs.rs"];
+/// What the folders of the cache begin with that hold a state directory.
+const KIND: &str = "images";
+/// The same while they are being made.
+const STAGING: &str = "staging";
+/// How long a pull may take, whatever the mirror does.
+const PULL_PATIENCE: Duration = Duration::from_secs(20 * 60);
+/// How much of what a failed pull said is told again.
+const LAST_LINES: usize = 8;
 
 /// The folder of what is built once for all tests: `BANGER_BUILD_CACHE`, or
 /// `banger-build` in the user's cache.
@@ -45,38 +56,40 @@ pub fn build_cache() -> Result<PathBuf> {
     Ok(PathBuf::from(home).join(".cache/banger-build"))
 }
 
-fn hash_folder(hash: &mut Sha256, folder: &Path) -> Result<()> {
-    let mut entries = std::fs::read_dir(folder)
+/// Adds a file, or all files of a folder, by content and by name below `root`: where a clone lies
+/// changes nothing.
+fn hash_source(hash: &mut Sha256, root: &Path, relative: &Path) -> Result<()> {
+    let path = root.join(relative);
+    if !path.is_dir() {
+        let content = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        for part in [relative.as_os_str().as_encoded_bytes(), &content] {
+            hash.update(part.len().to_le_bytes());
+            hash.update(part);
+        }
+        return Ok(());
+    }
+    let mut entries = std::fs::read_dir(&path)
         .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
-        .with_context(|| format!("list {}", folder.display()))?;
+        .with_context(|| format!("list {}", path.display()))?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
-        let path = entry.path();
-        if entry.file_type().with_context(|| format!("look at {}", path.display()))?.is_dir() {
-            hash_folder(hash, &path)?;
-        } else {
-            let content =
-                std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-            hash.update(path.as_os_str().as_encoded_bytes());
-            hash.update(content.len().to_le_bytes());
-            hash.update(content);
-        }
+        hash_source(hash, root, &relative.join(entry.file_name()))?;
     }
     Ok(())
 }
 
-fn key() -> Result<String> {
+/// The key of what the clone at `root` makes.
+fn key(root: &Path) -> Result<String> {
     let mut hash = Sha256::new();
-    for folder in SHAPED_BY {
-        hash_folder(&mut hash, &crate::repository().join(folder))?;
+    for source in SHAPED_BY {
+        hash_source(&mut hash, root, Path::new(source))?;
     }
-    Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+    Ok(short_name(hash))
 }
 
-/// Whether a folder of the cache has a name that [`key`] made, whole or being made.
-fn is_key(name: &str) -> bool {
-    let key = name.trim_end_matches(".staging");
-    key.len() == 16 && key.bytes().all(|byte| byte.is_ascii_hexdigit())
+/// A digest's first 16 hexadecimal digits: enough for a handful of folders.
+pub(crate) fn short_name(hash: Sha256) -> String {
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Copies a folder with owners, modes and holes; hard links where possible.
@@ -147,15 +160,6 @@ impl Assets {
     }
 }
 
-/// What older sources made, for who works on those and does not want a pull
-/// after each change: `BANGER_BUILD_CACHE_KEEP=1`.
-fn kept(cache: &Path) -> Option<PathBuf> {
-    std::env::var_os("BANGER_BUILD_CACHE_KEEP").filter(|value| value == "1")?;
-    let entries = std::fs::read_dir(cache).ok()?.flatten();
-    let states = entries.map(|entry| entry.path().join("state"));
-    states.into_iter().find(|state| state.is_dir() && !state.to_string_lossy().contains("staging"))
-}
-
 /// Finds the shared images, and the default kernel or the one that the tests are
 /// to boot instead; makes them where they are missing, which takes minutes the
 /// first time.
@@ -167,40 +171,70 @@ pub(crate) fn find() -> Result<Assets> {
     }
 }
 
-fn shared() -> Result<Assets> {
+/// Opens the cache and waits for the right to change what [`KIND`] it has.
+fn lock_cache() -> Result<(PathBuf, File)> {
     let cache = build_cache()?;
     std::fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
-    let lock_path = cache.join("lock");
-    let lock = std::fs::File::create(&lock_path)
-        .with_context(|| format!("open {}", lock_path.display()))?;
-    lock.lock().with_context(|| format!("lock {}", lock_path.display()))?;
-    let key = key()?;
-    let state = cache.join(&key).join("state");
-    if state.is_dir() {
-        return Ok(Assets { state });
-    }
-    if let Some(state) = kept(&cache) {
-        return Ok(Assets { state });
-    }
-    let environment = Environment::new(Contents::Empty);
-    let minutes = Duration::from_secs(20 * 60);
-    environment.banger(["kernel", "pull", DEFAULT_KERNEL]).deadline(minutes).ok();
-    environment.banger(["image", "pull", DEFAULT_IMAGE]).deadline(minutes).ok();
-    if let Some(rootfs) = crate::busybox_rootfs() {
-        environment.import(BUSYBOX_IMAGE, &rootfs).ok();
-    }
-    environment.stop_daemon();
+    let path = cache.join("lock");
+    let lock = File::create(&path).with_context(|| format!("open {}", path.display()))?;
+    wait_for_lock(&lock, "another who fetches the images and kernels that the tests share")
+        .with_context(|| format!("lock {}", path.display()))?;
+    Ok((cache, lock))
+}
 
-    // What older sources made is of no more use; folders with other names are not ours.
-    for entry in std::fs::read_dir(&cache).context("list the cache")?.flatten() {
-        if entry.path().is_dir() && is_key(&entry.file_name().to_string_lossy()) {
-            let _ = std::fs::remove_dir_all(entry.path());
+/// Locks; says for whom it waits.
+pub(crate) fn wait_for_lock(lock: &File, holder: &str) -> Result<()> {
+    match lock.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            note(format_args!("waiting for {holder}"));
+            Ok(lock.lock()?)
         }
+        Err(TryLockError::Error(error)) => Err(error.into()),
     }
-    let staged = cache.join(format!("{key}.staging"));
-    link_folder(&environment.state(), &staged.join("state"))?;
-    for entry in std::fs::read_dir(staged.join("state")).context("list the staged state")?.flatten()
-    {
+}
+
+fn shared() -> Result<Assets> {
+    let key = key(&crate::repository())?;
+    let (cache, _lock) = lock_cache()?;
+    let folder = cache.join(format!("{KIND}-{key}"));
+    if !keyed::hold(&folder)? {
+        let count = keyed::kept_keys()?;
+        make(&cache, &folder).with_context(|| {
+            format!("fetch the image and the kernel that the tests share, into {}", cache.display())
+        })?;
+        keyed::hold(&folder)?;
+        keyed::remove_unused(&cache, KIND, count, u64::MAX)?;
+    }
+    Ok(Assets { state: folder.join("state") })
+}
+
+fn make(cache: &Path, folder: &Path) -> Result<()> {
+    // Whoever held the lock before has ended; what it left unfinished is of no use.
+    for unfinished in keyed::by_last_use(cache, STAGING)? {
+        std::fs::remove_dir_all(&unfinished)
+            .with_context(|| format!("remove {}", unfinished.display()))?;
+    }
+    note(format_args!(
+        "fetching {DEFAULT_KERNEL} and {DEFAULT_IMAGE} from Debian, once for all clones with the \
+         same sources (1 to 2 minutes)"
+    ));
+    let name = folder.file_name().context("a folder of the cache has a name")?;
+    let staged = cache.join(format!("{STAGING}-{}", name.display()));
+    with_scratch(|environment| {
+        pull(environment, "kernel", DEFAULT_KERNEL)?;
+        pull(environment, "image", DEFAULT_IMAGE)?;
+        if let Some(rootfs) = crate::busybox_rootfs() {
+            let path = environment.home().join("busybox.tar");
+            std::fs::write(&path, rootfs).context("write the busybox's root file system")?;
+            let path = path.to_str().context("a path that is text")?;
+            banger(environment, &["image", "import", "--name", BUSYBOX_IMAGE, path])?;
+        }
+        stop_daemon(environment);
+        link_folder(&environment.state(), &staged.join("state"))
+    })?;
+    let state = staged.join("state");
+    for entry in std::fs::read_dir(&state).context("list the staged state")?.flatten() {
         let path = entry.path();
         let name = entry.file_name();
         if name == "images" || name == "kernels" {
@@ -212,16 +246,102 @@ fn shared() -> Result<Assets> {
             std::fs::remove_file(&path)
         };
     }
-    std::fs::rename(&staged, cache.join(&key)).context("keep the images")?;
-    Ok(Assets { state })
+    std::fs::rename(&staged, folder).with_context(|| format!("keep {}", folder.display()))
 }
 
-/// The kernel store with the shared kernel, which is pulled where it is missing.
+/// Works in an environment in which nothing panics and of which nothing is left.
+pub(crate) fn with_scratch<T>(work: impl FnOnce(&Environment) -> Result<T>) -> Result<T> {
+    let environment = Environment::try_new(Contents::Empty).context("make a place to work in")?;
+    let made = work(&environment);
+    stop_daemon(&environment);
+    environment.discard();
+    made
+}
+
+/// Ends the daemon, so that nobody writes any more.
+pub(crate) fn stop_daemon(environment: &Environment) {
+    if environment.daemon().is_some() {
+        // What does not end by itself is killed with the environment.
+        let mut stop = environment.command(["daemon", "stop"]);
+        let _ = stop.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+}
+
+/// Has something fetched from Debian; its failure says what to do.
+fn pull(environment: &Environment, kind: &str, name: &str) -> Result<()> {
+    banger(environment, &[kind, "pull", name]).map_err(|error| {
+        anyhow!(
+            "{error:#}\nTry again when this machine reaches its Debian mirror (`apt-get update` \
+             tells), or copy the build cache from a machine that has it"
+        )
+    })
+}
+
+/// Runs `banger`, and tells what it tells; its last words are the error's.
+pub(crate) fn banger(environment: &Environment, arguments: &[&str]) -> Result<()> {
+    let shown = format!("banger {}", arguments.join(" "));
+    let mut command = environment.command(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let program = command.get_program().display().to_string();
+    let mut child = command.spawn().with_context(|| format!("start {program}"))?;
+    let stderr = child.stderr.take().context("it has a standard error")?;
+    let (sender, lines) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        for line in BufReader::new(stderr).split(b'\n').map_while(std::io::Result::ok) {
+            let _ = sender.send(String::from_utf8_lossy(&line).into_owned());
+        }
+    });
+    let end = Instant::now() + PULL_PATIENCE;
+    let mut said = Vec::new();
+    loop {
+        match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                note(&line);
+                said.push(line);
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                bail!("{shown} took longer than {} minutes", PULL_PATIENCE.as_secs() / 60);
+            }
+        }
+    }
+    let _ = reader.join();
+    let status = child.wait().with_context(|| format!("wait for {shown}"))?;
+    if !status.success() {
+        let last = said.split_off(said.len().saturating_sub(LAST_LINES));
+        bail!("{shown} failed ({status}):\n{}", last.join("\n"));
+    }
+    Ok(())
+}
+
+/// Prints a line for who waits.
+pub(crate) fn note(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "build cache: {line}");
+}
+
+/// The kernel store with the shared kernel, where that has been pulled for this clone's sources.
 ///
 /// # Errors
-/// Where the cache cannot be written; a failed pull panics like a test.
-pub fn kernel_store() -> Result<PathBuf> {
-    find().map(|assets| assets.state.join("kernels"))
+/// Where the cache cannot be read.
+pub fn kernel_store_if_made() -> Result<Option<PathBuf>> {
+    let key = key(&crate::repository())?;
+    let (cache, _lock) = lock_cache()?;
+    let folder = cache.join(format!("{KIND}-{key}"));
+    Ok(keyed::hold(&folder)?.then(|| folder.join("state/kernels")))
+}
+
+/// Pulls the default kernel by the real command line, into a kernel store that it makes of `store`.
+///
+/// # Errors
+/// Where it cannot be pulled or written.
+pub fn pull_kernel(store: &Path) -> Result<()> {
+    with_scratch(|environment| {
+        pull(environment, "kernel", DEFAULT_KERNEL)?;
+        stop_daemon(environment);
+        link_folder(&environment.state().join("kernels"), store)
+    })
 }
 
 /// The Debian package that the shared kernel came from; downloaded where it is missing.
@@ -259,4 +379,69 @@ pub fn kernel_package() -> Result<PathBuf> {
 /// Where the cache cannot be written; a failed pull panics like a test.
 pub fn ensure() -> Result<()> {
     find().map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A clone with these sources, and one more that shapes nothing.
+    fn clone(root: &Path) {
+        for (file, text) in [
+            ("owner/image/src/lib.rs", "//! Images."),
+            ("owner/image/src/ext4/mod.rs", "//! ext4."),
+            ("cli/src/debian/mod.rs", "//! Debian."),
+            ("testing/harness/src/rootfs.rs", "//! A busybox."),
+            ("README.md", "banger"),
+        ] {
+            let path = root.join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+    }
+
+    #[test]
+    fn two_clones_at_different_paths_with_the_same_sources_have_one_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let clones = ["one", "deep/er/two"].map(|name| folder.path().join(name));
+        let [one, two] = &clones;
+        clones.iter().for_each(|root| clone(root));
+        let first = key(one).unwrap();
+        assert_eq!(first, key(two).unwrap());
+
+        std::fs::write(two.join("README.md"), "other").unwrap();
+        assert_eq!(first, key(two).unwrap(), "it shapes nothing");
+        let of = |change: &dyn Fn(&Path)| {
+            std::fs::remove_dir_all(two).unwrap();
+            clone(two);
+            change(&two.join("owner/image/src"));
+            key(two).unwrap()
+        };
+        let content = of(&|sources| std::fs::write(sources.join("lib.rs"), "//! Other.").unwrap());
+        let name =
+            of(&|sources| std::fs::rename(sources.join("lib.rs"), sources.join("x.rs")).unwrap());
+        let place = of(&|sources| {
+            std::fs::rename(sources.join("ext4/mod.rs"), sources.join("mod.rs")).unwrap();
+        });
+        let keys = [first, content, name, place];
+        for (at, key) in keys.iter().enumerate() {
+            assert!(!keys[..at].contains(key), "{keys:?}");
+        }
+        std::fs::remove_file(one.join("testing/harness/src/rootfs.rs")).unwrap();
+        assert!(key(one).is_err(), "a source that is gone is no input");
+    }
+
+    #[test]
+    fn a_pull_that_fails_says_why_and_what_to_do_and_leaves_nothing() {
+        let mut base = PathBuf::new();
+        let error = with_scratch(|environment| {
+            environment.base().clone_into(&mut base);
+            pull(environment, "kernel", "no-such-kernel")
+        });
+        // Where this crate's tests are built alone there is no banger, which is an error like others.
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("no-such-kernel") || error.starts_with("start "), "{error}");
+        assert!(error.contains("\nTry again"), "{error}");
+        assert!(base.starts_with("/var/tmp") && !base.exists(), "{}", base.display());
+    }
 }

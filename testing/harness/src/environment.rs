@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -45,20 +46,16 @@ pub struct Environment {
 }
 
 /// Short, because a unix socket's path has at most 107 bytes.
-fn make_base() -> PathBuf {
-    let folder = tempfile::Builder::new()
-        .prefix("bgr")
-        .tempdir_in("/var/tmp")
-        .expect("make a folder in /var/tmp");
-    let base = folder.keep();
+fn make_base() -> std::io::Result<PathBuf> {
+    let folder = tempfile::Builder::new().prefix("bgr").tempdir_in("/var/tmp")?;
+    let base = folder.path();
     // The daemon of a root user runs as another uid and must get through.
-    std::fs::set_permissions(&base, PermissionsExt::from_mode(0o711)).expect("open the folder");
+    std::fs::set_permissions(base, PermissionsExt::from_mode(0o711))?;
     for (name, mode) in [("h", 0o755), ("t", 0o1777)] {
-        std::fs::create_dir(base.join(name)).expect("make a folder");
-        std::fs::set_permissions(base.join(name), PermissionsExt::from_mode(mode))
-            .expect("open the folder");
+        std::fs::create_dir(base.join(name))?;
+        std::fs::set_permissions(base.join(name), PermissionsExt::from_mode(mode))?;
     }
-    base
+    Ok(folder.keep())
 }
 
 impl Environment {
@@ -66,10 +63,13 @@ impl Environment {
     /// the host's, unless something may have to be pulled.
     #[must_use]
     pub fn new(contents: Contents) -> Self {
-        let assets = (contents != Contents::Empty).then(|| {
-            crate::assets::find().unwrap_or_else(|error| panic!("shared images: {error:#}"))
-        });
-        let base = make_base();
+        Self::try_new(contents).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// The same for who is no test and does not panic.
+    pub(crate) fn try_new(contents: Contents) -> Result<Self> {
+        let assets = (contents != Contents::Empty).then(crate::assets::find).transpose()?;
+        let base = make_base().context("make a folder in /var/tmp")?;
         let mut environment = Self {
             programs: crate::program_folder(),
             prefix: Vec::new(),
@@ -84,11 +84,15 @@ impl Environment {
             environment.network = Some(network);
         }
         if let Some(assets) = assets {
-            assets
-                .give(contents, &environment.state())
-                .unwrap_or_else(|error| panic!("shared images: {error:#}"));
+            assets.give(contents, &environment.state()).context("shared images")?;
         }
-        environment
+        Ok(environment)
+    }
+
+    /// Ends everything by force and removes the folder, without a look at what was left.
+    pub(crate) fn discard(mut self) {
+        self.torn_down = true;
+        self.remove();
     }
 
     /// Runs everything in the network of the thread that runs it, which is a test's own.

@@ -12,6 +12,7 @@ mod assets;
 mod environment;
 mod inventory;
 mod invocation;
+pub mod keyed;
 mod leak;
 pub mod lifecycle;
 mod network;
@@ -24,7 +25,7 @@ mod user;
 
 pub use assets::{
     DEFAULT_IMAGE, DEFAULT_KERNEL, build_cache, ensure as ensure_assets, kernel_package,
-    kernel_store, link_folder,
+    kernel_store_if_made, link_folder, pull_kernel,
 };
 pub use environment::{BUSYBOX_IMAGE, Contents, Environment};
 pub use inventory::{Inventory, firecrackers};

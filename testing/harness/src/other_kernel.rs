@@ -9,8 +9,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-use crate::assets::{DEFAULT_KERNEL, build_cache, link_folder};
-use crate::environment::{Contents, Environment};
+use crate::assets::{
+    DEFAULT_KERNEL, banger, build_cache, link_folder, note, short_name, stop_daemon, wait_for_lock,
+    with_scratch,
+};
+use crate::keyed;
+
+/// What the folders of this cache begin with, and while they are being made.
+const KIND: &str = "kernel";
+const STAGING: &str = "staging";
 
 /// The package, where one is named.
 pub(crate) fn package() -> Option<PathBuf> {
@@ -24,35 +31,39 @@ pub(crate) fn state(shared: &Path, package: &Path) -> Result<PathBuf> {
     let lock_path = cache.join("lock");
     let lock = std::fs::File::create(&lock_path)
         .with_context(|| format!("open {}", lock_path.display()))?;
-    lock.lock().with_context(|| format!("lock {}", lock_path.display()))?;
+    wait_for_lock(&lock, "another who imports a kernel for the tests")
+        .with_context(|| format!("lock {}", lock_path.display()))?;
 
     let bytes = std::fs::read(package)
         .with_context(|| format!("read {} (BANGER_TEST_KERNEL)", package.display()))?;
+    // The folder's name has the key of the images.
+    let images = shared.parent().and_then(Path::file_name).context("a key of the images")?;
     let mut hash = Sha256::new();
-    hash.update(shared.as_os_str().as_encoded_bytes());
+    hash.update(images.as_encoded_bytes());
     hash.update(bytes);
-    let key: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let state = cache.join(&key).join("state");
-    if state.is_dir() {
-        return Ok(state);
-    }
-    let environment = Environment::new(Contents::Empty);
-    environment.banger(["kernel", "import", "--name", DEFAULT_KERNEL]).arg(package).ok();
-    environment.stop_daemon();
-
-    // Of other kernels, and what was not finished.
-    for entry in std::fs::read_dir(&cache).context("list the cache")?.flatten() {
-        if entry.path().is_dir() {
-            std::fs::remove_dir_all(entry.path())
-                .with_context(|| format!("remove {}", entry.path().display()))?;
+    let folder = cache.join(format!("{KIND}-{}", short_name(hash)));
+    if !keyed::hold(&folder)? {
+        let count = keyed::kept_keys()?;
+        // What killed ones left.
+        for unfinished in keyed::by_last_use(&cache, STAGING)? {
+            std::fs::remove_dir_all(&unfinished)
+                .with_context(|| format!("remove {}", unfinished.display()))?;
         }
+        let staged = cache.join(format!("{STAGING}-kernel"));
+        note(format_args!("importing {} for the tests", package.display()));
+        with_scratch(|environment| {
+            let package = package.to_str().context("a path that is text")?;
+            banger(environment, &["kernel", "import", "--name", DEFAULT_KERNEL, package])?;
+            stop_daemon(environment);
+            link_folder(&shared.join("images"), &staged.join("state/images"))?;
+            link_folder(&environment.state().join("kernels"), &staged.join("state/kernels"))
+        })?;
+        own_like(shared, &staged.join("state"))?;
+        std::fs::rename(&staged, &folder).context("keep the kernel")?;
+        keyed::hold(&folder)?;
+        keyed::remove_unused(&cache, KIND, count, u64::MAX)?;
     }
-    let staged = cache.join(format!("{key}.staging"));
-    link_folder(&shared.join("images"), &staged.join("state/images"))?;
-    link_folder(&environment.state().join("kernels"), &staged.join("state/kernels"))?;
-    own_like(shared, &staged.join("state"))?;
-    std::fs::rename(&staged, cache.join(&key)).context("keep the kernel")?;
-    Ok(state)
+    Ok(folder.join("state"))
 }
 
 /// Gives `folder` the owner and mode of `like`.

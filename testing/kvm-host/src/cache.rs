@@ -6,23 +6,29 @@
 //!   kernel-KEY/       the kernel and its modules
 //!   qemu-KEY/         a QEMU newer than this machine's, with its libraries
 //!   initrd/           initrds by the digest of agent and kernel
-//!   state-KEY/        a machine's saved memory and disk overlay
+//!   state-KEY/        a machine's saved memory and disk overlay, 220 MB
 //!   .staging-*        being made; removed by the next one who holds the lock
 //!   lock              held by whoever builds, boots or cleans
 //!   run/, run.lock    the running machine; the lock is held by its keeper
 //! <build cache>/vmm-binaries-VERSION/
 //! ```
 //!
-//! Everything under a key is made under another name and renamed, so what is there is whole.
+//! Everything under a key is made under another name and renamed, so what is there is whole. Of
+//! each kind a few are kept, for clones with different inputs; [`keyed`] says which go.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use banger_harness::keyed;
 use sha2::{Digest, Sha256};
 
 /// How many digits of a digest name a folder: 64 bits, for a handful of folders.
 const KEY_DIGITS: usize = 16;
+
+/// Most bytes of the disk that the folders of one kind may take, but for the last used one and those
+/// in use.
+const ROOM: u64 = 2 << 30;
 
 /// Collects the inputs of something that is built, and names it by their digest.
 #[derive(Debug, Default)]
@@ -139,8 +145,10 @@ impl Cache {
             .with_context(|| format!("make a folder in {}", self.root.display()))
     }
 
-    /// Gives what was built its name, and removes what had the same kind under other keys.
+    /// Gives what was built its name, and removes what of the same kind nobody has used for longest
+    /// if that is too much; needs the lock.
     pub fn publish(&self, staged: tempfile::TempDir, kind: &str, key: &str) -> Result<PathBuf> {
+        let count = keyed::kept_keys()?;
         let path = self.root.join(format!("{kind}-{key}"));
         if path.exists() {
             std::fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
@@ -149,14 +157,29 @@ impl Cache {
             .with_context(|| format!("keep {}", path.display()))?;
         // It has another name now; there is nothing left to remove under the old one.
         let _ = staged.keep();
-        let (prefix, own) = (format!("{kind}-"), format!("{kind}-{key}"));
-        self.remove_where(|name| name.starts_with(&prefix) && name != own)?;
+        keyed::hold(&path)?;
+        keyed::remove_unused(&self.root, kind, count, ROOM)?;
         Ok(path)
     }
 
-    /// Removes the saved states; needs the lock and no running machine.
-    pub fn forget_states(&self, _lock: &CacheLock) -> Result<()> {
-        self.remove_where(|name| name.starts_with("state-"))
+    /// Keeps what is built from being removed while this process lives, and notes that it is used;
+    /// `path` is a folder with a key or anything in one. Needs the lock.
+    pub fn hold(&self, path: &Path) -> Result<()> {
+        let below = path.strip_prefix(&self.root).ok().and_then(|path| path.components().next());
+        let folder = below.map(|first| self.root.join(first));
+        folder.map_or(Ok(()), |folder| keyed::hold(&folder).map(drop))
+    }
+
+    /// What there is of a kind, the last used first.
+    pub fn by_last_use(&self, kind: &str) -> Result<Vec<PathBuf>> {
+        keyed::by_last_use(&self.root, kind)
+    }
+
+    /// Removes the saved states with these keys; needs the lock and no running machine.
+    pub fn forget_states(&self, _lock: &CacheLock, keys: &[String]) -> Result<()> {
+        self.remove_where(|name| {
+            name.strip_prefix("state-").is_some_and(|key| keys.iter().any(|it| it == key))
+        })
     }
 
     /// Removes everything but the locks; needs the lock and no running machine.
@@ -195,26 +218,56 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unfinished_or_replaced_goes() {
+    fn what_is_unfinished_or_forgotten_goes() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::at(folder.path().join("kvm-host")).unwrap();
-        std::fs::create_dir_all(cache.root().join(".staging-dead/x")).unwrap();
-        std::fs::create_dir_all(cache.root().join("image-old")).unwrap();
-        std::fs::create_dir_all(cache.root().join("state-old")).unwrap();
+        for name in [".staging-dead/x", "state-one", "state-two"] {
+            std::fs::create_dir_all(cache.root().join(name)).unwrap();
+        }
         let lock = cache.lock().unwrap();
         assert!(!cache.root().join(".staging-dead").exists());
-        let staged = cache.stage(&lock).unwrap();
-        std::fs::write(staged.path().join("file"), "x").unwrap();
-        let path = cache.publish(staged, "image", "new").unwrap();
-        assert!(path.join("file").exists());
-        assert!(!cache.root().join("image-old").exists());
-        assert!(cache.root().join("state-old").exists());
-        cache.forget_states(&lock).unwrap();
-        assert!(!cache.root().join("state-old").exists());
-        assert!(path.join("file").exists());
+        cache.forget_states(&lock, &["one".to_owned(), "three".to_owned()]).unwrap();
+        assert!(!cache.root().join("state-one").exists());
+        assert!(cache.root().join("state-two").exists(), "another clone's");
         drop(cache.stage(&lock).unwrap());
         cache.clear(&lock).unwrap();
         let left: Vec<_> = std::fs::read_dir(cache.root()).unwrap().flatten().collect();
         assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn clones_with_different_inputs_each_find_their_own_and_the_oldest_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path().join("kvm-host")).unwrap();
+        let lock = cache.lock().unwrap();
+        let make = |kind: &str, key: &str, minutes: u64| {
+            let path = cache.root().join(format!("{kind}-{key}"));
+            std::fs::create_dir(&path).unwrap();
+            let then = std::time::SystemTime::now() - std::time::Duration::from_secs(60 * minutes);
+            File::open(&path).unwrap().set_modified(then).unwrap();
+        };
+        for (key, minutes) in [("a", 3), ("b", 1), ("c", 2)] {
+            make("state", key, minutes);
+            make("image", key, minutes);
+        }
+        // The clone of `a` begins to use it before that of `d` comes.
+        cache.hold(&cache.root().join("state-a/memory")).unwrap();
+        let staged = cache.stage(&lock).unwrap();
+        std::fs::write(staged.path().join("memory"), "x").unwrap();
+        let made = cache.publish(staged, "state", "d").unwrap();
+        assert!(made.join("memory").exists());
+        let names = |kind: &str| {
+            let folders = cache.by_last_use(kind).unwrap();
+            let name = |it: &PathBuf| it.file_name().unwrap().to_string_lossy().into_owned();
+            folders.iter().map(name).collect::<Vec<_>>()
+        };
+        assert_eq!(names("state"), ["state-d", "state-a", "state-b"]);
+        assert_eq!(names("image").len(), 3, "of each kind as many");
+        cache.hold(Path::new("/usr/bin")).unwrap();
+        cache.hold(&cache.root().join("state-gone")).unwrap();
+        // What is replaced has the same name and is another.
+        let staged = cache.stage(&lock).unwrap();
+        let again = cache.publish(staged, "state", "d").unwrap();
+        assert!(!again.join("memory").exists());
     }
 }

@@ -98,7 +98,11 @@ impl Bootstrap {
         let status = self.child.wait().context("wait for mmdebstrap")?;
         if !status.success() {
             let tail = crate::saved_state::last_lines(&self.log, 12);
-            bail!("mmdebstrap failed: {status}\n{tail}");
+            bail!(
+                "mmdebstrap failed: {status}\n{tail}\n\
+                 It needs this machine's Debian mirror; `apt-get update` tells whether that is \
+                 reached"
+            );
         }
         self.scratch.close().context("remove mmdebstrap's scratch folder")?;
         made

@@ -34,6 +34,15 @@ const MISSING: &str = "missing";
 /// How long it is not tried again.
 const PAUSE: Duration = Duration::from_secs(3600);
 
+/// Whether what could not be fetched a while ago is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// After an hour: every boot would wait for it otherwise.
+    AfterPause,
+    /// At once.
+    Now,
+}
+
 /// A QEMU that runs on this machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Emulator {
@@ -45,7 +54,7 @@ pub struct Emulator {
 
 impl Emulator {
     /// Finds or fetches the QEMU to use.
-    pub fn prepare(cache: &Cache, lock: &CacheLock) -> Result<Self> {
+    pub fn prepare(cache: &Cache, lock: &CacheLock, retry: Retry) -> Result<Self> {
         let own = Self::at(None)?;
         if own.translates_safely() {
             return Ok(own);
@@ -58,14 +67,17 @@ impl Emulator {
         let key = key.name();
         let folder = cache.root().join(format!("qemu-{key}"));
         if let Ok(fetched) = Self::at(Some(folder.clone())) {
+            fetched.hold(cache)?;
             return Ok(fetched);
         }
-        let tried = folder.join(MISSING).metadata().and_then(|found| found.modified());
-        let is_recent = |then: SystemTime| then.elapsed().is_ok_and(|age| age < PAUSE);
-        if tried.is_ok_and(is_recent) {
+        let suite = format!("{BACKPORTED}-backports");
+        let tried = folder.join(MISSING).metadata().and_then(|found| found.modified()).ok();
+        if let Some(age) = tried.and_then(age_within_pause)
+            && retry == Retry::AfterPause
+        {
+            say_once(&paused(&own.version, &suite, age));
             return Ok(own);
         }
-        let suite = format!("{BACKPORTED}-backports");
         note(format_args!("fetching QEMU from {suite} (about 20 s)"));
         let staged = cache.stage(lock)?;
         match fetch(&release, &suite, staged.path()) {
@@ -74,7 +86,8 @@ impl Emulator {
                 Self::at(Some(folder)).context("start the fetched QEMU")
             }
             Err(error) => {
-                note(format_args!("{} runs instead: {error:#}", own.version));
+                note(format_args!("QEMU from {suite} cannot be had: {error:#}"));
+                say_once(&paused(&own.version, &suite, Duration::ZERO));
                 drop(staged);
                 let empty = cache.stage(lock)?;
                 std::fs::write(empty.path().join(MISSING), format!("{error:#}"))
@@ -98,6 +111,11 @@ impl Emulator {
         let text = String::from_utf8_lossy(&output.stdout);
         text.lines().next().unwrap_or_default().clone_into(&mut emulator.version);
         Ok(emulator)
+    }
+
+    /// Keeps it from being removed while this process lives; needs the cache's lock.
+    pub(crate) fn hold(&self, cache: &Cache) -> Result<()> {
+        self.root.as_deref().map_or(Ok(()), |root| cache.hold(root))
     }
 
     /// Its own words about its version.
@@ -137,6 +155,28 @@ impl Emulator {
             at("usr/share/seabios"),
         ]
     }
+}
+
+/// How long ago that was, where it is not tried again yet.
+fn age_within_pause(tried: SystemTime) -> Option<Duration> {
+    tried.elapsed().ok().filter(|age| *age < PAUSE)
+}
+
+/// What runs instead of a QEMU that could not be fetched `age` ago, and until when.
+fn paused(version: &str, suite: &str, age: Duration) -> String {
+    let minutes = |time: Duration| time.as_secs() / 60;
+    format!(
+        "{version} runs, slower: {} minutes ago that of {suite} could not be had; it is tried again \
+         in {} minutes, or at once by: cargo xtask kvm-host build",
+        minutes(age),
+        minutes(PAUSE.saturating_sub(age))
+    )
+}
+
+/// Notes it, once in this process: a run prepares the machine more than once.
+fn say_once(line: &str) {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    SAID.call_once(|| note(line));
 }
 
 /// Unpacks the package and all that it depends on into `folder`.
@@ -194,6 +234,18 @@ mod tests {
         {
             assert!(is_safe(version), "{version}");
         }
+    }
+
+    #[test]
+    fn what_could_not_be_had_is_told_with_when_and_how_it_is_tried_again() {
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        let words = paused("QEMU emulator version 7.2", "bookworm-backports", minutes(12));
+        for part in ["7.2", "bookworm-backports", "12 minutes ago", "in 48 minutes", "host build"] {
+            assert!(words.contains(part), "{words}");
+        }
+        let now = SystemTime::now();
+        assert!(age_within_pause(now - minutes(59)).is_some());
+        assert!(age_within_pause(now - minutes(61)).is_none());
     }
 
     #[test]

@@ -8,26 +8,27 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::cache::{Cache, CacheLock};
+use crate::emulator::Retry;
 use crate::keeper::{Kept, write_order};
 use crate::machine::Machine;
 use crate::note;
-use crate::saved_state::{SavedState, last_lines};
+use crate::saved_state::{STATE, SavedState, last_lines};
 
 /// The keeper's name for itself on this program's command line.
 pub const KEEP: &str = "keep";
 /// How long the keeper may take to say that the machine is ready.
 const READY_PATIENCE: Duration = Duration::from_secs(600);
 
-/// Builds what is missing: the image, the initrd.
+/// Builds what is missing: the image, the initrd. What could not be fetched is tried at once.
 pub fn build(cache: &Cache) -> Result<Machine> {
     let lock = cache.lock()?;
-    Machine::prepare(cache, &lock)
+    Machine::prepare(cache, &lock, Retry::Now)
 }
 
 /// Returns the files that machines are made of: the kernel and the initrd serve nested guests too.
 pub fn parts(cache: &Cache) -> Result<crate::qemu::Parts> {
     let lock = cache.lock()?;
-    Ok(Machine::prepare(cache, &lock)?.parts)
+    Ok(Machine::prepare(cache, &lock, Retry::AfterPause)?.parts)
 }
 
 /// Returns the machine that runs, whatever it is made of; starts one if none does.
@@ -40,16 +41,16 @@ pub async fn find_or_boot(cache: &Cache) -> Result<Kept> {
 pub async fn boot(cache: &Cache) -> Result<Kept> {
     let started = Instant::now();
     let lock = cache.lock()?;
-    let machine = Machine::prepare(cache, &lock)?;
+    let machine = Machine::prepare(cache, &lock, Retry::AfterPause)?;
     let kept = Kept::of(cache);
     match kept.info().await {
         Some((key, _)) if key == machine.key => return Ok(kept),
         Some((_, 0)) => {
-            note("the running KVM host is made of older parts; stopping it");
+            note("the running KVM host is made of other parts; stopping it");
             kept.stop().await?;
         }
         Some((_, users)) => bail!(
-            "the running KVM host is made of older parts, and {users} commands run in it; \
+            "the running KVM host is made of other parts, and {users} commands run in it; \
              end it with: cargo xtask kvm-host stop"
         ),
         None => {}
@@ -73,7 +74,8 @@ pub async fn boot(cache: &Cache) -> Result<Kept> {
             return Err(error);
         }
         // What was saved long ago may be damaged; what is saved now is not.
-        note(format_args!("starting from the saved state failed, so it is made anew: {error:#}"));
+        note(format_args!("{error:#}"));
+        note("the saved state is made anew, by a cold boot (about a minute)");
         SavedState::make(cache, &lock, &machine).await?;
         start_keeper(cache, &machine).await?;
     }
@@ -125,9 +127,13 @@ async fn start_keeper(cache: &Cache, machine: &Machine) -> Result<()> {
 /// ran.
 pub async fn stop(cache: &Cache, forget: bool) -> Result<bool> {
     let lock = cache.lock()?;
+    let running = Kept::of(cache).info().await;
     let stopped = stop_locked(cache, &lock).await?;
-    if forget {
-        cache.forget_states(&lock)?;
+    if forget && !cache.by_last_use(STATE)?.is_empty() {
+        // That of the machine that ran may be another clone's; the next one here is of our inputs.
+        let own = Machine::prepare(cache, &lock, Retry::AfterPause)?.key;
+        let keys: Vec<String> = running.into_iter().map(|(key, _)| key).chain([own]).collect();
+        cache.forget_states(&lock, &keys)?;
     }
     Ok(stopped)
 }

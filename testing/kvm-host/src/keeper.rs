@@ -41,6 +41,8 @@ const SOCKET: &str = "keeper.sock";
 const MACHINE: &str = "machine.json";
 /// How long a start from the saved state may take.
 const RESUME_PATIENCE: Duration = Duration::from_secs(240);
+/// How long a QEMU that could not be started from it may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// A machine that nobody has used for this long is forgotten rather than waited for.
 const IDLE: Duration = Duration::from_secs(2 * 3600);
 /// Between two looks at the clock for that.
@@ -78,6 +80,8 @@ pub async fn keep() -> Result<()> {
 async fn live(cache: &Cache, folder: &Path) -> Result<Option<UnixStream>> {
     let order = std::fs::read(folder.join(MACHINE)).context("read what to start")?;
     let machine: Machine = serde_json::from_slice(&order).context("read what to start")?;
+    // Whoever started this holds the cache's lock.
+    machine.hold(cache)?;
     let saved = SavedState::find(cache, &machine).context("the saved state is gone")?;
     let mut qemu = resume(&machine, &saved, folder).await?;
     let channel = Arc::new(qemu.attach()?);
@@ -117,8 +121,17 @@ async fn resume(machine: &Machine, saved: &SavedState, folder: &Path) -> Result<
         monitor.execute("cont", json!({})).await.map(drop)
     };
     let loaded = tokio::time::timeout(RESUME_PATIENCE, load).await;
-    loaded.context("it took too long").flatten().context("load the saved state")?;
-    Ok(qemu)
+    let Err(error) = loaded.context("it took too long").flatten() else { return Ok(qemu) };
+    // It says why on its standard error, and ends or not, as its version goes.
+    let _ = tokio::time::timeout(LAST_WORDS, qemu.ended()).await;
+    let words = last_lines(&folder.join("qemu.log"), 4);
+    let words = if words.is_empty() { "nothing" } else { words.trim() };
+    let memory = saved.memory();
+    Err(error.context(format!(
+        "the saved state cannot be loaded: {} is damaged, or not what this QEMU wrote (it says: \
+         {words})",
+        memory.display()
+    )))
 }
 
 /// Waits for the agent and tells it the time: its clock stands where the state was saved.

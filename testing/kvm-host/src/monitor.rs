@@ -90,8 +90,10 @@ impl Monitor {
             })
             .await?;
         if status != "completed" {
+            // Some versions end without another word.
             let info = self.execute("query-migrate", json!({})).await.unwrap_or_default();
-            bail!("the transfer of the machine's state {status}: {}", info["error-desc"]);
+            let why = info["error-desc"].as_str().unwrap_or("QEMU's monitor gives no reason");
+            bail!("the transfer of the machine's state {status}: {why}");
         }
         Ok(())
     }
@@ -143,6 +145,11 @@ mod tests {
         let bad = format!("{HELLO}{}{why}", event("failed"));
         let error = meet(&bad).await.unwrap().migrated().await.unwrap_err();
         assert!(error.to_string().contains("full"), "{error}");
+        for answer in ["", "{\"return\":{}}\n"] {
+            let silent = format!("{HELLO}{}{answer}", event("failed"));
+            let error = meet(&silent).await.unwrap().migrated().await.unwrap_err().to_string();
+            assert!(error.contains("no reason") && !error.contains("null"), "{error}");
+        }
         assert!(meet(HELLO).await.unwrap().migrated().await.is_err());
     }
 }

@@ -25,6 +25,8 @@ use crate::qemu::{Qemu, Start};
 const BOOT_PATIENCE: Duration = Duration::from_secs(420);
 /// How long the state may take to be written.
 const SAVE_PATIENCE: Duration = Duration::from_secs(300);
+/// What the folders with a state begin with.
+pub(crate) const STATE: &str = "state";
 /// The state's file.
 const MEMORY: &str = "memory";
 /// Where the lengths of both files are written down.
@@ -58,23 +60,43 @@ impl SavedState {
         self.folder.join(format!("{DISK}.qcow2"))
     }
 
-    /// Finds the machine's state in the cache.
+    /// Finds the machine's state in the cache, and keeps it there while this process lives; says
+    /// what is wrong with one that cannot be used.
     #[must_use]
     pub fn find(cache: &Cache, machine: &Machine) -> Option<Self> {
-        let state = Self { folder: cache.root().join(format!("state-{}", machine.key)) };
-        state.is_whole().then_some(state)
+        let state = Self { folder: cache.root().join(format!("{STATE}-{}", machine.key)) };
+        if !state.folder.is_dir() {
+            return None;
+        }
+        match state.check().and_then(|()| cache.hold(&state.folder)) {
+            Ok(()) => Some(state),
+            Err(error) => {
+                let folder = state.folder.display();
+                note(format_args!("the saved state in {folder} cannot be used: {error:#}"));
+                None
+            }
+        }
     }
 
     /// The lengths of its files, in bytes.
-    fn lengths(memory: &Path, overlay: &Path) -> Option<String> {
-        let length = |path: &Path| path.metadata().ok().map(|metadata| metadata.len());
-        Some(format!("{} {}", length(memory)?, length(overlay)?))
+    fn lengths(memory: &Path, overlay: &Path) -> Result<String> {
+        let length = |path: &Path| {
+            let found = path.metadata().with_context(|| format!("look at {}", path.display()))?;
+            Ok::<_, anyhow::Error>(found.len())
+        };
+        Ok(format!("{} {}", length(memory)?, length(overlay)?))
     }
 
     /// Whether its files are as long as they were when it was saved.
-    fn is_whole(&self) -> bool {
-        let known = std::fs::read_to_string(self.folder.join(LENGTHS)).ok();
-        known.is_some() && known == Self::lengths(&self.memory(), &self.overlay())
+    fn check(&self) -> Result<()> {
+        let known = std::fs::read_to_string(self.folder.join(LENGTHS));
+        let known = known.context("read how long its files were")?;
+        let found = Self::lengths(&self.memory(), &self.overlay())?;
+        ensure!(
+            known == found,
+            "memory and disk had \"{known}\" bytes when they were saved, and have \"{found}\" now"
+        );
+        Ok(())
     }
 
     /// Boots the machine, waits until it has settled, and saves it.
@@ -91,10 +113,9 @@ impl SavedState {
             std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
         }
         let made = Self { folder: staged.path().to_owned() };
-        let lengths = Self::lengths(&made.memory(), &made.overlay());
-        let lengths = lengths.context("measure the machine's state")?;
+        let lengths = Self::lengths(&made.memory(), &made.overlay())?;
         std::fs::write(made.folder.join(LENGTHS), lengths).context("write its lengths down")?;
-        let folder = cache.publish(staged, "state", &machine.key)?;
+        let folder = cache.publish(staged, STATE, &machine.key)?;
         Ok(Self { folder })
     }
 }
@@ -169,4 +190,24 @@ pub(crate) fn last_lines(path: &Path, count: usize) -> String {
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_is_not_whole_is_refused_with_what_is_wrong() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = SavedState { folder: folder.path().to_owned() };
+        let why = || format!("{:#}", state.check().unwrap_err());
+        assert!(why().contains("how long its files were"), "{}", why());
+        std::fs::write(state.folder.join(LENGTHS), "6 4").unwrap();
+        assert!(why().contains("memory"), "{}", why());
+        std::fs::write(state.memory(), "memory").unwrap();
+        std::fs::write(state.overlay(), "disk").unwrap();
+        state.check().unwrap();
+        std::fs::write(state.memory(), "memo").unwrap();
+        assert!(why().contains("\"6 4\"") && why().contains("\"4 4\""), "{}", why());
+    }
 }
