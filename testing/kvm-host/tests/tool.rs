@@ -10,6 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use banger_harness::{GUEST_DEADLINE, Terminal, skip, wait_for};
 use banger_kvm_host::cache::Cache;
 use banger_kvm_host::inventory::Inventory;
+use banger_kvm_host::keeper::Kept;
 use banger_kvm_host::session::MARK;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -299,8 +300,9 @@ fn a_command_beside_the_tests_is_not_taken_for_theirs() {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime");
-    let cache = Cache::open().expect("the cache");
-    let host = runtime.block_on(banger_kvm_host::host::find_or_boot(&cache)).expect("a machine");
+    // The tool starts it: its keeper is the tool's own program.
+    assert!(tool(&["boot"]).status().expect("run the tool").success());
+    let host = Kept::of(&Cache::open().expect("the cache"));
     let before = runtime.block_on(Inventory::take(&host.client())).expect("a look");
     let (mut beside, its_pid) = start_sleep(&[]);
     // What a test leaves behind has no such mark.
@@ -312,4 +314,41 @@ fn a_command_beside_the_tests_is_not_taken_for_theirs() {
     }
     assert!(found.contains(&format!("process {left_pid} sleep")), "{found:?}");
     assert!(!found.contains(&format!("process {its_pid} sleep")), "{found:?}");
+}
+
+#[test]
+fn what_is_on_its_way_out_is_waited_for_and_what_stays_is_found() {
+    if !can_run() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    // The tool starts it: its keeper is the tool's own program.
+    assert!(tool(&["boot"]).status().expect("run the tool").success());
+    let host = Kept::of(&Cache::open().expect("the cache"));
+    let before = runtime.block_on(Inventory::take(&host.client())).expect("a look");
+    // A process, a mount and a device that stay until all are told to go.
+    let script =
+        "set -e; mkdir -p /data/on-its-way; cd /data/on-its-way; rm -f go; mkfifo -m 600 go
+        truncate -s 1M file; loop=$(losetup -f --show file); mkdir -p mnt; mount -t tmpfs none mnt
+        ip link add on-its-way type dummy
+        (env -u MARK setsid sh -c \"read -r _ < go; ip link delete on-its-way; losetup -d $loop; \
+        sleep 1; umount mnt\" </dev/null >/dev/null 2>&1 &)"
+            .replace("MARK", MARK);
+    let output = run(&["--", "sh", "-c", &script]);
+    assert!(output.status.success(), "{output:?}");
+    let left = runtime.block_on(before.new_ones(&host.client())).expect("a look");
+    let has = |word: &str| left.iter().any(|line| line.contains(word));
+    assert!(
+        has("interface on-its-way")
+            && has("on-its-way/file")
+            && has("on-its-way/mnt")
+            && has("process"),
+        "{left:?}"
+    );
+    let output = run(&["--", "sh", "-c", "echo > /data/on-its-way/go"]);
+    assert!(output.status.success(), "{output:?}");
+    let left = runtime.block_on(before.leftovers(&host.client())).expect("a look");
+    assert_eq!(left, Vec::<String>::new());
+    assert!(run(&["--", "rm", "-r", "/data/on-its-way"]).status.success());
 }
