@@ -3,10 +3,12 @@
 //! That is a crate of its own, `testing/bench`, because it is linked with the
 //! product's own client of the guest agent and this crate is not.
 
+use std::os::unix::process::CommandExt;
+
 use anyhow::{Context, Result};
 
 use crate::process::{cargo, must_succeed};
-use crate::{kernel, kvm_host};
+use crate::{kernel, kvm_host, say};
 
 /// What to measure; `testing/bench` knows the words.
 #[derive(Debug, clap::Args)]
@@ -30,6 +32,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     } else {
         kernel::cached()?
     };
+    say("building what is measured");
     let built = ["build", "--quiet", "--locked", "--release"];
     // The root helper alone needs nothing of the others.
     let programs = match options.what.as_str() {
@@ -73,5 +76,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if let Some(rounds) = options.rounds {
         command.args(["--rounds", &rounds.to_string()]);
     }
-    must_succeed(&mut command)
+    // It becomes the program: a signal that is meant for this task reaches it then.
+    Err(command.exec()).context("run banger-bench")
 }

@@ -14,13 +14,16 @@ mod number;
 mod record;
 mod sizes;
 
+use std::any::Any;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use banger_harness::{Contents, Environment};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use crate::kvm_host::Programs;
 use crate::number::Number;
@@ -46,12 +49,35 @@ enum What {
     All,
 }
 
+impl What {
+    /// The parts in the order of the page; the longest is last.
+    const PARTS: [Self; 7] = [
+        Self::Boot,
+        Self::Exec,
+        Self::Helper,
+        Self::Image,
+        Self::Sizes,
+        Self::Kernel,
+        Self::KvmHost,
+    ];
+
+    /// The word of the command line, which is a heading of the page.
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// Where the real programs run; what is there ends with this process.
+static PLACES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// Set when this process is told to end: no other part begins.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Arguments {
     #[arg(value_enum, default_value = "all")]
     what: What,
-    /// Write the results into docs/benchmarks.md
+    /// Write the results into docs/benchmarks.md; what is not measured now stays there
     #[arg(long)]
     record: bool,
     /// How often each side is measured
@@ -84,7 +110,10 @@ fn say(line: impl std::fmt::Display) {
 /// A place with the release build and the default image.
 fn environment() -> Environment {
     let programs = banger_harness::repository().join("target/release");
-    Environment::new(Contents::Debian).with_programs(programs)
+    let environment = Environment::new(Contents::Debian).with_programs(programs);
+    let base = environment.base().to_owned();
+    PLACES.lock().unwrap_or_else(PoisonError::into_inner).push(base);
+    environment
 }
 
 /// Makes what waits for a guest's answers.
@@ -92,61 +121,115 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")
 }
 
-fn run() -> Result<()> {
-    let arguments = Arguments::parse();
-    if let (Some(socket), Some(answer)) = (&arguments.answer_at, &arguments.answer) {
-        return helper::answer_echoes(socket, answer);
+/// A part that is left out, and why.
+fn left_out(why: &str) -> Result<Vec<Number>> {
+    say(format_args!("left out: {why}"));
+    Ok(Vec::new())
+}
+
+/// Measures one part.
+fn measure(part: What, arguments: &Arguments) -> Result<Vec<Number>> {
+    match part {
+        What::Boot => boot::measure(arguments.rounds),
+        What::Exec => exec::measure(arguments.rounds),
+        What::Helper => helper::measure(arguments.rounds),
+        What::Image => image::measure(arguments.rounds.min(3)),
+        What::Sizes => sizes::measure(),
+        What::Kernel => match &arguments.own_kernel {
+            Some(package) => kernel::measure(package, arguments.rounds),
+            None => left_out("banger's own kernel; `cargo xtask kernel` builds it"),
+        },
+        What::KvmHost => match (&arguments.kvm_host, &arguments.xtask) {
+            (Some(kvm_host), Some(xtask)) => kvm_host::measure(&Programs { kvm_host, xtask }),
+            _ => left_out("the KVM host; `cargo xtask bench kvm-host` measures it"),
+        },
+        What::All => Ok(Vec::new()),
     }
-    let wants = |what| arguments.what == What::All || arguments.what == what;
-    let mut numbers: Vec<Number> = Vec::new();
-    if wants(What::Boot) {
-        numbers.extend(boot::measure(arguments.rounds)?);
-    }
-    if wants(What::Exec) {
-        numbers.extend(exec::measure(arguments.rounds)?);
-    }
-    if wants(What::Helper) {
-        numbers.extend(helper::measure(arguments.rounds)?);
-    }
-    if wants(What::Image) {
-        numbers.extend(image::measure(arguments.rounds.min(3))?);
-    }
-    if wants(What::Kernel) {
-        match &arguments.own_kernel {
-            Some(package) => numbers.extend(kernel::measure(package, arguments.rounds)?),
-            None => say("left out: banger's own kernel; `cargo xtask kernel` builds it"),
-        }
-    }
-    if wants(What::KvmHost) {
-        match (&arguments.kvm_host, &arguments.xtask) {
-            (Some(kvm_host), Some(xtask)) => {
-                numbers.extend(kvm_host::measure(&Programs { kvm_host, xtask })?);
+}
+
+/// Measures the parts one after the other. One that fails takes nothing from the others: what was
+/// measured is shown and recorded, and then the failure is the result.
+fn run(arguments: &Arguments) -> Result<()> {
+    let wanted = |part: &&What| [**part, What::All].contains(&arguments.what);
+    let parts: Vec<What> = What::PARTS.iter().filter(wanted).copied().collect();
+    let mut measured = Vec::new();
+    let mut faults = Vec::new();
+    for (at, part) in parts.iter().enumerate() {
+        let name = part.name();
+        say(format_args!("measuring {name}, part {} of {}", at + 1, parts.len()));
+        // What the parts stand on panics like a test.
+        let result = std::panic::catch_unwind(|| measure(*part, arguments))
+            .unwrap_or_else(|panic| bail!("{}", message_of(panic.as_ref())));
+        match result {
+            Ok(numbers) => {
+                numbers.iter().for_each(say);
+                if !numbers.is_empty() {
+                    measured.push((name, numbers));
+                }
             }
-            _ => say("left out: the KVM host; `cargo xtask bench kvm-host` measures it"),
+            // The fault is that what it used was ended.
+            Err(_) if STOPPED.load(Ordering::SeqCst) => return Ok(()),
+            Err(error) => {
+                say(format_args!("FAILED {name}: {error:#}"));
+                faults.push(format!("{name} could not be measured; FAILED above says why"));
+            }
         }
-    }
-    if wants(What::Sizes) {
-        numbers.extend(sizes::measure()?);
-    }
-    for number in &numbers {
-        say(number);
     }
     if arguments.record {
-        record::write(&numbers)?;
+        record::write(&measured)?;
     }
-    let over: Vec<_> = numbers
-        .iter()
-        .filter(|number| !number.is_met())
-        .map(|number| number.name.as_str())
-        .collect();
-    if !over.is_empty() {
-        bail!("over the limit: {}", over.join(", "));
+    let numbers = measured.iter().flat_map(|(_, numbers)| numbers);
+    let over = numbers.filter(|number| !number.is_met());
+    faults.extend(over.map(|number| format!("over the limit: {}", number.name)));
+    if !faults.is_empty() {
+        bail!("{}", faults.join("\n"));
     }
     Ok(())
 }
 
+/// What a panic says.
+fn message_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("it panicked").trim_end().to_owned()
+}
+
+/// Measures until it is done or this process is told to end; then nothing that it started is left.
+fn run_until_told(arguments: Arguments) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (done, mut ended) = tokio::sync::oneshot::channel();
+    runtime()?.block_on(async {
+        let mut interrupted = signal(SignalKind::interrupt()).context("watch for Ctrl-C")?;
+        let mut terminated = signal(SignalKind::terminate()).context("watch for an end")?;
+        // A part's panic is told as its fault.
+        std::panic::set_hook(Box::new(|_| ()));
+        // It ends with the process; there is nothing to join where that is told to end.
+        std::thread::spawn(move || done.send(run(&arguments)));
+        tokio::select! {
+            result = &mut ended => result.context("the measuring ended without a word")?,
+            _ = interrupted.recv() => stopped(),
+            _ = terminated.recv() => stopped(),
+        }
+    })
+}
+
+/// Ends what the measured places hold.
+fn stopped() -> Result<()> {
+    STOPPED.store(true, Ordering::SeqCst);
+    let places = std::mem::take(&mut *PLACES.lock().unwrap_or_else(PoisonError::into_inner));
+    for place in places.iter().filter(|place| place.exists()) {
+        banger_harness::end_environment(place);
+    }
+    bail!("stopped; nothing is recorded")
+}
+
 fn main() -> ExitCode {
-    match run() {
+    let arguments = Arguments::parse();
+    let result = match (&arguments.answer_at, &arguments.answer) {
+        (Some(socket), Some(answer)) => helper::answer_echoes(socket, answer),
+        _ => run_until_told(arguments),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr().lock(), "bench: {error:#}");

@@ -174,7 +174,7 @@ impl Environment {
     /// `BANGER_RUNTIME_DIR`.
     #[must_use]
     pub fn runtime(&self) -> PathBuf {
-        self.base.join("r")
+        runtime_of(&self.base)
     }
 
     /// A folder for the test's own files, which every user can read.
@@ -372,38 +372,7 @@ impl Environment {
     /// Ends everything by force and removes the folder.
     fn remove(&mut self) {
         self.network = None;
-        for _ in 0..50 {
-            let left = self.processes();
-            if left.is_empty() {
-                break;
-            }
-            for process in left {
-                process.signal(Signal::KILL);
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        network::forget_helper(&self.runtime());
-        self.remove_files();
-    }
-
-    /// Removes the folder without ever walking into what is mounted below it:
-    /// a killed program may have left the host's own /dev or /proc there.
-    fn remove_files(&self) {
-        let mount_points = || {
-            let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-            let points = table.lines().filter_map(|line| line.split(' ').nth(4).map(PathBuf::from));
-            points.filter(|point| point.starts_with(&self.base)).collect::<Vec<_>>()
-        };
-        // The last mounted lies deepest.
-        for point in mount_points().iter().rev() {
-            let _ = Command::new("/bin/umount").args(["--lazy", "--"]).arg(point).status();
-        }
-        if mount_points().is_empty() {
-            let _ = Command::new("/bin/rm")
-                .args(["-rf", "--one-file-system", "--"])
-                .arg(&self.base)
-                .status();
-        }
+        end(&self.base);
     }
 
     /// Runs a command on the host and fails unless it succeeds.
@@ -429,5 +398,39 @@ impl Drop for Environment {
             self.remove();
             resume_unwind(panic);
         }
+    }
+}
+
+fn runtime_of(base: &Path) -> PathBuf {
+    base.join("r")
+}
+
+/// Ends by force everything of the environment in the folder `base`, and removes the folder: for who
+/// is told to end and cannot wait for the [`Environment`]'s own end.
+pub fn end(base: &Path) {
+    for _ in 0..50 {
+        let left = processes_mentioning(base);
+        if left.is_empty() {
+            break;
+        }
+        for process in left {
+            process.signal(Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    network::forget_helper(&runtime_of(base));
+    // Never walks into what is mounted below it: a killed program may have left the host's own /dev
+    // or /proc there.
+    let mount_points = || {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4).map(PathBuf::from));
+        points.filter(|point| point.starts_with(base)).collect::<Vec<_>>()
+    };
+    // The last mounted lies deepest.
+    for point in mount_points().iter().rev() {
+        let _ = Command::new("/bin/umount").args(["--lazy", "--"]).arg(point).status();
+    }
+    if mount_points().is_empty() {
+        let _ = Command::new("/bin/rm").args(["-rf", "--one-file-system", "--"]).arg(base).status();
     }
 }
