@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::install::Install;
+
 pub(crate) const USAGE: &str = "usage: bangerd-root --system | --version | --direct --socket PATH \
     --owner-uid N --owner-gid N --state-dir DIR --runtime-dir DIR --jail-dir DIR";
 
@@ -11,21 +13,10 @@ pub(crate) const USAGE: &str = "usage: bangerd-root --system | --version | --dir
 pub(crate) enum Arguments {
     /// As a service: all else is in `/etc/banger/install.toml`.
     System,
-    /// By root's own command line.
-    Direct(Box<Direct>),
+    /// By root's own command line: the socket, and all else.
+    Direct(Box<(PathBuf, Install)>),
     /// To say its version.
     Version,
-}
-
-/// What direct mode is told.
-#[derive(Debug)]
-pub(crate) struct Direct {
-    pub(crate) socket: PathBuf,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) state: PathBuf,
-    pub(crate) runtime: PathBuf,
-    pub(crate) jails: PathBuf,
 }
 
 impl Arguments {
@@ -51,7 +42,7 @@ pub(crate) fn clean_path(path: impl Into<PathBuf>) -> Option<PathBuf> {
     is_clean.then_some(path)
 }
 
-fn direct(words: &[OsString]) -> Result<Direct, String> {
+fn direct(words: &[OsString]) -> Result<(PathBuf, Install), String> {
     let names =
         ["--socket", "--owner-uid", "--owner-gid", "--state-dir", "--runtime-dir", "--jail-dir"];
     let mut values = [const { None }; 6];
@@ -69,14 +60,15 @@ fn direct(words: &[OsString]) -> Result<Direct, String> {
         let text = take(at)?.to_str().unwrap_or_default();
         text.parse::<u32>().map_err(|_| format!("{}: no number", names[at]))
     };
-    Ok(Direct {
-        socket: path(0)?,
-        uid: number(1)?,
-        gid: number(2)?,
-        state: path(3)?,
-        runtime: path(4)?,
-        jails: path(5)?,
-    })
+    let install = Install {
+        owner_uid: number(1)?,
+        owner_gid: number(2)?,
+        state_dir: path(3)?,
+        runtime_dir: path(4)?,
+        jail_dir: path(5)?,
+        vmm_files: Vec::new(),
+    };
+    Ok((path(0)?, install))
 }
 
 #[cfg(test)]
@@ -94,8 +86,10 @@ mod tests {
     fn each_option_is_given_once_and_none_is_left_out() {
         assert!(matches!(parse("--system"), Ok(Arguments::System)));
         let Ok(Arguments::Direct(direct)) = parse(GOOD) else { panic!() };
-        assert_eq!((direct.uid, direct.gid), (7, 8));
-        assert_eq!(direct.jails, PathBuf::from("/j"));
+        let (socket, install) = *direct;
+        assert_eq!((install.owner_uid, install.owner_gid), (7, 8));
+        let paths = [socket, install.state_dir, install.runtime_dir, install.jail_dir];
+        assert_eq!(paths, ["/run/x/s", "/s", "/r", "/j"].map(PathBuf::from));
         for bad in [
             "",
             "--system --direct",

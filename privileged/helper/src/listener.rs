@@ -23,7 +23,7 @@ const MOST_CONNECTIONS: usize = 32;
 const STACK: usize = 512 << 10;
 
 /// Takes the socket that systemd passed, or makes one that only root and the owner can open.
-pub(crate) fn open(path: Option<&Path>, owner: Owner) -> Result<UnixListener, Failure> {
+pub(crate) fn open(path: &Path, owner: Owner) -> Result<UnixListener, Failure> {
     let mut passed = banger_privileged_sys::listen_fds::take()?;
     if passed.len() > 1 {
         return Err("more than one socket was passed".into());
@@ -32,7 +32,6 @@ pub(crate) fn open(path: Option<&Path>, owner: Owner) -> Result<UnixListener, Fa
         check_listener(&descriptor)?;
         return Ok(UnixListener::from(descriptor));
     }
-    let path = path.ok_or("no socket was passed, and no path for one")?;
     let named = |error: std::io::Error| format!("listen at {}: {error}", path.display());
     if UnixStream::connect(path).is_ok() {
         return Err(format!("another bangerd-root listens at {}", path.display()).into());

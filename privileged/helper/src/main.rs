@@ -25,22 +25,22 @@ use rustix::process::PidfdFlags;
 use arguments::Arguments;
 use settings::Settings;
 
-fn serve(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+fn serve(arguments: Arguments) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     if !rustix::process::geteuid().is_root() {
         return Err("bangerd-root acts as root and was started as another user".into());
     }
     // Whatever is made is its maker's alone, unless it is opened on purpose.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    let is_direct = matches!(arguments, Arguments::Direct(_));
     let settings = Settings::read(arguments)?;
     let host = Arc::new(Host::open(settings.policy, &settings.own)?);
-    let listener = listener::open(settings.socket.as_deref(), host.policy().owner)?;
+    let listener = listener::open(&settings.socket, host.policy().owner)?;
     refresh::start(Arc::clone(&host))?;
     // Before it is said to be ready: the parent lives, so that the pid is its own.
-    let is_direct = matches!(arguments, Arguments::Direct(_));
     let parent = is_direct.then(watch_parent).transpose()?;
     notify::ready(is_direct)?;
     listener::accept(&listener, &host, parent.as_ref())?;
-    settings::leave(&settings.own, settings.socket.as_deref());
+    settings::leave(&settings.own, &settings.socket);
     Ok(())
 }
 
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     if matches!(arguments, Arguments::Version) {
         return notify::say(concat!("bangerd-root ", env!("CARGO_PKG_VERSION")));
     }
-    match serve(&arguments) {
+    match serve(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             audit::say("error", banger_host::chain(error.as_ref()));

@@ -23,61 +23,46 @@ pub(crate) struct Settings {
     /// The helper's own directory, root's alone.
     pub(crate) own: PathBuf,
     /// The socket to make where none is passed.
-    pub(crate) socket: Option<PathBuf>,
+    pub(crate) socket: PathBuf,
 }
 
 impl Settings {
     /// Reads what the command line or install.toml says.
-    pub(crate) fn read(arguments: &Arguments) -> Result<Self, Failure> {
-        if let Arguments::Direct(direct) = arguments {
-            return Self::new(
-                Owner::new(direct.uid, direct.gid)?,
-                [&direct.state, &direct.runtime, &direct.jails],
-                Vec::new(),
-                direct.socket.clone(),
-            );
-        }
-        let install = read_install(Path::new(INSTALL_FILE))
-            .map_err(|error| format!("read {INSTALL_FILE}: {error}"))?;
-        Self::new(
-            Owner::new(install.owner_uid, install.owner_gid)?,
-            [&install.state_dir, &install.runtime_dir, &install.jail_dir],
-            install.vmm_files,
-            PathBuf::from("/run/banger-root/bangerd-root.sock"),
-        )
-    }
-
-    fn new(
-        owner: Owner,
-        [state, runtime, jails]: [&PathBuf; 3],
-        vmm_files: Vec<PathBuf>,
-        socket: PathBuf,
-    ) -> Result<Self, Failure> {
+    pub(crate) fn read(arguments: Arguments) -> Result<Self, Failure> {
+        let (socket, install) = match arguments {
+            Arguments::Direct(direct) => *direct,
+            _ => {
+                let failed = |error| format!("read {INSTALL_FILE}: {error}");
+                let install = read_install().map_err(failed)?;
+                (PathBuf::from("/run/banger-root/bangerd-root.sock"), install)
+            }
+        };
+        let owner = Owner::new(install.owner_uid, install.owner_gid)?;
         let own = socket.parent().ok_or("the socket lies in no directory")?.to_owned();
-        for directory in [&own, jails] {
+        for directory in [&own, &install.jail_dir] {
             make_roots_own(directory)?;
         }
         let memory = rustix::system::sysinfo();
         let unit = u64::from(memory.mem_unit).max(1);
         let policy = Policy {
             owner,
-            state: state.clone(),
-            runtime: runtime.clone(),
-            jails: jails.clone(),
+            state: install.state_dir,
+            runtime: install.runtime_dir,
+            jails: install.jail_dir,
             vmm_directories: Policy::VMM_DIRECTORIES.map(PathBuf::from).to_vec(),
-            vmm_files,
+            vmm_files: install.vmm_files,
             host_memory_mib: (memory.totalram.saturating_mul(unit)) >> 20,
             own_pid: std::process::id(),
         };
-        Ok(Self { policy, own, socket: Some(socket) })
+        Ok(Self { policy, own, socket })
     }
 }
 
 /// Removes the socket, and the helper's own directory where nothing is recorded in it: in direct
 /// mode it has the life of one daemon.
-pub(crate) fn leave(own: &Path, socket: Option<&Path>) {
+pub(crate) fn leave(own: &Path, socket: &Path) {
     // What cannot be removed is in nobody's way.
-    let _ = socket.map(std::fs::remove_file);
+    let _ = std::fs::remove_file(socket);
     let _ = std::fs::remove_dir(own.join("records"));
     let _ = std::fs::remove_dir(own);
 }
@@ -103,8 +88,8 @@ fn make_roots_own(path: &Path) -> Result<(), Failure> {
 }
 
 /// Reads install.toml, which only root may have written.
-fn read_install(path: &Path) -> Result<Install, Failure> {
-    let file = File::open(path)?;
+fn read_install() -> Result<Install, Failure> {
+    let file = File::open(INSTALL_FILE)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
         return Err("it is not a file that only root can write".into());

@@ -100,16 +100,13 @@ impl Tool {
         }
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().during("run", first)?;
-        let done = attend(&mut child, bytes, self.limit, self.longest_output);
-        let (status, output, error) = done.during("run", first)?;
-        let error = String::from_utf8_lossy(&error).trim().to_owned();
-        Ok(Outcome { status, output, error })
+        attend(&mut child, bytes, self.limit, self.longest_output).during("run", first)
     }
 }
 
 /// Waits for a child without pipes, and kills it when its time is over.
 pub(crate) fn wait(child: &mut Child, limit: Duration) -> io::Result<ExitStatus> {
-    attend(child, Vec::new(), limit, 0).map(|(status, _, _)| status)
+    attend(child, Vec::new(), limit, 0).map(|outcome| outcome.status)
 }
 
 /// Sees a child to its end, which is now if something is wrong with it.
@@ -118,13 +115,14 @@ fn attend(
     input: Vec<u8>,
     limit: Duration,
     longest_output: u64,
-) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
+) -> io::Result<Outcome> {
     let talk = talk(child, input, limit, longest_output);
     if talk.is_err() {
         let _ = child.kill();
     }
     let status = child.wait()?;
-    talk.map(|(output, error)| (status, output, error))
+    let (output, error) = talk?;
+    Ok(Outcome { status, output, error: String::from_utf8_lossy(&error).trim().to_owned() })
 }
 
 /// One of a tool's outputs.

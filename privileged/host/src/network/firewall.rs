@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::foreign::Foreign;
+use super::foreign::{self, Foreign};
 use super::netlink::Netlink;
 use super::records::Known;
 use super::routing::Routing;
@@ -163,7 +163,7 @@ impl Found {
 
     fn read(&mut self, list: &Value) {
         for (kind, object) in objects(list) {
-            let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
+            let text = |key: &str| foreign::text(object, key);
             let table = format!("{} {}", text("family"), text("table"));
             match kind {
                 "table" if text("name") == "banger" => {

@@ -32,7 +32,7 @@ pub(super) struct Foreign {
     rules: BTreeMap<String, Vec<Value>>,
 }
 
-fn text<'a>(object: &'a Value, key: &str) -> &'a str {
+pub(super) fn text<'a>(object: &'a Value, key: &str) -> &'a str {
     object.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 

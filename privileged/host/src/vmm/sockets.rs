@@ -60,16 +60,14 @@ impl Host {
     pub(super) fn check_links(&self, launch: &Launch) -> Result<()> {
         for (parameter, at, _) in links(launch) {
             let (directory, leaf) = self.runtime.open_parent(parameter, at)?;
-            let is_free = match rustix::fs::statat(&directory, leaf, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => match kind(&stat) {
-                    FileType::Symlink => true,
-                    FileType::Socket => is_stale(&directory, leaf),
-                    _ => false,
-                },
-                Err(Errno::NOENT) => true,
-                Err(errno) => {
-                    return Err(HostError::of("look at", at.relative().display())(errno));
-                }
+            let found = match rustix::fs::statat(&directory, leaf, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => None,
+                found => Some(kind(&found.during("look at", at.relative().display())?)),
+            };
+            let is_free = match found {
+                None | Some(FileType::Symlink) => true,
+                Some(FileType::Socket) => is_stale(&directory, leaf),
+                Some(_) => false,
             };
             Refusal::when(!is_free, parameter, "neither a link nor a stale socket")?;
         }
