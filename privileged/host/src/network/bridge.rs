@@ -108,14 +108,16 @@ impl Host {
         let routes = netlink.routes()?.into_iter();
         let routes = routes.map(|route| (route.network, route.prefix, route.interfaces));
         for (ip, prefix, interfaces) in addresses.chain(routes) {
-            let others = interfaces.iter().find(|index| Some(**index) != own);
+            let other = interfaces.iter().find(|index| Some(**index) != own);
             let length = prefix.min(network.prefix());
             let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
             let overlaps = (u32::from(ip) ^ u32::from(network.address())) & mask == 0;
-            let (Some(other), true, false) = (others, overlaps, is_default(prefix)) else {
+            let is_own = other.is_none() && !interfaces.is_empty();
+            if is_own || !overlaps || is_default(prefix) {
                 continue;
-            };
-            let other = netlink.link_at(*other)?.map_or(other.to_string(), |link| link.name);
+            }
+            let other = other.map(|index| netlink.link_at(*index)).transpose()?.flatten();
+            let other = other.map_or("no interface".to_owned(), |link| link.name);
             let reason = format!("the subnet overlaps with {ip}/{prefix} of {other}");
             return Err(Refusal::new("bridge_ip", reason).into());
         }

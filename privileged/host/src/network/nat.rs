@@ -4,7 +4,6 @@ use banger_gates::Refusal;
 use banger_gates::request::Nat;
 
 use super::netlink::Netlink;
-use super::records::TapRecord;
 use super::{is_set_up, turn};
 use crate::{Host, Result};
 
@@ -42,10 +41,7 @@ impl Host {
         let made_for = before.and_then(|tap| tap.source.as_ref()).map(|(_, ip)| *ip);
         let rule = "not the address that the tap is for";
         Refusal::when(made_for.is_some_and(|ip| ip != guest), "guest_ip", rule)?;
-        let has_it = |tap: &TapRecord| {
-            tap.guest == Some(guest) || tap.source.as_ref().is_some_and(|(_, ip)| *ip == guest)
-        };
-        let is_broken = known.taps.iter().any(|(other, tap)| other != name && has_it(tap));
+        let is_broken = known.taps.iter().any(|(other, tap)| other != name && tap.has(guest));
         Refusal::when(is_broken, "guest_ip", "the address of a guest behind another tap")?;
         let mut record = before.cloned().unwrap_or_default();
         record.bridge.clone_from(&bridge.name);

@@ -8,7 +8,8 @@ use std::os::fd::OwnedFd;
 use libc::{
     IFA_ADDRESS, IFA_LOCAL, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_INFO_SLAVE_DATA,
     IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, RTA_DST, RTA_MULTIPATH, RTA_OIF, RTM_DELADDR, RTM_DELLINK,
-    RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTN_LOCAL, RTN_UNICAST,
+    RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTN_BLACKHOLE, RTN_LOCAL,
+    RTN_PROHIBIT, RTN_UNICAST, RTN_UNREACHABLE,
 };
 pub(super) use libc::{IFLA_ADDRESS, IFLA_IFALIAS, IFLA_MASTER};
 use rustix::io::Errno;
@@ -293,16 +294,18 @@ impl Netlink {
         }
     }
 
-    /// The IPv4 routes of all tables that lead to an interface, those to the host itself included.
+    /// The IPv4 routes of all tables that lead to an interface, those to the host itself included, and
+    /// those that forbid the way and lead to none.
     pub(super) fn routes(&self) -> Result<Vec<Route>> {
         let mut body = [0; 12];
         body[0] = AF_INET;
         let answers = self.ask(RTM_GETROUTE, NLM_F_DUMP, &body);
         let answers = answers.during("list", "the host's routes")?;
         let read = answers.iter().filter_map(|body| {
-            let [AF_INET, prefix, _, _, _, _, _, RTN_UNICAST | RTN_LOCAL, ..] = **body else {
-                return None;
-            };
+            let [AF_INET, prefix, _, _, _, _, _, kind, ..] = **body else { return None };
+            // Of no interest: broadcast, anycast, multicast, and what says to look elsewhere.
+            let of_interest = [RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT];
+            (kind == RTN_UNICAST || of_interest.contains(&kind)).then_some(())?;
             let attributes = Attributes::read(body.get(12..)?);
             let network = attributes.address(RTA_DST).unwrap_or(Ipv4Addr::UNSPECIFIED);
             let mut interfaces: Vec<u32> = attributes.number(RTA_OIF).into_iter().collect();

@@ -31,6 +31,13 @@ pub(super) struct TapRecord {
     pub(super) allows_lan: bool,
 }
 
+impl TapRecord {
+    /// Whether it is a guest's with this address.
+    pub(super) fn has(&self, ip: Ipv4Addr) -> bool {
+        self.guest == Some(ip) || self.source.as_ref().is_some_and(|source| source.1 == ip)
+    }
+}
+
 /// All records as they are.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {

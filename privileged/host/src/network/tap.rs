@@ -24,7 +24,7 @@ impl Host {
     ///
     /// # Errors
     /// Refused: a bridge that is not set up, an interface of that name that is no tap of the owner's
-    /// or a port of another bridge. A tap that another process has open cannot be opened. A tap that
+    /// or a port of another bridge, an address of a guest behind another tap. A tap that another process has open cannot be opened. A tap that
     /// was made here is gone after a failure.
     pub fn create_tap(&self, grant: &Tap) -> Result<(bool, Option<OwnedFd>)> {
         let _turn = turn()?;
@@ -43,12 +43,19 @@ impl Host {
             Refusal::when(is_broken, "tap_name", "a port of another bridge")?;
         }
         let known = self.known_network();
+        let source = grant.anti_spoof.map(|only| (only.mac.to_string(), only.ip));
+        for (other, tap) in known.taps_of(bridge_name).filter(|(other, _)| *other != name) {
+            let Some((mac, ip)) = &source else { break };
+            let has_mac = tap.source.as_ref().is_some_and(|source| source.0 == *mac);
+            // A tap that is gone without a word has no guest.
+            if (has_mac || tap.has(*ip)) && netlink.link(other)?.is_some() {
+                let parameter = if has_mac { "guest_mac" } else { "guest_ip" };
+                return Err(Refusal::new(parameter, format!("the guest's behind {other}")).into());
+            }
+        }
         let before = known.taps.get(name);
-        let mut record = TapRecord {
-            bridge: bridge_name.to_owned(),
-            source: grant.anti_spoof.map(|only| (only.mac.to_string(), only.ip)),
-            ..TapRecord::default()
-        };
+        let mut record =
+            TapRecord { bridge: bridge_name.to_owned(), source, ..TapRecord::default() };
         if let Some(group) = &grant.group {
             let number = known.group_number(bridge_name, group.as_str());
             record.group = Some((group.as_str().to_owned(), number));

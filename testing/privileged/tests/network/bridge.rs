@@ -128,6 +128,11 @@ fn a_subnet_that_is_somebody_elses_is_refused() {
             "ip route add 172.16.0.0/24 nexthop via 9.9.2.1 nexthop via 9.9.2.3",
             "ip route del 172.16.0.0/24",
         ),
+        // Ways that somebody has forbidden lead to no interface.
+        ("ip route add blackhole 172.16.0.0/24", "ip route del blackhole 172.16.0.0/24"),
+        ("ip route add unreachable 172.16.0.0/16", "ip route del unreachable 172.16.0.0/16"),
+        ("ip route add prohibit 172.16.0.9", "ip route del prohibit 172.16.0.9"),
+        ("ip route add blackhole 172.16.0.9 table 7", "ip route del blackhole 172.16.0.9 table 7"),
     ] {
         run(make);
         refused("bridge_ip", || ensure_bridge(&host, bridge_params()));
@@ -136,6 +141,9 @@ fn a_subnet_that_is_somebody_elses_is_refused() {
     // Neighbours: the subnet beside, the two halves of a VPN's default route, and the default route.
     run("ip route add 172.16.1.0/24 dev up0");
     run("ip route add 128.0.0.0/1 dev up0");
+    run("ip route add blackhole 172.16.3.0/24");
+    run("ip route add unreachable default metric 4278198272");
+    run("ip route add throw 172.16.0.0/24 table 7");
     assert!(ensure_bridge(&host, bridge_params()).unwrap());
     let second = bridge_params_of("br-fc-2", "172.16.0.129", "25", None);
     refused("bridge_ip", || ensure_bridge(&host, second));

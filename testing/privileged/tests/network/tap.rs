@@ -187,3 +187,42 @@ fn a_way_out_is_only_for_the_guest_behind_the_tap() {
     assert!(!run("nft list ruleset").contains("172.16.0.2"));
     assert!(!ensure_nat(&host, &closed(2)).unwrap(), "none to take away");
 }
+
+#[test]
+fn no_two_taps_of_a_bridge_are_for_the_same_guest() {
+    if !is_root() {
+        return;
+    }
+    enter_own_network();
+    let host = Fixture::new();
+    ensure_bridge(&host, bridge_params()).unwrap();
+    drop(create_tap(&host, guest_params(2)).unwrap());
+    drop(create_tap(&host, tap_params("tap-fc-4")).unwrap());
+    assert!(ensure_nat(&host, &nat_params(4)).unwrap());
+    let third = |mac: u8, ip: u8| CreateTapParams {
+        guest_mac: guest_params(mac).guest_mac,
+        guest_ip: guest_params(ip).guest_ip,
+        ..tap_params("tap-fc-3")
+    };
+    refused("guest_ip", || create_tap(&host, third(3, 2)));
+    refused("guest_mac", || create_tap(&host, third(2, 3)));
+    refused("guest_ip", || create_tap(&host, third(3, 4)));
+    // Neighbours: another guest, the same one again, and one whose tap is gone.
+    assert!(create_tap(&host, third(3, 3)).unwrap().0);
+    refused("guest_ip", || create_tap(&host, third(3, 2)));
+    assert!(!create_tap(&host, third(3, 3)).unwrap().0);
+    run("ip link delete tap-fc-2");
+    assert!(create_tap(&host, third(2, 2)).unwrap().0);
+    refused("guest_mac", || create_tap(&host, guest_params(2)));
+    assert!(delete_tap(&host, "tap-fc-3").unwrap());
+    assert!(create_tap(&host, guest_params(2)).unwrap().0);
+    // The same MAC on another bridge meets nobody.
+    ensure_bridge(&host, bridge_params_of("br-fc-2", "172.18.0.1", "24", None)).unwrap();
+    let elsewhere = CreateTapParams {
+        bridge_name: "br-fc-2".to_owned(),
+        bridge_ip: "172.18.0.1".to_owned(),
+        guest_ip: Some("172.18.0.2".to_owned()),
+        ..third(2, 2)
+    };
+    assert!(create_tap(&host, elsewhere).unwrap().0);
+}
