@@ -4,7 +4,7 @@ use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use banger_gates::Owner;
@@ -18,14 +18,16 @@ use serde_json::Value;
 
 use crate::{audit, dispatch};
 
-/// How long a peer may be silent in the middle of a frame, and how long it may not read an answer.
-const SILENCE: Duration = Duration::from_secs(10);
-/// How long a frame may take in all.
-const WHOLE_FRAME: Duration = Duration::from_secs(60);
+/// How long a frame may take from its first byte, silence and the wait for a turn included; and how
+/// long a peer may not read an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a peer may keep a connection without asking anything.
 const IDLE: Duration = Duration::from_secs(600);
 /// How much is read at once.
 const CHUNK: usize = 16 << 10;
+
+/// Between two looks whether it is one's turn.
+const STEP: Duration = Duration::from_millis(5);
 
 /// One long frame at a time, so that peers cannot make the helper large.
 static LONG_FRAME: Mutex<()> = Mutex::new(());
@@ -59,7 +61,7 @@ impl Peer {
 
 /// Says no and leaves.
 pub(crate) fn refuse(stream: &UnixStream, code: ErrorCode, message: &str) {
-    let _ = stream.set_write_timeout(Some(SILENCE));
+    let _ = stream.set_write_timeout(Some(PATIENCE));
     let error = HelperError { code, message: message.to_owned(), op_id: String::new() };
     let _ = answer(stream, &Response { ok: false, result: None, error: Some(error) }, None);
     // What the peer has sent and nobody read would turn the close into a reset that eats the answer.
@@ -70,7 +72,7 @@ pub(crate) fn refuse(stream: &UnixStream, code: ErrorCode, message: &str) {
 
 /// Answers requests until the peer leaves or breaks a rule.
 pub(crate) fn serve(stream: &UnixStream, peer: Peer, host: &Host) {
-    let _ = stream.set_write_timeout(Some(SILENCE));
+    let _ = stream.set_write_timeout(Some(PATIENCE));
     let mut frames = Frames { stream, limit: None, chunk: [0; CHUNK], buffer: Vec::new() };
     loop {
         let line = match frames.next() {
@@ -87,6 +89,7 @@ pub(crate) fn serve(stream: &UnixStream, peer: Peer, host: &Host) {
 }
 
 const TOO_LONG: &str = "a line that is too long";
+const TOO_SLOW: &str = "a line that takes too long";
 
 /// The lines of a stream.
 struct Frames<'a> {
@@ -101,7 +104,8 @@ struct Frames<'a> {
 impl Frames<'_> {
     /// The next line without its end; none when the peer is gone or idle for too long.
     fn next(&mut self) -> Result<Option<Vec<u8>>, &'static str> {
-        let mut begun: Option<Instant> = (!self.buffer.is_empty()).then(Instant::now);
+        let end = || Instant::now() + PATIENCE;
+        let mut deadline: Option<Instant> = (!self.buffer.is_empty()).then(end);
         let mut searched = 0;
         let mut alone = None;
         loop {
@@ -113,18 +117,21 @@ impl Frames<'_> {
                 return if is_too_long(&line) { Err(TOO_LONG) } else { Ok(Some(line)) };
             }
             searched = self.buffer.len();
+            let left = |end: Instant| end.saturating_duration_since(Instant::now());
+            let limit = deadline.map_or(IDLE, left);
+            if limit.is_zero() {
+                return Err(TOO_SLOW);
+            }
             if searched > LONGEST_WRITE_FRAME || searched > LONGEST_FRAME && alone.is_none() {
                 if is_too_long(&self.buffer) {
                     return Err(TOO_LONG);
                 }
-                alone = Some(LONG_FRAME.lock().unwrap_or_else(PoisonError::into_inner));
-            }
-            let limit = match begun {
-                None => IDLE,
-                Some(begun) => SILENCE.min(WHOLE_FRAME.saturating_sub(begun.elapsed())),
-            };
-            if limit.is_zero() {
-                return Err("a frame that took too long");
+                // Who has it reads, which cannot panic and so poison it, and has a deadline too.
+                alone = LONG_FRAME.try_lock().ok();
+                if alone.is_none() {
+                    std::thread::sleep(STEP);
+                    continue;
+                }
             }
             if self.limit != Some(limit) {
                 self.limit = Some(limit);
@@ -134,10 +141,10 @@ impl Frames<'_> {
                 Ok(0) => return Ok(None),
                 Ok(count) => self.buffer.extend_from_slice(&self.chunk[..count]),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) if begun.is_none() => return Ok(None),
-                Err(_) => return Err("silence in the middle of a frame"),
+                Err(_) if deadline.is_none() => return Ok(None),
+                Err(_) => return Err(TOO_SLOW),
             }
-            begun = begun.or_else(|| Some(Instant::now()));
+            deadline = deadline.or_else(|| Some(end()));
         }
     }
 }

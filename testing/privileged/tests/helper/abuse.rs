@@ -1,5 +1,8 @@
 //! Peers that are slow, many, deaf, or all at once.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use banger_harness::Process;
 use banger_helper_api::Method;
 use banger_privileged_tests::running::{Peer, RunningHelper, request};
@@ -132,4 +135,53 @@ fn long_frames_on_many_connections_are_not_kept_in_memory() {
     }
     let grown = process.resident().unwrap().saturating_sub(before);
     assert!(grown < 4 << 20, "{before} bytes and {grown} more");
+}
+
+/// Half-sent long lines on every place: each is dropped when its time is over, not one after the
+/// other, and another's long line gets its turn then.
+#[test]
+fn long_lines_that_never_end_hold_no_place_beyond_their_time() {
+    if is_not_root() {
+        return;
+    }
+    enter_own_world();
+    let helper = RunningHelper::start();
+    let before = Snapshot::take(&helper.directories, helper.pid());
+    let file = json!({"guest_path": "/x", "data": "A".repeat(200 << 10)});
+    let params = json!({"image_path": "/etc/passwd", "files": [file]});
+    let line = request(Method::WriteExt4Files, &params);
+    let mut peers: Vec<Peer> = (0..32).map(|_| helper.connect()).collect();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // They go on for as long as they may: silence is not what ends them.
+        let speakers: Vec<_> = peers
+            .iter_mut()
+            .map(|peer| {
+                let (line, is_over) = (&line, &is_over);
+                scope.spawn(move || {
+                    let mut half = line.as_bytes()[..150 << 10].to_vec();
+                    while !is_over.load(Ordering::Relaxed) && peer.send(&half).is_ok() {
+                        half = b"A".to_vec();
+                        std::thread::sleep(Duration::from_millis(50));
+                    }
+                    peer.answer().map(|answer| answer["error"]["message"].clone())
+                })
+            })
+            .collect();
+        // One after the other they would take eight times as long as this waits.
+        let ended = || {
+            let all = speakers.iter().all(std::thread::ScopedJoinHandle::is_finished);
+            all.then_some(())
+        };
+        banger_harness::wait_for("the end of 32 lines", Duration::from_secs(40), ended);
+        is_over.store(true, Ordering::Relaxed);
+        for speaker in speakers {
+            let message = speaker.join().unwrap();
+            assert_eq!(message, Some("a line that takes too long".into()));
+        }
+    });
+    drop(peers);
+    assert_eq!(helper.connect().ask(&line).expect("an answer")["error"]["code"], "bad_params");
+    assert_answers(&helper);
+    assert_eq!(before, Snapshot::take(&helper.directories, helper.pid()));
 }
