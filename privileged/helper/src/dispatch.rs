@@ -119,19 +119,11 @@ pub(crate) fn call(method: Method, params: &str, host: &Host) -> Result<Answer, 
         LaunchFirecracker: launch_firecracker(it, policy) as pid;
         EnsureSocketAccess: ensure_socket_access(&it, policy) as empty;
         FindFirecrackerPid: find_firecracker_pid(&it, policy) as pid;
+        KillProcess: kill_process(it, policy) as empty;
+        SignalProcess: signal_process(&it, policy) as empty;
         ProcessRunning: process_running(&it, policy) as running;
         CleanupJailerChroot: cleanup_jailer_chroot(&it, policy) as empty;
     } else {
-        Method::KillProcess => run(
-            params,
-            |it| gate::kill_process(it, policy),
-            |pid| host.kill_process(*pid).map(empty),
-        ),
-        Method::SignalProcess => run(
-            params,
-            |it| gate::signal_process(&it, policy),
-            |(pid, signal)| host.signal_process(*pid, *signal).map(empty),
-        ),
         Method::CreateTap => create_tap(params, host),
         Method::SyncResolverRouting => resolver(
             params,

@@ -5,11 +5,14 @@
 //! tables, and both fail where a parameter or a class is missing.
 #![forbid(unsafe_code)]
 
+mod inputs;
 mod kinds;
 mod methods;
+mod paths;
 
-pub use kinds::{Expect, Input, Kind, classes, inputs};
-pub use methods::{Parameter, base, parameters};
+pub use inputs::{Expect, Input, inputs};
+pub use kinds::{Kind, classes};
+pub use methods::{Parameter, base, fit, parameters};
 
 /// Where the roots are; absolute and clean.
 #[derive(Clone, Debug)]
@@ -28,4 +31,34 @@ pub struct Places {
     pub own_pid: u32,
     /// The host's memory.
     pub memory_mib: u64,
+    /// What only a host can have.
+    pub living: Living,
+}
+
+/// Numbers and names of what lives on a host; by default, of nothing.
+#[derive(Clone, Debug)]
+pub struct Living {
+    /// A Firecracker that the helper launched: its pid.
+    pub machine: u32,
+    /// Its VM's id; the link to its API socket is `machine.sock` in the runtime directory.
+    pub machine_id: String,
+    /// Processes of the owner's Firecracker that were told their socket in each of the three forms.
+    pub forms: [u32; 3],
+    /// Processes that are none: one whose pid was another's before, another user's, and two with a
+    /// socket that does not lie below the runtime directory.
+    pub strangers: [u32; 4],
+    /// A loop device on a file outside the state directory.
+    pub foreign_loop: String,
+}
+
+impl Default for Living {
+    fn default() -> Self {
+        Self {
+            machine: 4_194_304,
+            machine_id: "machine".to_owned(),
+            forms: [4_194_304; 3],
+            strangers: [4_194_304; 4],
+            foreign_loop: "/dev/loop1048575".to_owned(),
+        }
+    }
 }

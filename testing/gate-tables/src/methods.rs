@@ -18,7 +18,7 @@ pub struct Parameter {
 
 fn table(list: &[(&'static str, Kind)]) -> Vec<Parameter> {
     let code = |kind| match kind {
-        Kind::Pid => ErrorCode::InvalidPid,
+        Kind::Pid | Kind::AskedPid => ErrorCode::InvalidPid,
         Kind::Signal => ErrorCode::InvalidSignal,
         Kind::ChrootRoot => ErrorCode::InvalidPath,
         _ => ErrorCode::BadParams,
@@ -55,14 +55,14 @@ pub fn parameters(method: Method) -> Vec<Parameter> {
         }
         Method::ClearResolverRouting => table(&[("/bridge_name", Kind::OptionalBridgeName)]),
         Method::EnsureNat => table(&[
-            ("/guest_ip", Kind::Ipv4),
-            ("/tap", Kind::TapName),
+            ("/guest_ip", Kind::NatIp),
+            ("/tap", Kind::UsedTap),
             ("/enable", Kind::Flag),
             ("/allow_lan", Kind::Flag),
         ]),
         Method::CreateDmSnapshot => table(&[
             ("/rootfs_path", Kind::StatePath),
-            ("/cow_path", Kind::StatePath),
+            ("/cow_path", Kind::WrittenPath),
             ("/dm_name", Kind::DmName),
         ]),
         Method::CleanupDmSnapshot => table(&[
@@ -77,7 +77,7 @@ pub fn parameters(method: Method) -> Vec<Parameter> {
             table(&[("/image_path", Kind::ImagePath), ("/guest_path", Kind::GuestPath)])
         }
         Method::WriteExt4Files => table(&[
-            ("/image_path", Kind::ImagePath),
+            ("/image_path", Kind::WrittenImagePath),
             ("/files/0/guest_path", Kind::GuestPath),
             ("/files/0/data", Kind::Bytes),
             ("/files/0/mode", Kind::Mode),
@@ -85,14 +85,16 @@ pub fn parameters(method: Method) -> Vec<Parameter> {
         Method::ResolveFirecrackerBinary => table(&[("/requested", Kind::OptionalFirecracker)]),
         Method::LaunchFirecracker => launch(),
         Method::EnsureSocketAccess => {
-            let mut list = table(&[("/socket_path", Kind::RuntimePath), ("/label", Kind::Label)]);
+            let mut list = table(&[("/socket_path", Kind::SocketPath), ("/label", Kind::Label)]);
             list[0].code = ErrorCode::InvalidPath;
             list
         }
-        Method::FindFirecrackerPid => table(&[("/api_sock", Kind::RuntimePath)]),
+        Method::FindFirecrackerPid => table(&[("/api_sock", Kind::AskedSocket)]),
         Method::KillProcess => table(&[("/pid", Kind::Pid)]),
         Method::SignalProcess => table(&[("/pid", Kind::Pid), ("/signal", Kind::Signal)]),
-        Method::ProcessRunning => table(&[("/pid", Kind::Pid), ("/api_sock", Kind::RuntimePath)]),
+        Method::ProcessRunning => {
+            table(&[("/pid", Kind::AskedPid), ("/api_sock", Kind::AskedSocket)])
+        }
         Method::CleanupJailerChroot => table(&[("/chroot_root", Kind::ChrootRoot)]),
     }
 }
@@ -101,26 +103,25 @@ fn launch() -> Vec<Parameter> {
     table(&[
         ("/binary_path", Kind::Firecracker),
         ("/vm_id", Kind::VmId),
-        ("/socket_path", Kind::RuntimePath),
-        ("/log_path", Kind::StatePath),
-        ("/metrics_path", Kind::OptionalStatePath),
+        ("/socket_path", Kind::LinkPlace),
+        ("/log_path", Kind::LogPath),
+        ("/metrics_path", Kind::OptionalLogPath),
         ("/kernel_image_path", Kind::StatePath),
         ("/initrd_path", Kind::OptionalStatePath),
         ("/kernel_args", Kind::KernelArguments),
         ("/drives/0/id", Kind::DriveId),
         ("/drives/0/path", Kind::DrivePath),
         ("/drives/0/read_only", Kind::Flag),
-        // Whether a disk holds the root decides what its path may be.
-        ("/drives/0/is_root", Kind::Number),
+        ("/drives/0/is_root", Kind::Flag),
         ("/drives/0/rate_limiter/bandwidth/size", Kind::Number),
         ("/drives/0/rate_limiter/bandwidth/refill_time", Kind::Number),
         ("/drives/0/rate_limiter/bandwidth/one_time_burst", Kind::Number),
         ("/drives/0/rate_limiter/ops/size", Kind::Number),
         ("/drives/0/rate_limiter/ops/refill_time", Kind::Number),
         ("/drives/0/rate_limiter/ops/one_time_burst", Kind::Number),
-        ("/tap_device", Kind::TapName),
+        ("/tap_device", Kind::OptionalTapName),
         ("/guest_mac", Kind::Mac),
-        ("/vsock_path", Kind::OptionalRuntimePath),
+        ("/vsock_path", Kind::OptionalLinkPlace),
         ("/vsock_cid", Kind::ContextId),
         ("/vcpu_count", Kind::Vcpus),
         ("/memory_mib", Kind::Memory),
@@ -133,7 +134,7 @@ fn launch() -> Vec<Parameter> {
         ("/jailer/gid", Kind::Gid),
         ("/balloon/amount_mib", Kind::BalloonMib),
         ("/balloon/deflate_on_oom", Kind::Flag),
-        ("/balloon/stats_polling_interval_s", Kind::Number),
+        ("/balloon/stats_polling_interval_s", Kind::SmallNumber),
         ("/entropy", Kind::Flag),
         ("/limits/memory_max_mib", Kind::MemoryLimit),
         ("/limits/cpu_percent", Kind::CpuPercent),
@@ -146,12 +147,12 @@ fn launch() -> Vec<Parameter> {
 /// Parameters that pass, every one of them given.
 #[must_use]
 pub fn base(method: Method, places: &Places) -> Value {
-    let Places { state, runtime, jails, vmm, .. } = places;
-    let network = json!({"bridge_name": "br-fc", "bridge_ip": "10.0.0.1", "cidr": "24"});
+    let Places { state, runtime, jails, vmm, living, .. } = places;
+    let network = json!({"bridge_name": "br-fc", "bridge_ip": "172.16.0.1", "cidr": "24"});
     let bucket = json!({"size": 1, "refill_time": 1, "one_time_burst": 1});
     match method {
         Method::EnsureBridge => json!({
-            "bridge_name": "br-fc", "bridge_ip": "10.0.0.1", "cidr": "24", "dns_port": 42069,
+            "bridge_name": "br-fc", "bridge_ip": "172.16.0.1", "cidr": "24", "dns_port": 42069,
         }),
         Method::CreateTap => json!({
             "bridge_name": "br-fc", "bridge_ip": "172.16.0.1", "cidr": "24",
@@ -187,14 +188,14 @@ pub fn base(method: Method, places: &Places) -> Value {
         Method::LaunchFirecracker => json!({
             "binary_path": format!("{vmm}/firecracker"),
             "vm_id": "vm-1",
-            "socket_path": format!("{runtime}/api.sock"),
+            "socket_path": format!("{runtime}/vm-1.sock"),
             "log_path": format!("{state}/log"),
             "metrics_path": format!("{state}/metrics"),
             "kernel_image_path": format!("{state}/kernel"),
             "initrd_path": format!("{state}/initrd"),
             "kernel_args": "console=ttyS0",
             "drives": [{
-                "id": "rootfs", "path": format!("{state}/image"), "read_only": true,
+                "id": "rootfs", "path": format!("{state}/image"), "read_only": false,
                 "is_root": true, "rate_limiter": {"bandwidth": bucket, "ops": bucket},
             }],
             "tap_device": "tap-fc-a",
@@ -220,14 +221,48 @@ pub fn base(method: Method, places: &Places) -> Value {
         Method::EnsureSocketAccess => {
             json!({"socket_path": format!("{runtime}/api.sock"), "label": "api"})
         }
-        Method::FindFirecrackerPid => json!({"api_sock": format!("{runtime}/api.sock")}),
-        Method::KillProcess => json!({"pid": 4_194_304}),
-        Method::SignalProcess => json!({"pid": 4_194_304, "signal": "TERM"}),
+        Method::FindFirecrackerPid => json!({"api_sock": format!("{runtime}/machine.sock")}),
+        Method::KillProcess => json!({"pid": living.machine}),
+        Method::SignalProcess => json!({"pid": living.machine, "signal": "TERM"}),
         Method::ProcessRunning => {
-            json!({"pid": 4_194_304, "api_sock": format!("{runtime}/api.sock")})
+            json!({"pid": living.machine, "api_sock": format!("{runtime}/machine.sock")})
         }
         Method::CleanupJailerChroot => {
             json!({"chroot_root": format!("{jails}/firecracker/vm-1/root")})
         }
+    }
+}
+
+/// Makes the rest of a request fit a value that means another thing for it.
+pub fn fit(method: Method, pointer: &str, params: &mut Value, value: &Value) {
+    let Some((parent, name)) = pointer.rsplit_once('/') else { return };
+    let fields = params.pointer_mut(parent).and_then(Value::as_object_mut);
+    let Some(fields) = fields else { return };
+    match (method, name) {
+        (Method::CreateTap, "bridge_name" | "bridge_ip") => {
+            // Addresses of guests depend on these.
+            fields.remove("guest_ip");
+            fields.remove("guest_mac");
+        }
+        (_, "cidr") => {
+            fields.remove("guest_ip");
+            fields.remove("guest_mac");
+            fields["bridge_ip"] = "10.0.0.1".into();
+        }
+        (Method::CreateTap, "isolated") if *value == Value::Bool(true) => {
+            fields.remove("group");
+        }
+        (Method::EnsureNat, "enable") => fields["allow_lan"] = false.into(),
+        (Method::CleanupDmSnapshot, "dm_name") => fields["dm_dev"] = "".into(),
+        (Method::CleanupDmSnapshot, "dm_dev") => fields["dm_name"] = "".into(),
+        (Method::LaunchFirecracker, "tap_device") if *value == "" => {
+            fields.remove("guest_mac");
+        }
+        (Method::LaunchFirecracker, "memory_mib") => {
+            if let Some(limits) = fields["limits"].as_object_mut() {
+                limits.remove("memory_max_mib");
+            }
+        }
+        _ => {}
     }
 }

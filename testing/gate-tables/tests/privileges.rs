@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use banger_gate_tables::{Expect, Kind, Places, inputs};
+use banger_gate_tables::{Expect, Kind, Living, Places, inputs};
 use banger_helper_api::{LONGEST_FRAME, LONGEST_WRITE_FRAME, Method};
 
 fn read(path: &str) -> String {
@@ -66,17 +66,55 @@ fn the_trust_list_names_every_proven_type() {
         .flat_map(|row| code(&row[0]))
         .map(str::to_owned)
         .collect();
-    let mut sources = String::new();
-    for name in ["device", "launch", "network", "path", "policy", "process"] {
-        sources += &read(&format!("privileged/gates/src/{name}.rs"));
-    }
+    let types = proven_types();
     for name in &told {
-        let is_there = [format!("struct {name}"), format!("enum {name}"), format!("    {name}")];
-        assert!(is_there.iter().any(|text| sources.contains(text)), "{name} is no type");
+        assert!(types.contains(name), "{name} is no type that proves anything");
     }
-    for name in ["BridgeName", "TapName", "DmName", "ManagedPath", "GuestPath", "Pid", "Signal"] {
-        assert!(told.contains(name), "{name}");
+    for name in &types {
+        assert!(told.contains(name), "{name} is missing");
     }
+}
+
+/// The types of the gates that are made by a check: those with a constructor that may refuse, and
+/// those that the macros of `name.rs` and `launch.rs` give one.
+fn proven_types() -> BTreeSet<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../privileged/gates/src");
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).expect("the gates").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            continue;
+        }
+        let source = std::fs::read_to_string(&path).expect("a source");
+        let (mut made_of, mut by_macro) = (None, false);
+        for line in source.lines() {
+            let word = |text: &str| {
+                let end = text.find(|c: char| !c.is_alphanumeric()).unwrap_or(text.len());
+                text[..end].to_owned()
+            };
+            if let Some(rest) = line.strip_prefix("impl") {
+                // `impl<R: Root> ManagedPath<R> {`
+                let generic = rest.starts_with('<');
+                let rest = if generic { rest.split_once("> ").map_or("", |it| it.1) } else { rest };
+                made_of = (!rest.contains(" for ")).then(|| word(rest.trim_start()));
+            } else if ["proven! {", "bounded! {"].contains(&line) {
+                by_macro = true;
+            } else if by_macro && !line.trim_start().starts_with("///") {
+                found.insert(word(line.trim_start()));
+                by_macro = false;
+            } else if line.starts_with("    pub fn ") && returns_itself(&source, line) {
+                found.extend(made_of.clone().filter(|name| !name.is_empty()));
+            }
+        }
+    }
+    found
+}
+
+/// Whether a function may refuse, and returns what it belongs to where it does not.
+fn returns_itself(source: &str, line: &str) -> bool {
+    let (_, rest) = source.split_once(line).expect("a line of it");
+    let signature = format!("{line}{}", rest.split_once("{\n").map_or("", |it| it.0));
+    signature.contains("-> Result<Self>") || signature.contains("-> Result<Self, ")
 }
 
 #[test]
@@ -102,6 +140,7 @@ fn places_limits_and_signals_are_as_they_are_told() {
         owner: (1, 1),
         own_pid: 9,
         memory_mib: 4096,
+        living: Living::default(),
     };
     let signals = inputs(Kind::Signal, &places);
     let names: Vec<&str> = signals

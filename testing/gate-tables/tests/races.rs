@@ -14,7 +14,6 @@ const PIDS: &str = "vmm/pid_races.rs";
 
 /// Which race swaps the path of a parameter; none where no file is opened or changed by it.
 fn race(method: Method, pointer: &str) -> Option<(&'static str, &'static str)> {
-    let launch = (MACHINES, "launches_with_swapped_paths_touch_nothing_outside");
     Some(match (method, pointer) {
         (Method::CreateDmSnapshot, "/rootfs_path") => {
             (DISK, "a_snapshots_image_is_attached_while_paths_are_swapped")
@@ -31,12 +30,28 @@ fn race(method: Method, pointer: &str) -> Option<(&'static str, &'static str)> {
         (Method::LaunchFirecracker, "/jailer/binary") => {
             (MACHINES, "a_swapped_jailer_is_never_executed")
         }
-        (Method::LaunchFirecracker, "/metrics_path" | "/jailer/chroot_base_dir") => return None,
-        (
-            Method::LaunchFirecracker,
-            "/socket_path" | "/vsock_path" | "/log_path" | "/kernel_image_path" | "/initrd_path"
-            | "/drives/0/path",
-        ) => launch,
+        (Method::LaunchFirecracker, "/jailer/chroot_base_dir") => return None,
+        (Method::LaunchFirecracker, "/kernel_image_path") => {
+            (MACHINES, "launches_with_a_swapped_kernel_touch_nothing_outside")
+        }
+        (Method::LaunchFirecracker, "/initrd_path") => {
+            (MACHINES, "launches_with_a_swapped_initrd_touch_nothing_outside")
+        }
+        (Method::LaunchFirecracker, "/drives/0/path") => {
+            (MACHINES, "launches_with_a_swapped_writable_disk_touch_nothing_outside")
+        }
+        (Method::LaunchFirecracker, "/log_path") => {
+            (MACHINES, "launches_with_a_swapped_log_touch_nothing_outside")
+        }
+        (Method::LaunchFirecracker, "/metrics_path") => {
+            (MACHINES, "launches_with_a_swapped_place_for_metrics_touch_nothing_outside")
+        }
+        (Method::LaunchFirecracker, "/socket_path") => {
+            (MACHINES, "launches_with_a_swapped_api_socket_touch_nothing_outside")
+        }
+        (Method::LaunchFirecracker, "/vsock_path") => {
+            (MACHINES, "launches_with_a_swapped_vsock_touch_nothing_outside")
+        }
         (Method::EnsureSocketAccess, "/socket_path") => {
             (SOCKETS, "a_socket_path_that_is_swapped_changes_nothing_outside")
         }
@@ -70,16 +85,23 @@ fn no_path_and_no_pid_is_without_a_race() {
                 parameter.kind,
                 Kind::StatePath
                     | Kind::OptionalStatePath
+                    | Kind::WrittenPath
+                    | Kind::LogPath
+                    | Kind::OptionalLogPath
                     | Kind::ImagePath
+                    | Kind::WrittenImagePath
                     | Kind::DrivePath
-                    | Kind::RuntimePath
-                    | Kind::OptionalRuntimePath
+                    | Kind::LinkPlace
+                    | Kind::OptionalLinkPlace
+                    | Kind::SocketPath
+                    | Kind::AskedSocket
                     | Kind::Firecracker
                     | Kind::OptionalFirecracker
                     | Kind::Jailer
                     | Kind::JailBase
                     | Kind::ChrootRoot
                     | Kind::Pid
+                    | Kind::AskedPid
             );
             if !is_swapped {
                 continue;

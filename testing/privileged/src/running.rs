@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use banger_gate_tables::Places;
+use banger_gate_tables::{Living, Places};
 use banger_helper_api::{ErrorCode, Method, PROTOCOL_VERSION};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
@@ -111,6 +111,7 @@ impl RunningHelper {
             own_pid: self.pid(),
             // Rounded differently by the two ways to ask.
             memory_mib: (kib >> 10) + 1,
+            living: Living::default(),
         }
     }
 

@@ -248,7 +248,7 @@ impl Scene {
 
     /// Ends a machine and takes its jail away.
     pub fn end(&self, id: &str, pid: i32) {
-        self.host().kill_process(self.pid(pid)).unwrap();
+        self.host().kill_process(&self.pid(pid)).unwrap();
         wait_until_gone(pid);
         self.clean_up(id).unwrap();
     }

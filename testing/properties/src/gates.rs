@@ -74,7 +74,7 @@ pub const GATES: &[Gate] = &[
         ],
         ..gate("SnapshotParts", snapshot_parts, &[])
     },
-    gate("ManagedPath", managed_path, &[Kind::StatePath, Kind::RuntimePath]),
+    gate("ManagedPath", managed_path, &[Kind::StatePath, Kind::LinkPlace]),
     gate("GuestPath", guest_path, &[Kind::GuestPath]),
     gate("JailRoot", jail_root, &[Kind::ChrootRoot]),
     Gate {

@@ -26,7 +26,7 @@ mod stand_in;
 pub use gates::{GATES, Gate};
 pub use stand_in::{Host, HostError, Resolver, chain};
 
-use banger_gate_tables::Places;
+use banger_gate_tables::{Living, Places};
 use banger_gates::{Owner, Policy};
 
 /// The owner, who may be the one that runs this.
@@ -47,6 +47,7 @@ pub fn places() -> Places {
         owner: (owner(), 1001),
         own_pid: 77,
         memory_mib: 4096,
+        living: Living::default(),
     }
 }
 

@@ -252,13 +252,13 @@ impl Host {
         Ok(7)
     }
 
-    pub(crate) fn kill_process(&self, pid: Pid) -> Result<()> {
+    pub(crate) fn kill_process(&self, pid: &Pid) -> Result<()> {
         self.ask(Method::KillProcess, pid.get() > 1 && pid.get() != 77);
         Ok(())
     }
 
-    pub(crate) fn signal_process(&self, pid: Pid, signal: Signal) -> Result<()> {
-        let is_known = [15, 9, 2, 1, 3, 10, 12, 6].contains(&(signal as i32));
+    pub(crate) fn signal_process(&self, (pid, signal): &(Pid, Signal)) -> Result<()> {
+        let is_known = [15, 9, 2, 1, 3, 10, 12, 6].contains(&(*signal as i32));
         self.ask(Method::SignalProcess, pid.get() > 1 && pid.get() != 77 && is_known);
         Ok(())
     }

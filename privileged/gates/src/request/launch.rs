@@ -27,6 +27,8 @@ pub struct Launch {
     pub api_socket: ManagedPath<Runtime>,
     /// Where the serial console goes.
     pub log: ManagedPath<State>,
+    /// Where metrics would go; nothing writes there, and what lies there is checked as a log is.
+    pub metrics: Option<ManagedPath<State>>,
     /// The kernel.
     pub kernel: ManagedPath<State>,
     /// The initrd.
@@ -123,10 +125,10 @@ pub fn launch_firecracker(params: LaunchFirecrackerParams, policy: &Policy) -> R
     let rule = "the same path as socket_path";
     Refusal::when(vsock.as_ref().is_some_and(|(_, path)| *path == api_socket), "vsock_path", rule)?;
     let log = ManagedPath::parse("log_path", &params.log_path, policy)?;
-    given(&params.metrics_path, |path| ManagedPath::<State>::parse("metrics_path", path, policy))?;
+    let below = |name, text| given(text, |text| ManagedPath::parse(name, text, policy));
+    let metrics = below("metrics_path", &params.metrics_path)?;
     let kernel = ManagedPath::parse("kernel_image_path", &params.kernel_image_path, policy)?;
-    let initrd =
-        given(&params.initrd_path, |path| ManagedPath::parse("initrd_path", path, policy))?;
+    let initrd = below("initrd_path", &params.initrd_path)?;
     let mac = params.guest_mac.map(|text| MacAddress::parse("guest_mac", &text)).transpose()?;
     let tap = given(&params.tap_device, |name| TapName::parse("tap_device", name))?;
     let is_broken = tap.is_none() && mac.is_some();
@@ -155,6 +157,7 @@ pub fn launch_firecracker(params: LaunchFirecrackerParams, policy: &Policy) -> R
         id: JailId::parse("vm_id", &params.vm_id)?,
         api_socket,
         log,
+        metrics,
         kernel,
         initrd,
         arguments: KernelArguments::parse("kernel_args", &params.kernel_args)?,
@@ -170,16 +173,15 @@ pub fn launch_firecracker(params: LaunchFirecrackerParams, policy: &Policy) -> R
 }
 
 fn check_limits(limits: &Limits, memory_mib: u64) -> Result<()> {
-    let is_broken = limits.memory_max_mib.is_some_and(|most| most < memory_mib);
-    Refusal::when(is_broken, "limits.memory_max_mib", "less than the machine's memory")?;
-    let is_broken = limits.cpu_percent.is_some_and(|percent| !(1..=3200).contains(&percent));
-    Refusal::when(is_broken, "limits.cpu_percent", "from 1 to 3200")?;
-    let is_broken = limits.pids_max.is_some_and(|most| !(1..=4096).contains(&most));
-    Refusal::when(is_broken, "limits.pids_max", "from 1 to 4096")?;
-    Refusal::when(limits.file_size == Some(0), "limits.file_size", "more than 0")?;
-    let is_broken = limits.open_files.is_some_and(|most| !(64..=65_536).contains(&most));
-    Refusal::when(is_broken, "limits.open_files", "from 64 to 65536")?;
-    Ok(())
+    let check = |parameter, number: Option<u64>, least: u64, most: u64| {
+        let is_broken = number.is_some_and(|number| !(least..=most).contains(&number));
+        Refusal::when(is_broken, parameter, format!("from {least} to {most}"))
+    };
+    check("limits.memory_max_mib", limits.memory_max_mib, memory_mib, u64::MAX)?;
+    check("limits.cpu_percent", limits.cpu_percent.map(u64::from), 1, 3200)?;
+    check("limits.pids_max", limits.pids_max.map(u64::from), 1, 4096)?;
+    check("limits.file_size", limits.file_size, 1, u64::MAX)?;
+    check("limits.open_files", limits.open_files, 64, 65_536)
 }
 
 /// The gate of `priv.cleanup_jailer_chroot`.

@@ -8,6 +8,7 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ use crate::{
 /// The jailer's folder has the name of the file that it runs.
 const FOLDER: &str = "firecracker";
 const ROOT: &str = "root";
-/// Everybody may pass, and see nothing; of the folder of all jails, their names.
+/// Everybody may pass, and see nothing.
 pub(super) const PASS: Mode = Mode::RWXU.union(Mode::XGRP).union(Mode::XOTH);
 /// How long the emptying of a jail may take while another process fills it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -87,7 +88,8 @@ impl Jail {
             made => {
                 made.during("make", path.display())?;
                 let folder = policy.jails.join(FOLDER);
-                rustix::fs::chmod(&folder, Mode::from(0o755)).during("make", path.display())?;
+                lchown(&folder, None, Some(policy.owner.gid())).during("make", path.display())?;
+                rustix::fs::chmod(&folder, Mode::from(0o750)).during("make", path.display())?;
             }
         }
         let folder = open_folder(policy)?.ok_or(Errno::NOENT).during("make", path.display())?;

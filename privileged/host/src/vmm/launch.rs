@@ -20,9 +20,10 @@ use rustix::process::{Signal, WaitId, WaitIdOptions};
 
 use super::executable::Executable;
 use super::jail::{self, Jail};
-use super::process::{Process, is_readable};
-use super::record::{Disk, Identity, Launched};
+use super::process::{Executed, Process, is_readable};
+use super::record::{Identity, Launched};
 use super::{API_SOCKET, cgroup, config, sockets};
+use crate::disk::identity;
 use crate::{During, Host, HostError, Result, chain, descriptor_path, tool};
 
 /// How long the jailer may take: it copies 3 MB and makes a few nodes.
@@ -51,28 +52,40 @@ impl Host {
     ///
     /// # Errors
     /// Refused: executables or files that are not what they must be, a jail of that id, a taken
-    /// place for a link, a disk of another machine's where one of the two writes to it. Failed: the act, which is undone; the log stays.
+    /// place for a link, a file of another machine's where one of the two writes to it. Failed: the
+    /// act, which is undone; the log stays.
     pub fn launch_firecracker(&self, launch: &Launch) -> Result<u32> {
         let firecracker = Executable::open("binary_path", &launch.firecracker)?;
         let jailer = Executable::open("jailer.binary", &launch.jailer)?;
         let sources = self.open_sources(launch, &firecracker)?;
         self.check_links(launch)?;
-        let open_log = |_| self.state.open_file("log_path", &launch.log, true);
-        let old_log = self.state.look("log_path", &launch.log)?.map(open_log).transpose()?;
+        let open_old = |parameter, path| {
+            let open = |_| self.state.open_file(parameter, path, true);
+            self.state.look(parameter, path)?.map(open).transpose()
+        };
+        let old_log = open_old("log_path", &launch.log)?;
+        launch.metrics.iter().try_for_each(|path| open_old("metrics_path", path).map(drop))?;
         let is_broken = self.launched(&launch.id).is_some_and(|it| it.running().is_some());
         Refusal::when(is_broken, "vm_id", "a machine of this id runs")?;
-        let (links, disks) = (self.links_of(launch), sources.disks()?);
+        let mut uses = sources.uses()?;
+        if let Some(log) = &old_log {
+            uses.push(("log_path", (identity(log)?, false)));
+        }
+        let disks: Vec<_> = uses.iter().map(|it| it.1).collect();
         // Until this launch is written down, no other looks what is.
         let unwritten = self.machines();
-        let is_taken = |it: &Disk| self.count_uses(&disks, *it) > usize::from(!it.1);
-        let rule = "in another jail, or here twice, and written to in one place";
-        Refusal::when(disks.iter().any(is_taken), "drives.path", rule)?;
+        for (parameter, it) in uses.iter().rev() {
+            let is_taken = self.count_uses(&disks, *it) > usize::from(!it.1);
+            let rule = "in another jail, or here twice, and written to in one place";
+            Refusal::when(is_taken, parameter, rule)?;
+        }
         let jail = Jail::create(&self.policy, &launch.id)?;
-        let mut launched = Launched { links, disks, process: None };
+        let mut launched = Launched { links: self.links_of(launch), disks, process: None };
         let start = || {
+            let log = Log::open(self, &launch.log, old_log)?;
+            launched.disks.push((identity(&log.file)?, false));
             self.remember(&launch.id, &launched)?;
             drop(unwritten);
-            let log = Log::open(self, &launch.log, old_log)?;
             let root = jail.root()?;
             self.stage(&root, launch, &sources)?;
             self.make_links(launch)?;
@@ -221,9 +234,9 @@ impl Host {
             // Until it has executed Firecracker, it is the jailer's child still, and root's.
             let executed = process.executed(owner.uid(), owner.gid());
             match executed.filter(|executed| Some(executed.file) == copy) {
-                Some(_) if process.is_of(owner.uid()) => {
+                Some(Executed { file, .. }) if process.is_of(owner.uid()) => {
                     let (pid, start_time) = (process.pid, process.start_time);
-                    launched.process = Some(Identity { pid, start_time });
+                    launched.process = Some(Identity { pid, start_time, file });
                     return Ok(process);
                 }
                 _ if !process.is_running() => return Err(failed("it ended at once")),

@@ -3,10 +3,9 @@
 //! until it has ended nobody else has its pid.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use rustix::process::PidfdFlags;
 
 use super::cgroup;
 use super::jail::Jail;
-use super::record::Launched;
+use super::record::Identity;
 use crate::{Host, HostError, Result};
 
 /// A process that is held.
@@ -47,7 +46,7 @@ pub(super) fn is_readable(descriptor: &impl AsFd, limit: Duration) -> bool {
 pub(super) struct Executed {
     /// Its device and inode.
     pub(super) file: (u64, u64),
-    name: OsString,
+    name: String,
 }
 
 impl Process {
@@ -105,8 +104,11 @@ impl Process {
         as_file_user(uid, gid, || {
             let stat = rustix::fs::stat(&link).ok()?;
             let path = fs::read_link(&link).ok()?;
-            let name = path.file_name()?.to_owned();
-            Some(Executed { file: (stat.st_dev, stat.st_ino), name })
+            let name = path.file_name()?.to_str()?;
+            // The kernel adds this once the file has no name any more; another file may be called so.
+            let is_gone = stat.st_nlink == 0;
+            let plain = name.strip_suffix(" (deleted)").filter(|_| is_gone).unwrap_or(name);
+            Some(Executed { file: (stat.st_dev, stat.st_ino), name: plain.to_owned() })
         })
     }
 }
@@ -120,7 +122,7 @@ impl Host {
     ///
     /// # Errors
     /// A process that is none (refused with `invalid_pid`).
-    pub fn kill_process(&self, pid: Pid) -> Result<()> {
+    pub fn kill_process(&self, pid: &Pid) -> Result<()> {
         self.prove(pid)?.signal(rustix::process::Signal::KILL)
     }
 
@@ -128,8 +130,8 @@ impl Host {
     ///
     /// # Errors
     /// A process that is none (refused with `invalid_pid`).
-    pub fn signal_process(&self, pid: Pid, signal: Signal) -> Result<()> {
-        let sent = rustix::process::Signal::from_named_raw(signal as i32);
+    pub fn signal_process(&self, (pid, signal): &(Pid, Signal)) -> Result<()> {
+        let sent = rustix::process::Signal::from_named_raw(*signal as i32);
         let sent = sent.ok_or_else(|| no("no signal of this system"))?;
         self.prove(pid)?.signal(sent)
     }
@@ -205,20 +207,18 @@ impl Host {
     /// launch; its cgroup below the machines' unit; its API socket. A jailed Firecracker names its
     /// socket by a path of its jail, so for it the last means that it executes what lies in the jail
     /// of its `--id`, whose socket the runtime directory links to.
-    fn prove(&self, pid: Pid) -> Result<Process> {
+    fn prove(&self, pid: &Pid) -> Result<Process> {
         let process = Process::hold(pid.get()).ok_or_else(|| no("no such process"))?;
         let owner = self.policy.owner;
         if !process.is_of(owner.uid()) {
             return Err(no("a process of another user"));
         }
-        let is_recorded = |launched: &Launched| {
-            let identity = launched.process;
-            identity.is_some_and(|it| (it.pid, it.start_time) == (process.pid, process.start_time))
-        };
-        let is_proven = self.all_launched().iter().any(is_recorded)
-            || process
-                .executed(owner.uid(), owner.gid())
-                .is_some_and(|executed| self.is_machine(&process, &executed));
+        let is_proven = process.executed(owner.uid(), owner.gid()).is_some_and(|executed| {
+            let (pid, start_time, file) = (process.pid, process.start_time, executed.file);
+            let own = Some(Identity { pid, start_time, file });
+            self.all_launched().iter().any(|launched| launched.process == own)
+                || self.is_machine(&process, &executed)
+        });
         if !is_proven {
             return Err(no("not a Firecracker of the owner's"));
         }
@@ -229,16 +229,13 @@ impl Host {
     }
 
     fn is_machine(&self, process: &Process, executed: &Executed) -> bool {
-        // The kernel adds this once the file has no name any more.
-        let name = executed.name.to_string_lossy();
-        if name.trim_end_matches(" (deleted)") != "firecracker" {
+        if executed.name != "firecracker" {
             return false;
         }
         let words = fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
-        let is_below = |path: &Path| {
-            let mut parts = path.components();
-            path.starts_with(&self.policy.runtime)
-                && !parts.any(|part| part == std::path::Component::ParentDir)
+        let is_below = |path: &PathBuf| {
+            let text = path.to_str().unwrap_or_default();
+            ManagedPath::<Runtime>::parse("api_sock", text, &self.policy).is_ok()
         };
         let mut values = words.split(|byte| *byte == 0).skip_while(|word| *word != b"--id");
         let id = values.nth(1).and_then(|id| std::str::from_utf8(id).ok());
@@ -246,6 +243,6 @@ impl Host {
         let copy = id.and_then(|id| Jail::executable(&self.policy, &id));
         cgroup::holds(process.pid)
             || copy == Some(executed.file)
-            || api_sockets(&words).iter().any(|path| is_below(path))
+            || api_sockets(&words).iter().any(is_below)
     }
 }

@@ -15,15 +15,15 @@ const KIND: &str = "launch";
 pub(super) struct Launched {
     /// Links to the jail's sockets, below the runtime directory.
     pub(super) links: Vec<Link>,
-    /// Its disks, whatever they are called.
+    /// Its kernel, initrd, disks and log, whatever they are called.
     #[serde(default)]
-    pub(super) disks: Vec<Disk>,
+    pub(super) disks: Vec<Use>,
     /// Firecracker, once there is one.
     pub(super) process: Option<Identity>,
 }
 
 /// A file's device and inode, or a device's number and 0; and whether it is only read.
-pub(crate) type Disk = ((u64, u64), bool);
+pub(crate) type Use = ((u64, u64), bool);
 
 /// A link in the runtime directory.
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,6 +41,9 @@ pub(super) struct Identity {
     pub(super) pid: i32,
     /// When it was started, in clock ticks since the host's start.
     pub(super) start_time: u64,
+    /// The device and inode of what it executes.
+    #[serde(default)]
+    pub(super) file: (u64, u64),
 }
 
 impl Launched {
@@ -69,9 +72,9 @@ impl Host {
         self.records.put(KIND, id.as_str(), launched)
     }
 
-    /// How many disks, of machines that are not cleaned up and some more, are made of a file or
-    /// device; those that only read do not count for who only reads.
-    pub(crate) fn count_uses(&self, more: &[Disk], (file, is_read_only): Disk) -> usize {
+    /// How often machines that are not cleaned up, and some more, use a file or device; those that
+    /// only read do not count for who only reads.
+    pub(crate) fn count_uses(&self, more: &[Use], (file, is_read_only): Use) -> usize {
         let disks = self.all_launched().into_iter().flat_map(|it| it.disks);
         let disks = disks.chain(more.iter().copied());
         disks.filter(|it| it.0 == file && !(it.1 && is_read_only)).count()

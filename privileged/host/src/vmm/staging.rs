@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use banger_gates::Refusal;
 use banger_gates::request::{Disk, Launch, Volume};
+use banger_gates::{Name, Refusal};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
@@ -19,6 +19,8 @@ use crate::{During, Host, Result, descriptor_path};
 
 /// Where the dynamic loader and its libraries lie, links among them on most systems.
 const LIBRARIES: [&str; 4] = ["usr/lib", "usr/lib64", "lib", "lib64"];
+/// The parameter of a disk.
+const DRIVE: Name = "drives.path";
 /// What is done, for errors.
 const PUT: &str = "put into the jail";
 const OWNERS_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -40,13 +42,16 @@ enum Source {
 }
 
 impl Sources<'_> {
-    /// What the disks are made of.
-    pub(super) fn disks(&self) -> Result<Vec<record::Disk>> {
+    /// The files and devices that the machine is made of, by their parameters.
+    pub(super) fn uses(&self) -> Result<Vec<(Name, record::Use)>> {
+        let kernel = std::iter::once(("kernel_image_path", &self.kernel));
+        let read = kernel.chain(self.initrd.iter().map(|it| ("initrd_path", it)));
+        let read = read.map(|(parameter, file)| Ok((parameter, (identity(file)?, true))));
         let disk = |(disk, source): &(&Disk, Source)| match source {
-            Source::File(file) => Ok((identity(file)?, disk.is_read_only)),
-            Source::Device(number) => Ok(((*number, 0), disk.is_read_only)),
+            Source::File(file) => Ok((DRIVE, (identity(file)?, disk.is_read_only))),
+            Source::Device(number) => Ok((DRIVE, ((*number, 0), disk.is_read_only))),
         };
-        self.disks.iter().map(disk).collect()
+        read.chain(self.disks.iter().map(disk)).collect()
     }
 }
 
@@ -60,12 +65,11 @@ impl Host {
         let kernel = self.state.open_file("kernel_image_path", &launch.kernel, false)?;
         let initrd = launch.initrd.as_ref();
         let initrd = initrd.map(|path| self.state.open_file("initrd_path", path, false));
-        let parameter = "drives.path";
         let open = |disk: &'a Disk| {
             let writes = !disk.is_read_only;
             let source = match &disk.source {
-                Volume::File(path) => Source::File(self.state.open_file(parameter, path, writes)?),
-                Volume::Device(it) => Source::Device(self.device_number(parameter, it, false)?),
+                Volume::File(path) => Source::File(self.state.open_file(DRIVE, path, writes)?),
+                Volume::Device(it) => Source::Device(self.device_number(DRIVE, it, false)?),
             };
             Ok((disk, source))
         };

@@ -35,7 +35,7 @@ fn limits_are_kept_below_the_unit_and_prove_whose_process_it_is() {
         assert_eq!(path, "0::/system.slice/banger-vms.service/one");
         // Without its record and its jail's name, the cgroup still proves it.
         fs::remove_file(scene.fixture.own.join("records/launch.one.json")).expect("a record");
-        scene.next_helper().kill_process(scene.pid(pid)).expect("a Firecracker of the owner's");
+        scene.next_helper().kill_process(&scene.pid(pid)).expect("a Firecracker of the owner's");
         wait_until_gone(pid);
         scene.clean_up("one").expect("a clean jail");
         assert!(!cgroup.exists());

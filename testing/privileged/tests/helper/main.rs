@@ -7,6 +7,7 @@ mod acts;
 mod frames;
 mod modes;
 mod peers;
+mod scenery;
 mod snapshot;
 mod tables;
 mod wire;

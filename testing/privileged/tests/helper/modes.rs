@@ -64,6 +64,7 @@ fn rights(path: &Path) -> String {
     let owner = match (metadata.uid(), metadata.gid()) {
         (0, 0) => "root".to_owned(),
         (OWNER, OWNER) => "the owner".to_owned(),
+        (0, OWNER) => "root and the owner's group".to_owned(),
         others => format!("{others:?}"),
     };
     if metadata.is_symlink() {
@@ -136,8 +137,15 @@ fn what_the_helper_makes_is_as_tight_as_documented() {
         let is_as_told = match told.as_str() {
             "as the owner's file that it is" => is == "the owner, 0640",
             "root, 0700; 0711 once the jailer is done" => is == "root, 0711",
-            "a link of root's" | "the owner, 0600" | "the owner, 0700" | "the owner, 0400"
-            | "root, 0600" | "root, 0700" | "root, 0711" | "root, 0755" => is == *told,
+            "a link of root's"
+            | "the owner, 0600"
+            | "the owner, 0700"
+            | "the owner, 0400"
+            | "root, 0600"
+            | "root, 0700"
+            | "root, 0711"
+            | "root, 0755"
+            | "root and the owner's group, 0750" => is == *told,
             other => panic!("the table says {other:?}"),
         };
         assert!(is_as_told, "{path:?} is {is}; docs/privileges.md says {told}");

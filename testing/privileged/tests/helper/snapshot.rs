@@ -39,7 +39,7 @@ impl Snapshot {
             links: tool("/usr/sbin/ip", &["-o", "link"]),
             addresses: tool("/usr/sbin/ip", &["-o", "address"]),
             firewall: tool("/usr/sbin/nft", &["list", "ruleset"]),
-            block_devices: block_devices(),
+            block_devices: block_devices(directories.root()),
             mounts: std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap(),
             children: children(helper),
             files,
@@ -47,12 +47,31 @@ impl Snapshot {
     }
 }
 
-/// Loop devices with their files, and device-mapper devices with their names.
-fn block_devices() -> BTreeMap<String, String> {
+impl Snapshot {
+    /// Takes one when what ends or starts by itself has done so.
+    pub(crate) fn take_settled(directories: &Directories, helper: u32) -> Self {
+        let mut last = Self::take(directories, helper);
+        banger_harness::wait_for("a host at rest", banger_harness::GUEST_DEADLINE, || {
+            let now = Self::take(directories, helper);
+            let is_same = now == last;
+            last = now;
+            is_same.then_some(())
+        });
+        last
+    }
+}
+
+/// Loop devices with their files, and device-mapper devices with their names; but for those of other
+/// tests, which may run at the same time.
+fn block_devices(root: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir("/sys/block").unwrap().flatten() {
         let of = |name: &str| std::fs::read_to_string(entry.path().join(name));
         if let Ok(what) = of("loop/backing_file").or_else(|_| of("dm/name")) {
+            let is_anothers = what.starts_with("/var/tmp/bgrp");
+            if is_anothers && !Path::new(what.trim_end()).starts_with(root) {
+                continue;
+            }
             found.insert(entry.file_name().to_string_lossy().into_owned(), what);
         }
     }

@@ -79,7 +79,7 @@ fn a_machine_runs_in_its_jail_until_it_is_killed() {
         let error = scene.launch(second).unwrap_err().to_string();
         assert!(error.contains("more than one name"), "{error}");
 
-        scene.host().kill_process(scene.pid(pid)).unwrap();
+        scene.host().kill_process(&scene.pid(pid)).unwrap();
         wait_until_gone(pid);
         assert!(!scene.host().process_running(&asked).unwrap());
         scene.host().find_firecracker_pid(&at).unwrap_err();
@@ -108,8 +108,12 @@ fn the_jail_has_the_hierarchy_and_modes_that_it_must() {
         metadata.file_type()
     };
     check(&scene.fixture.jails, 0o711, 0);
-    // The owner lists the machines that have a jail.
-    check(root.ancestors().nth(2).unwrap(), 0o755, 0);
+    // The owner lists the machines that have a jail, and others do not.
+    let folder = root.ancestors().nth(2).unwrap();
+    check(folder, 0o750, 0);
+    assert_eq!(folder.metadata().unwrap().gid(), OWNER);
+    let lists = |uid, gid| as_file_user(uid, gid, || fs::read_dir(folder).is_ok());
+    assert!(lists(OWNER, OWNER) && !lists(OWNER + 1, OWNER + 1));
     check(root.parent().unwrap(), 0o711, 0);
     for directory in ["", "dev", "dev/net", "run"] {
         assert!(check(&root.join(directory), 0o700, OWNER).is_dir());

@@ -29,8 +29,8 @@ fn a_pid_that_changes_hands_is_killed_in_the_right_ones_only() {
             scope.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
                     let asked = [
-                        scene.host().kill_process(pid),
-                        scene.host().signal_process(pid, Signal::Kill),
+                        scene.host().kill_process(&pid),
+                        scene.host().signal_process(&(pid, Signal::Kill)),
                     ];
                     let done = asked.iter().filter(|outcome| outcome.is_ok()).count();
                     killed.fetch_add(done, Ordering::Relaxed);

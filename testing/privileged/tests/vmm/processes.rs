@@ -15,8 +15,9 @@ use banger_privileged_tests::vmm::{Idle, Scene, idle_program, scene, set_mode, w
 
 fn refused(scene: &Scene, pid: i32, rule: &str) {
     let pid = scene.pid(pid);
-    let signals = Signal::ALL.iter().map(|(_, signal)| scene.host().signal_process(pid, *signal));
-    for outcome in signals.chain(std::iter::once_with(|| scene.host().kill_process(pid))) {
+    let signals =
+        Signal::ALL.iter().map(|(_, signal)| scene.host().signal_process(&(pid, *signal)));
+    for outcome in signals.chain(std::iter::once_with(|| scene.host().kill_process(&pid))) {
         let error = outcome.unwrap_err();
         let HostError::Refused(refusal) = &error else { panic!("{rule}: {error:?}") };
         assert_eq!(refusal.code, ErrorCode::InvalidPid);
@@ -48,7 +49,7 @@ fn only_the_owners_firecrackers_are_signalled() {
         let mut allowed = Idle::start(&firecracker, words, OWNER);
         // Its name is read from what it executes, so wait until it does.
         banger_harness::wait_for("exec", std::time::Duration::from_secs(5), || {
-            scene.host().signal_process(scene.pid(allowed.pid()), Signal::Term).ok()
+            scene.host().signal_process(&(scene.pid(allowed.pid()), Signal::Term)).ok()
         });
         assert!(!allowed.0.wait().unwrap().success());
         for (program, words, uid, rule) in [
@@ -100,7 +101,7 @@ fn every_signal_of_the_list_arrives() {
     for (name, signal) in Signal::ALL {
         let mut process = Idle::start(&firecracker, &["-a", socket.to_str().unwrap()], OWNER);
         banger_harness::wait_for("exec", std::time::Duration::from_secs(5), || {
-            scene.host().signal_process(scene.pid(process.pid()), signal).ok()
+            scene.host().signal_process(&(scene.pid(process.pid()), signal)).ok()
         });
         let status = process.0.wait().unwrap();
         let number = std::os::unix::process::ExitStatusExt::signal(&status);
@@ -149,7 +150,7 @@ fn a_pid_that_is_anothers_now_is_not_signalled() {
     let other = program(&scene, "another");
     let pid = scene.launch(scene.params("one")).unwrap();
     let at = scene.runtime_path("fc-one.sock");
-    scene.host().kill_process(scene.pid(pid)).unwrap();
+    scene.host().kill_process(&scene.pid(pid)).unwrap();
     wait_until_gone(pid);
     let mut process = start_with_pid(pid, &other, &[]);
     refused(&scene, pid, "not a Firecracker");
@@ -182,6 +183,77 @@ fn sockets_are_asked_about_below_the_runtime_directory_only() {
     assert!(matches!(error, HostError::Failed { .. }), "{error:?}");
     assert_eq!(scene.everything(), before);
     fs::remove_file(runtime.join("middle")).unwrap();
+    scene.end("one", pid);
+    scene.assert_clean();
+}
+
+/// The kernel tells a file without a name by a word behind its last one, and anybody can call a file
+/// so.
+#[test]
+fn a_firecracker_that_was_replaced_is_one_and_a_file_that_is_called_so_is_none() {
+    let Some(scene) = scene() else { return };
+    let socket = scene.fixture.runtime.join("x.sock");
+    let words = ["-a", socket.to_str().unwrap()];
+    // Of the words that it was started with, until then they are this test's.
+    let executes = |idle: &Idle| {
+        let words = || fs::read(format!("/proc/{}/cmdline", idle.pid())).unwrap_or_default();
+        let runs = || words().windows(4).any(|part| part == b"\0-a\0").then_some(());
+        banger_harness::wait_for("exec", std::time::Duration::from_secs(5), runs);
+    };
+    for is_removed in [false, true] {
+        let path = program(&scene, "firecracker (deleted)");
+        let mut called_so = Idle::start(&path, &words, OWNER);
+        executes(&called_so);
+        if is_removed {
+            fs::remove_file(&path).unwrap();
+        }
+        refused(&scene, called_so.pid(), "not a Firecracker");
+        assert!(called_so.is_running());
+    }
+    let path = program(&scene, "firecracker");
+    let mut replaced = Idle::start(&path, &words, OWNER);
+    executes(&replaced);
+    fs::remove_file(&path).unwrap();
+    program(&scene, "firecracker");
+    scene.host().kill_process(&scene.pid(replaced.pid())).unwrap();
+    assert!(!replaced.0.wait().unwrap().success());
+}
+
+/// A record names a process by its pid, its start and the file that it executes.
+#[test]
+fn a_record_of_another_file_is_no_evidence() {
+    use std::os::unix::fs::MetadataExt;
+    let Some(scene) = scene() else { return };
+    let pid = scene.launch(scene.params("one")).unwrap();
+    let place = scene.fixture.own.join("records/launch.one.json");
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(&place).unwrap()).unwrap();
+    let copy = scene.jail("one").join("root/firecracker").metadata().unwrap();
+    assert_eq!(record["process"]["pid"], pid);
+    assert_eq!(record["process"]["file"], serde_json::json!([copy.dev(), copy.ino()]));
+    // The same of a process that is none but by its record.
+    let path = program(&scene, "another");
+    let mut other = Idle::start(&path, &[], OWNER);
+    refused(&scene, other.pid(), "not a Firecracker");
+    let stat = fs::read_to_string(format!("/proc/{}/stat", other.pid())).unwrap();
+    let start = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap();
+    let start: u64 = start.parse().unwrap();
+    let file = path.metadata().unwrap();
+    let number = other.pid();
+    let write = |start: u64, file: [u64; 2]| {
+        let mut record = record.clone();
+        record["process"] = serde_json::json!({"pid": number, "start_time": start, "file": file});
+        fs::write(scene.fixture.own.join("records/launch.two.json"), record.to_string()).unwrap();
+    };
+    for (start, file) in
+        [(start, [file.dev(), file.ino() + 1]), (start + 1, [file.dev(), file.ino()])]
+    {
+        write(start, file);
+        refused(&scene, other.pid(), "not a Firecracker");
+    }
+    write(start, [file.dev(), file.ino()]);
+    scene.host().kill_process(&scene.pid(other.pid())).unwrap();
+    assert!(!other.0.wait().unwrap().success());
+    fs::remove_file(scene.fixture.own.join("records/launch.two.json")).unwrap();
     scene.end("one", pid);
     scene.assert_clean();
 }

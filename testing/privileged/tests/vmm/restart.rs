@@ -20,8 +20,8 @@ fn another_helper_knows_the_machine_by_its_record() {
     assert!(next.process_running(&asked).unwrap());
     let error = next.cleanup_jailer_chroot(&scene.jail_root("one")).unwrap_err();
     assert!(error.to_string().contains("its Firecracker runs"), "{error}");
-    next.signal_process(scene.pid(pid), banger_gates::Signal::Usr2).ok();
-    next.kill_process(scene.pid(pid)).unwrap();
+    next.signal_process(&(scene.pid(pid), banger_gates::Signal::Usr2)).ok();
+    next.kill_process(&scene.pid(pid)).unwrap();
     wait_until_gone(pid);
     assert!(!next.process_running(&asked).unwrap());
     next.cleanup_jailer_chroot(&scene.jail_root("one")).unwrap();
@@ -41,12 +41,12 @@ fn a_machine_whose_record_is_lost_is_known_by_what_it_executes() {
     assert_eq!(next.find_firecracker_pid(&at).unwrap(), pid.unsigned_abs());
     let error = next.cleanup_jailer_chroot(&scene.jail_root("one")).unwrap_err();
     assert!(error.to_string().contains("its Firecracker runs"), "{error}");
-    next.kill_process(scene.pid(pid)).unwrap();
+    next.kill_process(&scene.pid(pid)).unwrap();
     wait_until_gone(pid);
     next.find_firecracker_pid(&at).unwrap_err();
     next.cleanup_jailer_chroot(&scene.jail_root("one")).unwrap();
     assert_eq!(children(), [other]);
-    next.kill_process(scene.pid(other)).unwrap();
+    next.kill_process(&scene.pid(other)).unwrap();
     wait_until_gone(other);
     next.cleanup_jailer_chroot(&scene.jail_root("other")).unwrap();
     for id in ["one", "other"] {
@@ -61,7 +61,7 @@ fn a_machine_whose_record_is_lost_is_known_by_what_it_executes() {
 fn a_launch_that_was_cut_off_can_be_cleaned_up() {
     let Some(scene) = scene() else { return };
     let pid = scene.launch(scene.params("one")).unwrap();
-    scene.host().kill_process(scene.pid(pid)).unwrap();
+    scene.host().kill_process(&scene.pid(pid)).unwrap();
     wait_until_gone(pid);
     let record = scene.fixture.own.join("records/launch.one.json");
     let mut value: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();

@@ -91,7 +91,7 @@ fn belongs_to_one(scene: &Scene, writers_rule: &str) {
     let error = scene.next_helper().launch_firecracker(&launch).unwrap_err().to_string();
     assert!(error.contains(writers_rule), "{error}");
     // The jail of a machine that has ended holds it until it is cleaned up.
-    scene.host().kill_process(scene.pid(pid)).unwrap();
+    scene.host().kill_process(&scene.pid(pid)).unwrap();
     wait_until_gone(pid);
     check(scene);
     scene.clean_up("one").unwrap();
@@ -148,4 +148,70 @@ fn of_launches_at_once_one_has_the_disk() {
         scene.end(won[0].0, pid);
     }
     assert_apart_is_clean(&scene);
+}
+
+/// What one machine writes to, its log too, is nobody's kernel, initrd, log or disk.
+#[test]
+fn a_log_a_kernel_and_an_initrd_are_no_others_disk() {
+    if let Some(scene) = scene() {
+        check_all_uses(&scene);
+        scene.assert_clean();
+    }
+}
+
+/// The same where nothing has a second name.
+#[test]
+fn a_log_a_kernel_and_an_initrd_are_no_others_disk_from_a_mount_apart() {
+    if let Some(scene) = apart() {
+        check_all_uses(&scene);
+        assert_apart_is_clean(&scene);
+    }
+}
+
+fn check_all_uses(scene: &Scene) {
+    let disk = &scene.write("disk", &banger_privileged_tests::vmm::tiny_kernel(b"x"));
+    let pid = scene.launch(with(scene, "one", &[(disk, false)])).unwrap();
+    let state = &scene.fixture.state;
+    let (log, kernel) = (state.join("one.log"), state.join("kernel"));
+    let with_one = |parameter: &str, path: &Path| {
+        let mut params = scene.params("two");
+        params[parameter] = json!(path);
+        params
+    };
+    let refused_for = |parameter: &str, params: Value| {
+        let before = scene.everything();
+        let error = scene.launch(params).unwrap_err();
+        assert!(matches!(error, HostError::Refused(_)), "{parameter}: {error:?}");
+        let text = error.to_string();
+        // A disk beside the jails has a second name there.
+        let rules = ["in another jail", "more than one name"];
+        let is_told = rules.iter().any(|rule| text.contains(rule));
+        assert!(text.starts_with(parameter) && is_told, "{text}");
+        assert_eq!(scene.everything(), before, "{parameter}");
+    };
+    for parameter in ["log_path", "kernel_image_path", "initrd_path"] {
+        for path in [disk, &log] {
+            refused_for(parameter, with_one(parameter, path));
+        }
+    }
+    // What another only reads is not written to either.
+    refused_for("log_path", with_one("log_path", &kernel));
+    refused_for("drives.path", with(scene, "two", &[(&kernel, false)]));
+    for is_read_only in [false, true] {
+        refused_for("drives.path", with(scene, "two", &[(&log, is_read_only)]));
+    }
+    // Nor is one of one's own.
+    let own = scene.write("own", &[0; 4096]);
+    let mut params = with(scene, "two", &[(&own, true)]);
+    params["log_path"] = json!(own);
+    refused_for("log_path", params.clone());
+    // The neighbours: a kernel that both read, as an initrd and a disk too, and a log of its own.
+    params["log_path"] = json!(state.join("two.log"));
+    params["initrd_path"] = json!(kernel);
+    params["drives"] = json!([{ "id": "kernel", "path": kernel, "read_only": true }]);
+    let two = scene.launch(params).unwrap();
+    scene.end("two", two);
+    scene.end("one", pid);
+    let two = scene.launch(with_one("log_path", &log)).unwrap();
+    scene.end("two", two);
 }
