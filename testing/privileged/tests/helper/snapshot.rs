@@ -40,7 +40,7 @@ impl Snapshot {
             addresses: tool("/usr/sbin/ip", &["-o", "address"]),
             firewall: tool("/usr/sbin/nft", &["list", "ruleset"]),
             block_devices: block_devices(directories.root()),
-            mounts: std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap(),
+            mounts: mounts(directories.root()),
             children: children(helper),
             files,
         }
@@ -76,6 +76,17 @@ fn block_devices(root: &Path) -> BTreeMap<String, String> {
         }
     }
     found
+}
+
+/// All mounts but those of other tests, which vanish from here too when they end.
+fn mounts(root: &Path) -> String {
+    let text = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let is_anothers = |line: &&str| {
+        let point = Path::new(line.split(' ').nth(4).unwrap_or_default());
+        point.to_str().unwrap_or_default().starts_with("/var/tmp/bgr") && !point.starts_with(root)
+    };
+    let lines: Vec<&str> = text.lines().filter(|line| !is_anothers(line)).collect();
+    lines.join("\n")
 }
 
 fn children(pid: u32) -> Vec<String> {
