@@ -7,7 +7,7 @@ use banger_daemon_api::routes;
 use banger_daemon_api::vm::{CreateVm, DiskLimits, Vm, VmSpec, VmmChoice, Workspace};
 use banger_types::{
     BytesPerSecond, DiskSize, GroupName, ImageName, KernelName, LeaseId, MemoryMib, OpsPerSecond,
-    VcpuCount, VmId, VmName, VmReference,
+    Publication, VcpuCount, VmId, VmName, VmReference,
 };
 use clap::Args;
 
@@ -54,6 +54,10 @@ pub struct CreationArgs {
     /// Let the machine and the others of this group reach each other
     #[arg(long, value_name = "NAME")]
     pub group: Option<GroupName>,
+    /// Let a port of this host's 127.0.0.1 lead to one of the machine: [HOST_IP:]HOST:GUEST[/udp],
+    /// HOST 0 for any that is free; may be given more than once
+    #[arg(long, short, value_name = "PORTS")]
+    pub publish: Vec<Publication>,
     /// The most that each disk reads and writes a second, such as 50M
     #[arg(long, value_name = "SIZE")]
     pub disk_bandwidth: Option<BytesPerSecond>,
@@ -76,6 +80,7 @@ impl CreationArgs {
             nat: self.nat,
             allow_lan: self.allow_lan,
             group: self.group.clone(),
+            ports: self.publish.clone(),
             vmm: self.vmm,
             disk_limits: DiskLimits { bandwidth: self.disk_bandwidth, ops: self.disk_ops },
         }

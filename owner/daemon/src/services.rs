@@ -12,7 +12,7 @@ use banger_engine::{
 };
 use banger_guest_client::{BoxedStream, ChannelError};
 use banger_helper_client::HelperClient;
-use banger_network::HelperNetwork;
+use banger_network::{HelperNetwork, PublishedPorts};
 use banger_store::StateLock;
 use banger_types::VmReference;
 use banger_vmm::firecracker::FirecrackerVmm;
@@ -79,6 +79,7 @@ impl Services {
             artifacts: Arc::new(artifacts.clone()),
             host: Arc::new(LinuxHost),
             network: network.clone().map(|network| network as Arc<dyn Network>),
+            ports: Arc::new(PublishedPorts::default()),
             timing: Timing::default(),
             faults: Faults::of_state(&directories.state),
         };

@@ -1,5 +1,6 @@
 //! The engine's handle: what the daemon calls.
 
+mod ports;
 mod shown;
 mod stats;
 
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use banger_daemon_api::operation::OperationKind;
 use banger_daemon_api::orphan::{Orphan, OrphansRemoved};
-use banger_daemon_api::vm::{ChangeVm, CreateVm, SetVm, StopVm, Vm, VmState};
+use banger_daemon_api::vm::{ChangePorts, ChangeVm, CreateVm, SetVm, StopVm, Vm, VmState};
 use banger_guest_client::GuestChannel;
 use banger_store::{StateLock, Store};
 use banger_types::{ImageName, KernelName, LeaseId, OperationId, VmId, VmName, VmReference};
@@ -27,7 +28,7 @@ use crate::operation::{OperationHandle, Operations};
 use crate::orphans;
 use crate::reconcile::{self, ReconcileReport};
 use crate::record::VmRecord;
-use crate::seams::{Artifacts, HostFacts, Network, Vmm};
+use crate::seams::{Artifacts, HostFacts, Network, Ports, Vmm};
 use crate::shared::{Entry, Shared, Timing};
 use crate::vm::{self, Begin, Body, Details, Message, NetworkChange, Order, View};
 
@@ -50,6 +51,8 @@ pub struct EngineConfig {
     pub host: Arc<dyn HostFacts>,
     /// The host's bridge, where there can be one.
     pub network: Option<Arc<dyn Network>>,
+    /// The host's ports.
+    pub ports: Arc<dyn Ports>,
     /// Deadlines.
     pub timing: Timing,
     /// Failures at will, in builds for crash tests.
@@ -201,6 +204,7 @@ impl Engine {
         request: CreateVm,
         op_id: OperationId,
     ) -> Result<OperationHandle, EngineError> {
+        vm::ports::check(&request.spec.ports)?;
         let now = Timestamp::now();
         let mut table = self.shared.table();
         if table.closing || !table.reconciled {
@@ -329,11 +333,39 @@ impl Engine {
             name => name.parse().map(Some),
         });
         let group = group.transpose().map_err(|source| EngineError::Group { source })?;
+        let change = NetworkChange {
+            nat: change.nat,
+            allow_lan: change.allow_lan,
+            group,
+            publish: Vec::new(),
+            unpublish: Vec::new(),
+            op_id,
+        };
+        self.order_change(vm, change).await
+    }
+
+    /// Publishes ports of a VM's guest and ends other publications, in one step, and returns the VM.
+    /// Of a VM that does not run they are opened at its next start.
+    pub async fn change_ports(
+        &self,
+        vm: &VmReference,
+        change: ChangePorts,
+        op_id: OperationId,
+    ) -> Result<Vm, EngineError> {
+        let ChangePorts { publish, unpublish } = change;
+        let (nat, allow_lan, group) = (None, None, None);
+        let change = NetworkChange { nat, allow_lan, group, publish, unpublish, op_id };
+        self.order_change(vm, change).await
+    }
+
+    async fn order_change(
+        &self,
+        vm: &VmReference,
+        change: NetworkChange,
+    ) -> Result<Vm, EngineError> {
         let (id, entry) = self.resolve(vm)?;
         let (sender, answer) = oneshot::channel();
         let gone = || vm::task_gone(&entry.view.borrow().record);
-        let (nat, allow_lan) = (change.nat, change.allow_lan);
-        let change = NetworkChange { nat, allow_lan, group, op_id };
         entry.mailbox.send(Message::Change(change, sender)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())??;
         self.get(&VmReference::from(&id)).await

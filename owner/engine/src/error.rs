@@ -3,10 +3,10 @@
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_guest_client::{ChannelError, ClientError};
 use banger_store::StoreError;
-use banger_types::{ByteSize, DiskSize, LeaseId, VmName, VmReference};
+use banger_types::{ByteSize, DiskSize, LeaseId, Publication, PublishedPort, VmName, VmReference};
 
 use crate::admission::DenyReason;
-use crate::seams::{ArtifactError, DiskError, HostError, NetworkError, VmmError};
+use crate::seams::{ArtifactError, DiskError, HostError, NetworkError, PortError, VmmError};
 
 /// Why the engine refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +124,29 @@ pub enum EngineError {
     /// The network's act failed.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// A port is not to be had.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// One port of the host is to be two of the guest's.
+    #[error("port {} of {} is published twice", publication.host.port(), publication.host.ip())]
+    PublishedTwice {
+        /// The second.
+        publication: Publication,
+    },
+    /// More than a VM may have.
+    #[error("a VM has at most {most} published ports")]
+    TooManyPorts {
+        /// How many it may have.
+        most: usize,
+    },
+    /// Nothing that could be taken back.
+    #[error("VM {vm} does not publish {port}")]
+    NotPublished {
+        /// The VM.
+        vm: VmName,
+        /// What was asked for.
+        port: PublishedPort,
+    },
     /// A system call failed.
     #[error("{act} {object}")]
     Io {
@@ -263,6 +286,14 @@ impl EngineError {
                 NetworkError::InUse { .. } => ErrorCode::InUse,
                 NetworkError::Failed { .. } => ErrorCode::OperationFailed,
             },
+            Self::Port(error) => match error.source.kind() {
+                std::io::ErrorKind::AddrInUse => ErrorCode::InUse,
+                std::io::ErrorKind::AddrNotAvailable => ErrorCode::BadParams,
+                std::io::ErrorKind::PermissionDenied => ErrorCode::Unavailable,
+                _ => ErrorCode::OperationFailed,
+            },
+            Self::PublishedTwice { .. } | Self::TooManyPorts { .. } => ErrorCode::BadParams,
+            Self::NotPublished { .. } => ErrorCode::NotFound,
             Self::Artifact(error) => match error {
                 ArtifactError::NotFound { .. } => ErrorCode::NotFound,
                 ArtifactError::Corrupt { .. } => ErrorCode::Corrupt,
@@ -328,6 +359,10 @@ impl EngineError {
             Self::Network(NetworkError::InUse { vms }) => {
                 Some(format!("banger vm stop {}", vms.join(" ")))
             }
+            Self::Port(error) => port_hint(error),
+            Self::NotPublished { vm, .. } => {
+                Some(format!("`banger vm ports {vm}` shows what it publishes"))
+            }
             Self::Artifact(ArtifactError::NotFound { kind, .. }) => Some(format!(
                 "`banger {kind} list` shows what is here, `banger {kind} pull` fetches"
             )),
@@ -357,6 +392,32 @@ impl EngineError {
         }
         api
     }
+}
+
+/// Returns what to do about a port that is not to be had.
+fn port_hint(error: &PortError) -> Option<String> {
+    let (host, protocol) = (error.publication.host, error.publication.protocol);
+    let port = host.port();
+    Some(match (error.source.kind(), &error.holder) {
+        (std::io::ErrorKind::AddrInUse, Some(vm)) => {
+            format!("VM {vm} has it: `banger vm ports unpublish {vm} {port}/{protocol}`")
+        }
+        (std::io::ErrorKind::AddrInUse, None) => {
+            let letter = if protocol == banger_types::PortProtocol::Udp { 'u' } else { 't' };
+            format!(
+                "`ss -{letter}lnp 'sport = :{port}'` shows whose it is; 0 takes any that is free"
+            )
+        }
+        (std::io::ErrorKind::PermissionDenied, _) => {
+            let file = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+            let first = std::fs::read_to_string(file).unwrap_or_else(|_| "1024".to_owned());
+            format!("bangerd is not root: use port {} or above", first.trim())
+        }
+        (std::io::ErrorKind::AddrNotAvailable, _) => {
+            "`ip address` shows the addresses that this host has".to_owned()
+        }
+        _ => return None,
+    })
 }
 
 fn no_space(error: &std::io::Error) -> bool {

@@ -22,14 +22,14 @@ use std::sync::Arc;
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_daemon_api::operation::OperationKind;
 use banger_daemon_api::orphan::Orphan;
-use banger_daemon_api::vm::VmState;
+use banger_daemon_api::vm::{PORTS_NOTE, VmState};
 use banger_types::{OperationId, VmName};
 
 use crate::error::EngineError;
 use crate::record::{Running, VmRecord};
 use crate::seams::{VmmIdentity, VmmProcess};
 use crate::shared::Shared;
-use crate::vm::{Body, Control, clean_runtime, delete, end_process, read_handles};
+use crate::vm::{Body, Control, clean_runtime, delete, end_process, ports, read_handles};
 
 /// What reconciling found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -206,6 +206,16 @@ async fn adopted(
     if let (Some(network), Some(running)) = (&body.shared.network, &body.record.running) {
         let address = running.guest_ip.filter(|_| running.on_bridge);
         network.announce(body.record.guest(address));
+    }
+    if let Err(error) = ports::open(body, Some(process)) {
+        // Somebody took a port while no daemon ran; the VM is more than its ports.
+        let error = error.to_api();
+        let causes = error.causes.join(": ");
+        tracing::warn!(vm = %body.record.id, %error, causes, "a VM's ports are not published");
+        let why = [error.message, causes].join(": ");
+        body.record.notes.insert(PORTS_NOTE.to_owned(), why);
+    } else {
+        body.record.notes.remove(PORTS_NOTE);
     }
     body.publish();
 }

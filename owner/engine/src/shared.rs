@@ -14,7 +14,7 @@ use crate::admission::{disk_room, memory_room};
 use crate::error::EngineError;
 use crate::fault::Faults;
 use crate::operation::Operations;
-use crate::seams::{Artifacts, HostFacts, Network, RootDisk, Vmm};
+use crate::seams::{Artifacts, HostFacts, Network, Ports, RootDisk, Vmm};
 use crate::vm::{Message, View};
 
 /// Deadlines.
@@ -62,6 +62,7 @@ pub(crate) struct Shared {
     pub(crate) artifacts: Arc<dyn Artifacts>,
     pub(crate) host: Arc<dyn HostFacts>,
     pub(crate) network: Option<Arc<dyn Network>>,
+    pub(crate) ports: Arc<dyn Ports>,
     pub(crate) operations: Operations,
     pub(crate) timing: Timing,
     pub(crate) faults: Faults,
@@ -95,6 +96,7 @@ impl Shared {
             artifacts: config.artifacts,
             host: config.host,
             network: config.network,
+            ports: config.ports,
             operations: Operations::default(),
             timing: config.timing,
             faults: config.faults,
@@ -119,6 +121,7 @@ impl Shared {
     pub(crate) fn forget(&self, id: &VmId) {
         self.table().vms.remove(id);
         self.release_memory(id);
+        self.ports.withdraw(id);
         self.addresses().retain(|_, owner| owner != id);
     }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{
-    AgentError, Call, Empty, ExecCall, ExecStarted, Frame, FrameReader, FrameWriter, GetTreeCall,
-    HealthReply, MAX_FRAME_PAYLOAD, MAX_REQUEST, MAX_RESPONSE, Outcome, PortsReply, PowerOffCall,
-    PutTreeCall, PutTreeReply, Request, Response, SetIdentityCall, SpawnBenchCall, SpawnBenchReply,
-    StatsReply, WireError, read_message, write_message,
+    AgentError, Call, ConnectCall, Empty, ExecCall, ExecStarted, Frame, FrameReader, FrameWriter,
+    GetTreeCall, HealthReply, MAX_FRAME_PAYLOAD, MAX_REQUEST, MAX_RESPONSE, Outcome, PortsReply,
+    PowerOffCall, PutTreeCall, PutTreeReply, Request, Response, SetIdentityCall, SpawnBenchCall,
+    SpawnBenchReply, StatsReply, WireError, read_message, write_message,
 };
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -185,6 +185,11 @@ impl AgentClient {
         self.simple(Call::Ports).await
     }
 
+    /// Connects to a port of the guest. Frames follow, as [`Call::Connect`] says.
+    pub async fn connect(&self, call: ConnectCall) -> Result<BoxedStream, ClientError> {
+        self.open_raw::<Empty>(Call::Connect(call)).await.map(|(_, stream)| stream)
+    }
+
     /// Asks for resource use.
     pub async fn stats(&self) -> Result<StatsReply, ClientError> {
         self.simple(Call::Stats).await
@@ -347,6 +352,7 @@ fn call_name(call: &Call) -> &'static str {
         Call::PutTree(_) => "put tree",
         Call::GetTree(_) => "get tree",
         Call::Ports => "ports",
+        Call::Connect(_) => "connect",
         Call::Sync => "sync",
         Call::PowerOff(_) => "power off",
         Call::Stats => "stats",

@@ -1,5 +1,5 @@
 //! The guests' network over the root helper: one bridge, a tap for each VM, and the names of those
-//! behind them.
+//! behind them; and ports of guests on the host, which need no helper.
 //!
 //! The helper makes and checks everything; here it is decided which subnet the bridge has
 //! ([`subnet`]), and when.
@@ -7,7 +7,9 @@
 #![deny(missing_docs)]
 
 mod helper_network;
+mod ports;
 mod record;
 pub mod subnet;
 
 pub use helper_network::{HelperNetwork, Status};
+pub use ports::PublishedPorts;

@@ -153,6 +153,16 @@ impl Environment {
         self.network.as_ref().expect("the environment has a network of its own").run(line)
     }
 
+    /// Returns a command of the host's, to be run in that network.
+    #[must_use]
+    pub fn command_in_network(&self, words: &[&str]) -> std::process::Command {
+        let network = self.network.as_ref().expect("the environment has a network of its own");
+        let prefix = network.prefix();
+        let mut command = std::process::Command::new(&prefix[0]);
+        command.args(&prefix[1..]).args(words);
+        command
+    }
+
     /// The folder that everything lies below.
     #[must_use]
     pub fn base(&self) -> &Path {

@@ -60,6 +60,8 @@ pub enum FrameKind {
     DataEnd = 10,
     /// More stdin may be sent.
     StdinCredit = 11,
+    /// One datagram, which may be empty.
+    Datagram = 12,
 }
 
 /// A terminal's size in character cells.
@@ -134,6 +136,8 @@ pub enum Frame {
     DataEnd,
     /// See [`FrameKind::StdinCredit`].
     StdinCredit(u32),
+    /// See [`FrameKind::Datagram`]; at most [`MAX_FRAME_PAYLOAD`] bytes.
+    Datagram(Bytes),
     /// A kind that this build does not know; ignore it.
     Unknown(u8),
 }
@@ -204,6 +208,7 @@ impl Frame {
             Self::StdinCredit(count) => {
                 encode_frame(FrameKind::StdinCredit, &count.to_be_bytes(), out);
             }
+            Self::Datagram(bytes) => encode_frame(FrameKind::Datagram, bytes, out),
             Self::Unknown(_) => {}
         }
     }
@@ -244,6 +249,7 @@ impl Frame {
                 let bytes: [u8; 4] = payload.as_ref().try_into().map_err(|_| malformed())?;
                 Self::StdinCredit(u32::from_be_bytes(bytes))
             }
+            12 => Self::Datagram(payload),
             other => Self::Unknown(other),
         })
     }
@@ -281,6 +287,7 @@ mod tests {
     fn any_frame() -> impl Strategy<Value = Frame> {
         let data = proptest::collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from);
         prop_oneof![
+            data.clone().prop_map(Frame::Datagram),
             data.clone()
                 .prop_filter("empty data makes no frame", |d| !d.is_empty())
                 .prop_map(Frame::Stdin),

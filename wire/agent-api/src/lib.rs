@@ -26,6 +26,7 @@ mod message;
 pub mod mux;
 mod wire;
 
+pub use banger_types::PortProtocol;
 pub use boot::{BootConfig, BootConfigError, InitChoice, MachineEnd, SessionToken, StaticNetwork};
 pub use bytes_text::{
     Argument, EnvironmentEntry, GuestPath, Hex, TextError, UserSpec, printable_excerpt,
@@ -35,8 +36,8 @@ pub use frame::{
     STDIN_WINDOW, SignalNumber, WindowSize, encode_chunks, encode_frame,
 };
 pub use message::{
-    AgentError, Call, Empty, ErrorCode, ExecCall, ExecStarted, GetTreeCall, HealthReply, InitKind,
-    ListeningPort, NetworkState, Outcome, PortProtocol, PortsReply, PowerOffCall, PtyCall,
+    AgentError, Call, ConnectCall, Empty, ErrorCode, ExecCall, ExecStarted, GetTreeCall,
+    HealthReply, InitKind, ListeningPort, NetworkState, Outcome, PortsReply, PowerOffCall, PtyCall,
     PutTreeCall, PutTreeReply, Request, Response, SetIdentityCall, SpawnBenchCall, SpawnBenchReply,
     StatsReply,
 };

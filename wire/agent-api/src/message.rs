@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::PROTOCOL_VERSION;
 use crate::bytes_text::{Argument, EnvironmentEntry, GuestPath, Hex, UserSpec, printable_excerpt};
 use crate::frame::WindowSize;
-use banger_types::VmName;
+use banger_types::{PortProtocol, VmName};
 
 /// Hello and request in one: the first message on a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub enum Call {
     GetTree(GetTreeCall),
     /// [`PortsReply`].
     Ports,
+    /// [`Empty`], then both ways: of TCP its bytes as data frames and, for each direction, data end;
+    /// of UDP datagram frames.
+    Connect(ConnectCall),
     /// [`Empty`] once everything written is on the disks.
     Sync,
     /// [`Empty`], then the machine powers off.
@@ -108,6 +111,15 @@ pub struct PutTreeCall {
 pub struct GetTreeCall {
     /// The file or directory; a symbolic link is packed as itself.
     pub path: GuestPath,
+}
+
+/// Connects to a port of the guest, on its loopback address or its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectCall {
+    /// TCP or UDP.
+    pub protocol: PortProtocol,
+    /// The port.
+    pub port: std::num::NonZeroU16,
 }
 
 /// Powers the machine off: execs first, then what the image's init wants, then by force.
@@ -206,6 +218,8 @@ pub enum ErrorCode {
     NotFound,
     /// A tar entry that is not acceptable.
     BadArchive,
+    /// Nobody in the guest listens there.
+    Refused,
     /// The guest's disk is full.
     DiskFull,
     /// Anything else that went wrong in the guest.
@@ -307,16 +321,6 @@ pub struct ListeningPort {
     /// The owning process's command name, where it can be told.
     #[serde(default)]
     pub process: Option<String>,
-}
-
-/// TCP or UDP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PortProtocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
 }
 
 /// Resource use in the guest.

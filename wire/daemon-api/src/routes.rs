@@ -25,6 +25,8 @@
 //! | `POST /v1/vms/{vm}/stop` | `StopVm` → 202 `OperationStarted` |
 //! | `POST /v1/vms/{vm}/restart` | `StopVm` → 202 `OperationStarted` |
 //! | `POST /v1/vms/{vm}/set` | `SetVm` → 202 `OperationStarted` |
+//! | `GET /v1/vms/{vm}/ports` | → `VmPorts` |
+//! | `POST /v1/vms/{vm}/ports` | `ChangePorts` → `Vm` |
 //! | `POST /v1/vms/{vm}/kill` | `KillVm` → `{}` |
 //! | `GET /v1/vms/{vm}/stats` | → `VmStats` |
 //! | `GET /v1/vms/{vm}/logs?follow=true` | → console bytes |

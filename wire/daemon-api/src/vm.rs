@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use banger_types::{
     BytesPerSecond, DiskSize, GroupName, ImageName, KernelName, LeaseId, MemoryMib, OpsPerSecond,
-    VcpuCount, VmId, VmName,
+    PortProtocol, Publication, PublishedPort, VcpuCount, VmId, VmName,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -83,6 +83,10 @@ pub struct VmSpec {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub group: Option<GroupName>,
+    /// Ports of the guest that are reached through the host's.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub ports: Vec<Publication>,
     /// Which VMM.
     pub vmm: VmmChoice,
     /// How fast its disks may be.
@@ -228,6 +232,9 @@ impl fmt::Display for VmState {
 /// to do.
 pub const DISK_NOTE: &str = "disk";
 
+/// The note of a running VM whose ports could not be published again after the daemon had ended: why.
+pub const PORTS_NOTE: &str = "ports";
+
 /// The note of a running VM that stands still until the host can do something for it: why.
 pub const HELD_NOTE: &str = "held";
 
@@ -318,6 +325,9 @@ pub struct Vm {
     /// The hardware address of its card on that bridge.
     #[serde(default)]
     pub mac: Option<String>,
+    /// Its published ports, open or not.
+    #[serde(default)]
+    pub ports: Vec<PortPublished>,
     /// The user's repository inside, where there is one.
     #[serde(default)]
     pub workspace: Option<Workspace>,
@@ -363,6 +373,63 @@ pub struct ChangeVm {
     /// The group to be in; an empty text is none.
     #[serde(default)]
     pub group: Option<String>,
+}
+
+/// Body of `POST /v1/vms/{vm}/ports`: what is published from now on, and what no longer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangePorts {
+    /// `[HOST_IP:]HOST:GUEST[/udp]`.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub publish: Vec<Publication>,
+    /// `HOST[/udp]`, or as it was published.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub unpublish: Vec<PublishedPort>,
+}
+
+/// Answer of `GET /v1/vms/{vm}/ports`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct VmPorts {
+    /// What is published, open or not.
+    pub published: Vec<PortPublished>,
+    /// What the guest listens on; none where it does not run or does not answer.
+    #[serde(default)]
+    pub listening: Option<Vec<GuestPort>>,
+    /// Why the guest did not say, or what keeps ports from being open.
+    #[serde(default)]
+    pub problem: Option<String>,
+}
+
+/// A published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PortPublished {
+    /// As it was asked for.
+    #[schema(value_type = String)]
+    pub publication: Publication,
+    /// The host's address and port while it is open: 0 has become a number.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<std::net::SocketAddr>,
+}
+
+/// A socket of the guest's that accepts connections or datagrams.
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
+pub struct GuestPort {
+    /// The port.
+    pub port: u16,
+    /// `tcp` or `udp`.
+    #[schema(value_type = String)]
+    pub protocol: PortProtocol,
+    /// The guest's address.
+    #[schema(value_type = String)]
+    pub address: std::net::IpAddr,
+    /// The name of a process that has it, printable.
+    #[serde(default)]
+    pub process: Option<String>,
 }
 
 /// Body of `POST /v1/vms/{vm}/kill`.

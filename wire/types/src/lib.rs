@@ -8,6 +8,7 @@
 
 mod name;
 mod network;
+mod port;
 mod rate;
 mod reference;
 mod size;
@@ -15,6 +16,7 @@ mod string_type;
 
 pub use name::{ImageName, KernelName, NameError, VmName};
 pub use network::{GroupError, GroupName, Subnet, SubnetError};
+pub use port::{PortProtocol, Publication, PublicationError, PublishedPort};
 pub use rate::{BytesPerSecond, OpsPerSecond};
 pub use reference::{LeaseId, OperationId, VmId, VmReference};
 pub use size::{ByteSize, DiskSize, MemoryMib, SizeError, VcpuCount};

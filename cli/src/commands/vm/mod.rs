@@ -6,6 +6,7 @@ mod exec;
 mod kill;
 pub mod list;
 mod logs;
+mod ports;
 mod power;
 mod run;
 mod set;
@@ -58,6 +59,8 @@ pub enum VmCommand {
     Show(show::ShowArgs),
     /// Measure what machines use: CPU, memory, disks
     Stats(stats::StatsArgs),
+    /// Show what a machine listens on, and lead ports of this host there
+    Ports(ports::PortsArgs),
     /// Print what a machine wrote to its console
     Logs(logs::LogsArgs),
 }
@@ -78,6 +81,7 @@ impl VmCommand {
             Self::List(json) => list::print(ui, true, json.json).await?,
             Self::Show(args) => show::run(ui, &args).await?,
             Self::Stats(args) => stats::run(ui, &args).await?,
+            Self::Ports(args) => ports::run(ui, &args).await?,
             Self::Logs(args) => logs::run(ui, &args).await?,
         }
         Ok(0)

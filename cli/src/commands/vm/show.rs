@@ -64,6 +64,14 @@ fn render(vm: &Vm) -> String {
             format!("{} from {}", workspace.guest_path, workspace.source_path),
         ));
     }
+    for port in &vm.ports {
+        let guest = format!("{}/{}", port.publication.guest, port.publication.protocol);
+        let text = match port.address {
+            Some(address) => format!("{address} -> {guest}"),
+            None => format!("{} -> {guest} (not open)", port.publication.host),
+        };
+        facts.push(("published", text));
+    }
     for disk in &vm.disks {
         facts.push((
             "disk",
@@ -103,7 +111,7 @@ fn network(vm: &Vm) -> String {
         (false, _) => "closed",
     };
     let inside = match vm.network.as_str() {
-        "user" => "; from here by banger vm exec only",
+        "user" => "; from here by banger vm exec and published ports only",
         _ => "",
     };
     format!("{}, {outside}{inside}", vm.network)
@@ -124,7 +132,7 @@ mod tests {
         kernel:               debian-6.12-cloud
         vCPUs:                2
         memory:               1G
-        network:              user, outside reachable; from here by banger vm exec only
+        network:              user, outside reachable; from here by banger vm exec and published ports only
         deleted with client:  no
         created:              1970-01-01T00:00:00Z
         changed:              1970-01-01T00:00:00Z

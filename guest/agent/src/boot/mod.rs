@@ -78,6 +78,7 @@ fn boot() -> Result<Infallible, BootError> {
     mount("sysfs", "/sys", "sysfs", NO_PROGRAMS, "")?;
     mount("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, "mode=0755")?;
     let config = BootConfig::parse(&read("/proc/cmdline")?)?;
+    network::bring_up_loopback()?;
     let order = modules::Order::read()?;
     order.load_early()?;
     let (network_state, report) =
@@ -103,9 +104,9 @@ pub(crate) fn run_late() -> ExitCode {
         console::error(&console::chain(&error));
     }
     let arguments = std::env::args_os().nth(2).unwrap_or_default();
-    let result = BootConfig::parse(&arguments.to_string_lossy())
-        .map_err(BootError::from)
-        .and_then(|config| network::configure(config.network.as_ref()).map(|()| config));
+    let result = BootConfig::parse(&arguments.to_string_lossy()).map_err(BootError::from).and_then(
+        |config| config.network.as_ref().map_or(Ok(()), network::configure).map(|()| config),
+    );
     let state = match &result {
         Ok(config) if config.network.is_some() => b"u",
         Ok(_) => b"n",

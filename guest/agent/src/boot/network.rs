@@ -15,11 +15,15 @@ use super::{BootError, system_error};
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Brings up the loopback interface, and the first virtio interface with `network`.
-pub(super) fn configure(network: Option<&StaticNetwork>) -> Result<(), BootError> {
+/// Brings up the loopback interface, which needs no module: the first command may use it.
+pub(super) fn bring_up_loopback() -> Result<(), BootError> {
     let mut socket = Netlink::open().map_err(system_error("open", "a netlink socket"))?;
-    socket.link_up(LOOPBACK_INDEX).map_err(system_error("bring up", "the loopback interface"))?;
-    let Some(network) = network else { return Ok(()) };
+    socket.link_up(LOOPBACK_INDEX).map_err(system_error("bring up", "the loopback interface"))
+}
+
+/// Brings up the first virtio interface with `network`.
+pub(super) fn configure(network: &StaticNetwork) -> Result<(), BootError> {
+    let mut socket = Netlink::open().map_err(system_error("open", "a netlink socket"))?;
     let deadline = Instant::now() + PATIENCE;
     let index = loop {
         let found =

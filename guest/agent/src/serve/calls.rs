@@ -12,7 +12,7 @@ use banger_agent_api::{
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::{exec, identity, ports, power_off, stats, tree_get, tree_put};
+use super::{connect, exec, identity, ports, power_off, stats, tree_get, tree_put};
 use crate::console;
 
 /// A peer that opens a stream and says nothing holds it no longer than this.
@@ -109,6 +109,7 @@ impl Server {
             }
             Call::PutTree(call) => tree_put::run(call, stream).await,
             Call::GetTree(call) => tree_get::run(call, stream).await,
+            Call::Connect(call) => connect::run(&call, stream).await,
             Call::Ports => answer(&mut stream, Ok(ports::listening())).await,
             Call::Sync => {
                 let done = tokio::task::spawn_blocking(rustix::fs::sync).await;

@@ -4,6 +4,7 @@
 
 mod calls;
 mod cgroup;
+mod connect;
 mod environment;
 mod exec;
 mod identity;

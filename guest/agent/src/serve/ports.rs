@@ -13,8 +13,10 @@ const TCP_LISTEN: &str = "0A";
 /// An unconnected UDP socket.
 const UDP_UNCONNECTED: &str = "07";
 
-/// Lists the sockets that accept connections or datagrams.
-pub(super) fn listening() -> PortsReply {
+type Socket = (PortProtocol, IpAddr, u16, u64);
+
+/// Returns the sockets that accept connections or datagrams, with their inodes.
+fn sockets() -> Vec<Socket> {
     let mut sockets = Vec::new();
     for (file, protocol, state) in [
         ("/proc/net/tcp", PortProtocol::Tcp, TCP_LISTEN),
@@ -26,6 +28,22 @@ pub(super) fn listening() -> PortsReply {
         let lines = text.lines().skip(1).filter_map(|line| parse(line, state));
         sockets.extend(lines.map(|(address, port, inode)| (protocol, address, port, inode)));
     }
+    sockets
+}
+
+/// Returns addresses on which a port is reached from here.
+pub(super) fn listeners(protocol: PortProtocol, port: u16) -> impl Iterator<Item = IpAddr> {
+    let ours = move |socket: &Socket| socket.0 == protocol && socket.2 == port;
+    sockets().into_iter().filter(ours).map(|(_, address, ..)| match address {
+        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        other => other,
+    })
+}
+
+/// Lists the sockets that accept connections or datagrams.
+pub(super) fn listening() -> PortsReply {
+    let mut sockets = sockets();
     sockets.truncate(MOST);
     let owners = if sockets.is_empty() { HashMap::new() } else { socket_owners() };
     let ports = sockets

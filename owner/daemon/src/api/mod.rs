@@ -11,6 +11,7 @@ mod openapi;
 mod operations;
 mod orphans;
 mod ping;
+mod ports;
 mod set;
 mod shutdown;
 mod stats;
@@ -129,6 +130,7 @@ fn documented_router() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(vms::stop))
         .routes(routes!(vms::restart))
         .routes(routes!(set::post))
+        .routes(routes!(ports::get, ports::change))
         .routes(routes!(vms::kill))
         .routes(routes!(stats::get))
         .routes(routes!(logs::get))

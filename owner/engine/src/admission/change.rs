@@ -89,6 +89,7 @@ mod tests {
             nat: true,
             allow_lan: false,
             group: None,
+            ports: Vec::new(),
             vmm: VmmChoice::Auto,
             disk_limits: DiskLimits::default(),
         }

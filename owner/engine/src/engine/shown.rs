@@ -42,6 +42,7 @@ impl Engine {
             },
             address: self.bridge_address(record),
             mac: self.bridge_address(record).map(|ip| hardware_text(hardware_address(ip))),
+            ports: self.published(record),
             workspace: record.workspace.clone(),
             last_error: record.last_error.clone(),
             created_at: record.created_at,

@@ -8,6 +8,7 @@
 mod artifacts;
 mod host;
 mod network;
+mod ports;
 mod root_disk;
 mod vmm;
 
@@ -17,6 +18,7 @@ pub use banger_daemon_api::vm::DiskLimits;
 pub use artifacts::{ArtifactError, Artifacts, BaseImage, BootKernel};
 pub use host::{HostError, HostFacts, HostMemory};
 pub use network::{Attachment, Guest, Network, NetworkError, hardware_address, hardware_text};
+pub use ports::{PortError, Ports};
 pub use root_disk::{DiskError, DiskFormat, DiskImage, DiskUsage, FULL_SOON, RootDisk};
 pub use vmm::{
     Acceleration, LaunchPlan, Nic, PlannedDisk, Vmm, VmmError, VmmIdentity, VmmKind, VmmProcess,

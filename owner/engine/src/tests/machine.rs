@@ -67,6 +67,7 @@ pub(super) struct Machine {
     processes: Mutex<BTreeMap<u32, Arc<Process>>>,
     next_pid: AtomicU64,
     pub(super) taps: super::network::Taps,
+    pub(super) ports: super::ports::OpenPorts,
 }
 
 impl Machine {
@@ -83,6 +84,7 @@ impl Machine {
             processes: Mutex::default(),
             next_pid: AtomicU64::new(1_000_000),
             taps: super::network::Taps::default(),
+            ports: super::ports::OpenPorts::default(),
         })
     }
 
@@ -133,6 +135,8 @@ impl Machine {
         for (what, guests) in [("tap", &self.taps.taps), ("name", &self.taps.names)] {
             found.extend(guests.lock().unwrap().values().map(|guest| format!("{what} {guest:?}")));
         }
+        let ports = self.ports.lock().unwrap();
+        found.extend(ports.values().map(|ports| format!("ports {ports:?}")));
         for root in [self.state_dir().join("vms"), self.dir.path().join("run/vms")] {
             for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
                 found.push(entry.path().display().to_string());

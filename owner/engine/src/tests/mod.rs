@@ -5,6 +5,7 @@ mod lifecycle;
 mod machine;
 mod network;
 mod orphans;
+mod ports;
 mod set;
 mod stats;
 mod undo;
@@ -20,6 +21,7 @@ use banger_types::{OperationId, VmReference};
 use crate::{Engine, EngineConfig, EngineError, Faults, OperationHandle, ReconcileReport, Timing};
 use machine::{FakeArtifacts, FakeFacts, FakeVmm, Machine, SOON};
 use network::FakeNetwork;
+use ports::FakePorts;
 
 fn timing() -> Timing {
     Timing { agent_deadline: Duration::from_secs(5), stop_grace: Duration::from_secs(5) }
@@ -32,6 +34,7 @@ fn config(machine: &Arc<Machine>, faults: Faults, timing: Timing) -> EngineConfi
         artifacts: Arc::new(FakeArtifacts(Arc::clone(machine))),
         host: Arc::new(FakeFacts(Arc::clone(machine))),
         network: Some(Arc::new(FakeNetwork(Arc::clone(machine)))),
+        ports: Arc::new(FakePorts::new(machine)),
         timing,
         faults,
     }
@@ -75,6 +78,7 @@ fn request(name: Option<&str>) -> CreateVm {
             nat: true,
             allow_lan: false,
             group: None,
+            ports: Vec::new(),
             vmm: VmmChoice::Auto,
             disk_limits: DiskLimits::default(),
         },

@@ -9,6 +9,7 @@
 mod console;
 mod delete;
 mod network;
+pub(crate) mod ports;
 mod set;
 mod start;
 mod stop;

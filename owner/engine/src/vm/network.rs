@@ -1,8 +1,8 @@
-//! What a VM's guest may on the network, changed while it runs.
+//! What a VM's guest may on the network, and what of it is published, changed while it runs.
 
-use banger_types::{GroupName, OperationId};
+use banger_types::{GroupName, OperationId, Publication, PublishedPort};
 
-use super::Body;
+use super::{Body, ports};
 use crate::error::EngineError;
 
 /// What is to be otherwise; what is not said stays.
@@ -11,6 +11,8 @@ pub(crate) struct NetworkChange {
     pub(crate) nat: Option<bool>,
     pub(crate) allow_lan: Option<bool>,
     pub(crate) group: Option<Option<GroupName>>,
+    pub(crate) publish: Vec<Publication>,
+    pub(crate) unpublish: Vec<PublishedPort>,
     pub(crate) op_id: OperationId,
 }
 
@@ -20,6 +22,7 @@ pub(super) async fn change_network(
     body: &mut Body,
     change: NetworkChange,
 ) -> Result<(), EngineError> {
+    let ports = ports::changed(body, &change.publish, &change.unpublish)?;
     let before = body.record.spec.clone();
     let spec = &mut body.record.spec;
     spec.nat = change.nat.unwrap_or(spec.nat);
@@ -27,6 +30,7 @@ pub(super) async fn change_network(
     if let Some(group) = change.group {
         spec.group = group;
     }
+    spec.ports = ports;
     if *spec == before {
         return Ok(());
     }
@@ -48,6 +52,9 @@ async fn apply(body: &mut Body, op_id: &OperationId) -> Result<(), EngineError> 
 }
 
 async fn tell(body: &Body, op_id: &OperationId) -> Result<(), EngineError> {
+    if let Some(process) = &body.process {
+        ports::open(body, Some(process.as_ref()))?;
+    }
     let (Some(network), Some(running)) = (&body.shared.network, &body.record.running) else {
         return Ok(());
     };

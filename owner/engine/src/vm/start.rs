@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{BootConfig, MachineEnd, SessionToken, StaticNetwork};
-use banger_daemon_api::vm::{DiskLimits, VmState};
+use banger_daemon_api::vm::{DiskLimits, PORTS_NOTE, VmState};
 use banger_types::{ByteSize, DiskSize};
 use uuid::Uuid;
 
 use self::choose::{Chosen, Link, configuration};
-use super::{Body, Control, console, io, remove_file, remove_tree};
+use super::{Body, Control, console, io, ports, remove_file, remove_tree};
 use crate::error::{EngineError, Failure};
 use crate::guest;
 use crate::record::{Disks, Handles, Running, acceleration_name};
@@ -38,6 +38,7 @@ enum Undo {
     File(PathBuf),
     Attached(Arc<dyn RootDisk>),
     Network(Arc<dyn Network>),
+    Ports,
     Vmm(Arc<dyn Vmm>, Arc<dyn VmmProcess>),
 }
 
@@ -68,6 +69,9 @@ impl Run<'_> {
     async fn all(&mut self) -> Result<(), EngineError> {
         self.body.save(false).await?;
         let chosen = self.check_host().await?;
+        self.undo.push(Undo::Ports);
+        // Before anything is made: a port that is taken is seen at once.
+        ports::open(self.body, None)?;
         let disks = match self.body.record.disks.clone() {
             Some(disks) => self.grow_disks(disks).await?,
             None => self.create_disks(&chosen).await?,
@@ -88,6 +92,7 @@ impl Run<'_> {
         process.resume().await?;
         self.done(Step::ResumeVmm).await?;
         self.wait_for_agent(&process).await?;
+        self.body.shared.ports.serve(self.body.id(), process.channel());
         self.record_running(process).await
     }
 
@@ -140,6 +145,7 @@ impl Run<'_> {
         notes.insert("VMM choice".to_owned(), why);
         notes.remove("disk space");
         notes.remove("network");
+        notes.remove(PORTS_NOTE);
         if let Some(why) = no_bridge {
             notes.insert("network".to_owned(), why);
         }
@@ -472,6 +478,10 @@ impl Run<'_> {
                 }
                 Undo::DiskPromise => {
                     self.body.shared.release_disk(&self.body.record.id);
+                    Ok(false)
+                }
+                Undo::Ports => {
+                    self.body.shared.ports.withdraw(&self.body.record.id);
                     Ok(false)
                 }
                 Undo::Directory(path) => remove_tree(&path).await,

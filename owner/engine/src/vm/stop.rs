@@ -113,6 +113,7 @@ pub(crate) async fn end_process(body: &mut Body, control: &Control) -> Result<()
 /// Removes what the VMM, which has ended, left, and what it was given; goes on to the end and returns
 /// what failed. Cut off, it is done again: the record says until its end that there is something.
 pub(crate) async fn clean_runtime(body: &mut Body, control: &Control) -> Vec<EngineError> {
+    body.shared.ports.withdraw(body.id());
     log_intent(body, control.enter(body, Step::CleanRuntime).await);
     let mut errors = Vec::new();
     let dir = body.files.runtime_dir().to_owned();

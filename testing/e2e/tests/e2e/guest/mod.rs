@@ -12,6 +12,7 @@ mod exec;
 mod interrupt;
 mod lifecycle;
 mod network;
+mod ports;
 mod pull;
 mod run;
 mod terminal;
