@@ -54,9 +54,14 @@ pub struct CreationArgs {
     /// Let the machine and the others of this group reach each other
     #[arg(long, value_name = "NAME")]
     pub group: Option<GroupName>,
-    /// Let a port of this host's 127.0.0.1 lead to one of the machine: [HOST_IP:]HOST:GUEST[/udp],
-    /// HOST 0 for any that is free; may be given more than once
-    #[arg(long, short, value_name = "PORTS")]
+    #[arg(
+        long,
+        short,
+        value_name = "PORTS",
+        // Not a comment: the brackets would be a link.
+        help = "Let a port of this host's 127.0.0.1 lead to one of the machine: \
+                [HOST_IP:]HOST:GUEST[/udp], HOST 0 for any that is free; may be given more than once"
+    )]
     pub publish: Vec<Publication>,
     /// The most that each disk reads and writes a second, such as 50M
     #[arg(long, value_name = "SIZE")]

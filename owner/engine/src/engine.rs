@@ -1,5 +1,6 @@
 //! The engine's handle: what the daemon calls.
 
+mod change;
 mod ports;
 mod shown;
 mod stats;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use banger_daemon_api::operation::OperationKind;
 use banger_daemon_api::orphan::{Orphan, OrphansRemoved};
-use banger_daemon_api::vm::{ChangePorts, ChangeVm, CreateVm, SetVm, StopVm, Vm, VmState};
+use banger_daemon_api::vm::{CreateVm, SetVm, StopVm, Vm, VmState};
 use banger_guest_client::GuestChannel;
 use banger_store::{StateLock, Store};
 use banger_types::{ImageName, KernelName, LeaseId, OperationId, VmId, VmName, VmReference};
@@ -30,7 +31,7 @@ use crate::reconcile::{self, ReconcileReport};
 use crate::record::VmRecord;
 use crate::seams::{Artifacts, HostFacts, Network, Ports, Vmm};
 use crate::shared::{Entry, Shared, Timing};
-use crate::vm::{self, Begin, Body, Details, Message, NetworkChange, Order, View};
+use crate::vm::{self, Begin, Body, Details, Message, Order, View};
 
 /// Messages a VM's mailbox holds; senders wait beyond it.
 const MAILBOX: usize = 32;
@@ -319,56 +320,6 @@ impl Engine {
         let gone = || vm::task_gone(&entry.view.borrow().record);
         entry.mailbox.send(Message::Signal(signal, sender)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
-    }
-
-    /// Changes what the guest may on the network, at once where it is on the bridge, and returns the VM.
-    pub async fn change(
-        &self,
-        vm: &VmReference,
-        change: &ChangeVm,
-        op_id: OperationId,
-    ) -> Result<Vm, EngineError> {
-        let group = change.group.as_deref().map(|name| match name {
-            "" => Ok(None),
-            name => name.parse().map(Some),
-        });
-        let group = group.transpose().map_err(|source| EngineError::Group { source })?;
-        let change = NetworkChange {
-            nat: change.nat,
-            allow_lan: change.allow_lan,
-            group,
-            publish: Vec::new(),
-            unpublish: Vec::new(),
-            op_id,
-        };
-        self.order_change(vm, change).await
-    }
-
-    /// Publishes ports of a VM's guest and ends other publications, in one step, and returns the VM.
-    /// Of a VM that does not run they are opened at its next start.
-    pub async fn change_ports(
-        &self,
-        vm: &VmReference,
-        change: ChangePorts,
-        op_id: OperationId,
-    ) -> Result<Vm, EngineError> {
-        let ChangePorts { publish, unpublish } = change;
-        let (nat, allow_lan, group) = (None, None, None);
-        let change = NetworkChange { nat, allow_lan, group, publish, unpublish, op_id };
-        self.order_change(vm, change).await
-    }
-
-    async fn order_change(
-        &self,
-        vm: &VmReference,
-        change: NetworkChange,
-    ) -> Result<Vm, EngineError> {
-        let (id, entry) = self.resolve(vm)?;
-        let (sender, answer) = oneshot::channel();
-        let gone = || vm::task_gone(&entry.view.borrow().record);
-        entry.mailbox.send(Message::Change(change, sender)).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())??;
-        self.get(&VmReference::from(&id)).await
     }
 
     async fn order(

@@ -1,6 +1,6 @@
 //! What each parameter of each method of the root helper takes and refuses: data, no checks.
 //!
-//! [`parameters`] names every parameter of a method and its [`Kind`]; [`inputs`] has the inputs of a
+//! [`parameters`] names every parameter of a method and its [`Kind`]; [`inputs()`] has the inputs of a
 //! kind, each of a class. The gates' own tests and the tests against the running helper read the same
 //! tables, and both fail where a parameter or a class is missing.
 #![forbid(unsafe_code)]

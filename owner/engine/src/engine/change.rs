@@ -1,0 +1,62 @@
+//! What changes while a VM runs: what its guest may on the network, and which of its ports are
+//! published.
+
+use banger_daemon_api::vm::{ChangePorts, ChangeVm, Vm};
+use banger_types::{OperationId, VmReference};
+use tokio::sync::oneshot;
+
+use super::Engine;
+use crate::error::EngineError;
+use crate::vm::{self, Message, NetworkChange};
+
+impl Engine {
+    /// Changes what the guest may on the network, at once where it is on the bridge, and returns the VM.
+    pub async fn change(
+        &self,
+        vm: &VmReference,
+        change: &ChangeVm,
+        op_id: OperationId,
+    ) -> Result<Vm, EngineError> {
+        let group = change.group.as_deref().map(|name| match name {
+            "" => Ok(None),
+            name => name.parse().map(Some),
+        });
+        let group = group.transpose().map_err(|source| EngineError::Group { source })?;
+        let change = NetworkChange {
+            nat: change.nat,
+            allow_lan: change.allow_lan,
+            group,
+            publish: Vec::new(),
+            unpublish: Vec::new(),
+            op_id,
+        };
+        self.order_change(vm, change).await
+    }
+
+    /// Publishes ports of a VM's guest and ends other publications, in one step, and returns the VM.
+    /// Of a VM that does not run they are opened at its next start.
+    pub async fn change_ports(
+        &self,
+        vm: &VmReference,
+        change: ChangePorts,
+        op_id: OperationId,
+    ) -> Result<Vm, EngineError> {
+        let ChangePorts { publish, unpublish } = change;
+        let (nat, allow_lan, group) = (None, None, None);
+        let change = NetworkChange { nat, allow_lan, group, publish, unpublish, op_id };
+        self.order_change(vm, change).await
+    }
+
+    async fn order_change(
+        &self,
+        vm: &VmReference,
+        change: NetworkChange,
+    ) -> Result<Vm, EngineError> {
+        let (id, entry) = self.resolve(vm)?;
+        let (sender, answer) = oneshot::channel();
+        let gone = || vm::task_gone(&entry.view.borrow().record);
+        entry.mailbox.send(Message::Change(change, sender)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())??;
+        self.get(&VmReference::from(&id)).await
+    }
+}
