@@ -13,7 +13,7 @@ use crate::{kernel, kvm_host, say};
 /// What to measure; `testing/bench` knows the words.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// boot, exec, helper (as root), image, kernel, kvm-host, sizes or all
+    /// boot, disks, exec, helper and network (as root), image, kernel, kvm-host, sizes or all
     #[arg(default_value = "all")]
     what: String,
     /// Write the results into docs/benchmarks.md
@@ -36,7 +36,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let built = ["build", "--quiet", "--locked", "--release"];
     // The root helper alone needs nothing of the others.
     let programs = match options.what.as_str() {
-        "helper" => ["banger-helper"].as_slice(),
+        "helper" | "network" => ["banger-helper"].as_slice(),
         "all" => &["banger-cli", "banger-daemon", "banger-helper"],
         _ => &["banger-cli", "banger-daemon"],
     };

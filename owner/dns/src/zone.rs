@@ -39,8 +39,36 @@ pub struct Zone(Arc<RwLock<Inner>>);
 #[derive(Debug, Default)]
 struct Inner {
     hosts: HashMap<VmId, Host>,
+    /// Whose each name and address is, so that a question costs the same however many there are.
+    names: HashMap<String, VmId>,
+    addresses: HashMap<Ipv4Addr, VmId>,
     subnet: Option<Subnet>,
     serial: u32,
+}
+
+impl Inner {
+    fn remove(&mut self, vm: &VmId) {
+        let Some(host) = self.hosts.remove(vm) else { return };
+        // Somebody else may have them by now.
+        let name = key(host.name.as_str());
+        if self.names.get(&name) == Some(vm) {
+            self.names.remove(&name);
+        }
+        if let Some(address) = host.address
+            && self.addresses.get(&address) == Some(vm)
+        {
+            self.addresses.remove(&address);
+        }
+    }
+
+    fn at(&self, address: Ipv4Addr) -> Option<&Host> {
+        self.hosts.get(self.addresses.get(&address)?)
+    }
+}
+
+/// Names are compared without regard to case (RFC 4343).
+fn key(name: &str) -> String {
+    name.to_ascii_lowercase()
 }
 
 impl Zone {
@@ -61,12 +89,19 @@ impl Zone {
 
     /// Adds a VM, or changes it.
     pub fn add(&self, host: Host) {
-        self.write(|inner| drop(inner.hosts.insert(host.vm.clone(), host)));
+        self.write(|inner| {
+            inner.remove(&host.vm);
+            inner.names.insert(key(host.name.as_str()), host.vm.clone());
+            if let Some(address) = host.address {
+                inner.addresses.insert(address, host.vm.clone());
+            }
+            inner.hosts.insert(host.vm.clone(), host);
+        });
     }
 
     /// Takes a VM out.
     pub fn remove(&self, vm: &VmId) {
-        self.write(|inner| drop(inner.hosts.remove(vm)));
+        self.write(|inner| inner.remove(vm));
     }
 
     /// Returns where the names' addresses are.
@@ -87,22 +122,22 @@ impl Zone {
             if inner.subnet.is_some_and(|subnet| subnet.gateway() == address) {
                 return Asker::Host;
             }
-            let guest = inner.hosts.values().find(|host| host.address == Some(address));
-            guest.map_or(Asker::Stranger, |guest| Asker::Guest(guest.clone()))
+            inner.at(address).map_or(Asker::Stranger, |guest| Asker::Guest(guest.clone()))
         })
     }
 
     /// Finds a VM by a name, in whatever case, if the asker may see it.
     pub(crate) fn by_name(&self, name: &[u8], asker: &Asker) -> Option<Host> {
-        self.find(asker, |host| host.name.as_str().as_bytes().eq_ignore_ascii_case(name))
+        let name = key(std::str::from_utf8(name).ok()?);
+        self.find(asker, |inner| inner.hosts.get(inner.names.get(&name)?))
     }
 
     /// Finds a VM by its address, if the asker may see it.
     pub(crate) fn by_address(&self, address: Ipv4Addr, asker: &Asker) -> Option<Host> {
-        self.find(asker, |host| host.address == Some(address))
+        self.find(asker, |inner| inner.at(address))
     }
 
-    fn find(&self, asker: &Asker, is_it: impl Fn(&Host) -> bool) -> Option<Host> {
+    fn find(&self, asker: &Asker, look: impl FnOnce(&Inner) -> Option<&Host>) -> Option<Host> {
         let may_see = |host: &Host| match asker {
             Asker::Host => true,
             Asker::Guest(guest) => {
@@ -110,6 +145,6 @@ impl Zone {
             }
             Asker::Stranger => false,
         };
-        self.read(|inner| inner.hosts.values().find(|host| is_it(host) && may_see(host)).cloned())
+        self.read(|inner| look(inner).filter(|host| may_see(host)).cloned())
     }
 }

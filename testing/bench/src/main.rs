@@ -5,11 +5,13 @@
 mod api;
 mod bare;
 mod boot;
+mod disks;
 mod exec;
 mod helper;
 mod image;
 mod kernel;
 mod kvm_host;
+mod network;
 mod number;
 mod record;
 mod sizes;
@@ -35,6 +37,8 @@ enum What {
     Boot,
     /// One command in a running guest
     Exec,
+    /// New root disks over a small and a large image, by each back end
+    Disks,
     /// The root helper: its answers, taps, launches and memory; needs root
     Helper,
     /// From a tar to a finished ext4
@@ -43,6 +47,8 @@ enum What {
     Kernel,
     /// The KVM host's part of `make test`
     KvmHost,
+    /// The guests' network: NAT and names; needs root
+    Network,
     /// Memory and files
     Sizes,
     /// All of them
@@ -51,10 +57,12 @@ enum What {
 
 impl What {
     /// The parts in the order of the page; the longest is last.
-    const PARTS: [Self; 7] = [
+    const PARTS: [Self; 9] = [
         Self::Boot,
         Self::Exec,
         Self::Helper,
+        Self::Network,
+        Self::Disks,
         Self::Image,
         Self::Sizes,
         Self::Kernel,
@@ -133,6 +141,8 @@ fn measure(part: What, arguments: &Arguments) -> Result<Vec<Number>> {
         What::Boot => boot::measure(arguments.rounds),
         What::Exec => exec::measure(arguments.rounds),
         What::Helper => helper::measure(arguments.rounds),
+        What::Disks => disks::measure(arguments.rounds),
+        What::Network => network::measure(arguments.rounds),
         What::Image => image::measure(arguments.rounds.min(3)),
         What::Sizes => sizes::measure(),
         What::Kernel => match &arguments.own_kernel {

@@ -10,6 +10,8 @@ pub(crate) enum Limit {
     AtMostTimes(f64),
     /// At most one so-manyth of the peer.
     FasterBy(f64),
+    /// At least this many times the peer.
+    AtLeastTimes(f64),
     /// At most this much, in the number's unit.
     AtMost(f64),
     /// Shown beside the others, without a limit.
@@ -25,7 +27,7 @@ pub(crate) struct Number {
     pub(crate) ours: f64,
     /// The peer and its value, where there is one.
     pub(crate) peer: Option<(String, f64)>,
-    /// `µs`, `ms`, `s` or `MiB`.
+    /// `µs`, `ms`, `s`, `MiB`, `MiB/s` or `answers/s`.
     pub(crate) unit: &'static str,
     /// What it must keep to.
     pub(crate) limit: Limit,
@@ -37,6 +39,7 @@ impl Number {
         match self.limit {
             Limit::AtMostTimes(times) => self.ours <= peer * times,
             Limit::FasterBy(times) => self.ours * times <= peer,
+            Limit::AtLeastTimes(times) => self.ours >= peer * times,
             Limit::AtMost(most) => self.ours <= most,
             Limit::None => true,
         }
@@ -58,6 +61,7 @@ impl Number {
         match self.limit {
             Limit::AtMostTimes(times) => format!("at most {times} times"),
             Limit::FasterBy(times) => format!("at least {times} times faster"),
+            Limit::AtLeastTimes(times) => format!("at least {times} times"),
             Limit::AtMost(most) => format!("at most {most} {}", self.unit),
             Limit::None => String::new(),
         }
@@ -117,6 +121,9 @@ mod tests {
         assert!(!number(1.1, 8.0, Limit::FasterBy(8.0)).is_met());
         assert!(!number(f64::NAN, 8.0, Limit::FasterBy(8.0)).is_met());
         assert!(number(3.0, 0.0, Limit::AtMost(3.0)).is_met());
+        assert!(number(9.0, 10.0, Limit::AtLeastTimes(0.9)).is_met());
+        assert!(!number(8.9, 10.0, Limit::AtLeastTimes(0.9)).is_met());
+        assert!(!number(f64::NAN, 10.0, Limit::AtLeastTimes(0.9)).is_met());
     }
 
     #[test]

@@ -84,12 +84,12 @@ fn can_launch() -> Result<bool> {
 
 /// A helper with its directories; at its end nothing of it is left.
 #[derive(Debug)]
-struct World {
+pub(crate) struct World {
     helper: RunningHelper,
 }
 
 impl World {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let directories = Directories::new();
         // Both are below /run where banger is installed: in memory.
         let owners = CString::new(format!("mode=700,uid={OWNER},gid={OWNER}"))?;
@@ -106,7 +106,11 @@ impl World {
         &self.helper.directories
     }
 
-    fn ensure_bridge(&self) -> Result<()> {
+    pub(crate) fn helper(&self) -> &RunningHelper {
+        &self.helper
+    }
+
+    pub(crate) fn ensure_bridge(&self) -> Result<()> {
         done(&mut self.helper.connect(), Method::EnsureBridge, &bridge()).map(drop)
     }
 }
@@ -118,17 +122,17 @@ impl Drop for World {
     }
 }
 
-fn bridge() -> Value {
+pub(crate) fn bridge() -> Value {
     json!({"bridge_name": BRIDGE, "bridge_ip": "172.16.0.1", "cidr": "24"})
 }
 
 /// Has a method done; that it is not is an error.
-fn done(peer: &mut Peer, method: Method, params: &Value) -> Result<Value> {
+pub(crate) fn done(peer: &mut Peer, method: Method, params: &Value) -> Result<Value> {
     peer.call(method, params).map_err(|(code, why)| anyhow!("{}: {code:?}: {why}", method.name()))
 }
 
 /// How long something takes.
-fn timed(act: impl FnOnce() -> Result<()>) -> Result<Duration> {
+pub(crate) fn timed(act: impl FnOnce() -> Result<()>) -> Result<Duration> {
     let began = Instant::now();
     act()?;
     Ok(began.elapsed())
