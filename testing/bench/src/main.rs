@@ -115,12 +115,15 @@ fn say(line: impl std::fmt::Display) {
     let _ = out.flush();
 }
 
-/// A place with the release build and the default image.
+/// A place with the release build and the default image; its machines have a network of QEMU's own.
 fn environment() -> Environment {
     let programs = banger_harness::repository().join("target/release");
     let environment = Environment::new(Contents::Debian).with_programs(programs);
     let base = environment.base().to_owned();
     PLACES.lock().unwrap_or_else(PoisonError::into_inner).push(base);
+    // The bare VMM beside it starts from the same command line, in which a tap is an open descriptor.
+    environment.banger(["config", "set", "network.mode", "user"]).ok();
+    environment.stop_daemon();
     environment
 }
 
