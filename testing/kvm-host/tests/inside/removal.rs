@@ -24,6 +24,8 @@ fn commands(heading: &str) -> &'static str {
 /// owner and mode, except where this machine's own services write.
 fn paint() -> Vec<String> {
     const LOOK: &str = r#"
+        # What the test before removed, udev may still be removing.
+        udevadm settle --timeout=10
         find /etc /home /opt /srv /usr/local /var/cache /var/lib \
             \( -path /var/lib/systemd -o -path /var/lib/dpkg \) -prune \
             -o -printf '%p %y %m %U:%G %l\n'
