@@ -158,6 +158,12 @@ fn what_is_no_plain_question_gets_the_code_for_it() {
     // The number has a second name.
     assert_eq!(u16::from(reply.metadata.response_code), u16::from(ResponseCode::BADVERS));
     assert_eq!((reply.edns.unwrap().version(), reply.answers.len()), (0, 0));
+    // Nor does it open the zone to anybody.
+    let outcome = answer(&zone, &Asker::Stranger, &edns.to_vec().unwrap());
+    let Outcome::Reply(reply) = outcome else { panic!("{outcome:?}") };
+    let reply = Message::from_vec(&reply).unwrap();
+    assert_eq!(u16::from(reply.metadata.response_code), u16::from(ResponseCode::BADVERS));
+    assert!(reply.answers.is_empty() && reply.authorities.is_empty());
     // An answer is no question: two servers could go on for ever.
     let mut response = question("web.vm.", RecordType::A);
     response.metadata.message_type = MessageType::Response;
@@ -201,7 +207,10 @@ proptest! {
                 prop_assert!(reply.len() <= 512 && reply[2] & 0x80 != 0);
                 prop_assert_eq!(&reply[..2], &packet[..2]);
                 if asker == Asker::Stranger {
-                    prop_assert_ne!(reply[3] & 15, 0);
+                    // Not the four bits of the header: of BADVERS (RFC 6891, 9) they are zero.
+                    let reply = Message::from_vec(&reply).unwrap();
+                    prop_assert_ne!(u16::from(reply.metadata.response_code), 0);
+                    prop_assert!(reply.answers.is_empty());
                 }
             }
             Outcome::Forward(failure) => {
