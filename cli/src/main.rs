@@ -4,6 +4,7 @@
 
 mod agent;
 mod artifacts;
+mod bridges;
 mod client;
 mod commands;
 mod completion;

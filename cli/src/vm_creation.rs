@@ -4,7 +4,7 @@ use banger_daemon_api::daemon::LEASE_HEADER;
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::operation::{Operation, OperationKind, OperationStarted};
 use banger_daemon_api::routes;
-use banger_daemon_api::vm::{CreateVm, DiskLimits, Vm, VmSpec, VmmChoice, Workspace};
+use banger_daemon_api::vm::{CreateVm, DiskLimits, NetLimits, Vm, VmSpec, VmmChoice, Workspace};
 use banger_types::{
     BytesPerSecond, DiskSize, GroupName, ImageName, KernelName, LeaseId, MemoryMib, OpsPerSecond,
     Publication, VcpuCount, VmId, VmName, VmReference,
@@ -69,6 +69,12 @@ pub struct CreationArgs {
     /// The most operations of each disk a second
     #[arg(long, value_name = "COUNT")]
     pub disk_ops: Option<OpsPerSecond>,
+    /// The most bytes that the network card carries a second, each way, such as 10M (Firecracker)
+    #[arg(long, value_name = "SIZE")]
+    pub net_bandwidth: Option<BytesPerSecond>,
+    /// The most packets that the network card carries a second, each way (Firecracker)
+    #[arg(long, value_name = "COUNT")]
+    pub net_packets: Option<OpsPerSecond>,
     /// What runs the machine: auto, firecracker or qemu
     #[arg(long, value_name = "VMM", default_value_t)]
     pub vmm: VmmChoice,
@@ -88,6 +94,7 @@ impl CreationArgs {
             ports: self.publish.clone(),
             vmm: self.vmm,
             disk_limits: DiskLimits { bandwidth: self.disk_bandwidth, ops: self.disk_ops },
+            net_limits: NetLimits { bandwidth: self.net_bandwidth, packets: self.net_packets },
         }
     }
 }
@@ -260,6 +267,8 @@ mod tests {
             (["--disk-size", "8X"], "is not known"),
             (["--root-size", "0"], "the least is 64M"),
             (["--disk-bandwidth", "1K"], "the least is 64K"),
+            (["--net-bandwidth", "1K"], "the least is 64K"),
+            (["--net-packets", "1"], "the least is 10"),
             (["--disk-ops", "9"], "the least is 10"),
             (["--name", "Bad_Name"], "a-z, 0-9 and -"),
             (["--image", "../x"], "is not allowed"),

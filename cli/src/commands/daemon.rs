@@ -37,6 +37,9 @@ impl DaemonCommand {
                 } else {
                     ui.status("bangerd was not running");
                 }
+                if let Site::Direct(direct) = &site {
+                    daemon::end_bridge(&direct.directories.runtime);
+                }
                 Ok(())
             }
         }

@@ -73,7 +73,7 @@ struct GlobalArgs {
 enum Command {
     /// Make, use and delete machines
     #[command(subcommand)]
-    Vm(vm::VmCommand),
+    Vm(Box<vm::VmCommand>),
     /// List running machines
     Ps(ps::PsArgs),
     /// What machines are made from
@@ -105,7 +105,7 @@ impl Command {
     /// Returns the exit code of banger's own failures in this verb.
     fn failure_code(&self) -> u8 {
         match self {
-            Self::Vm(vm::VmCommand::Run(_) | vm::VmCommand::Exec(_)) => error::COMMAND_NOT_REACHED,
+            Self::Vm(command) if command.passes_on() => error::COMMAND_NOT_REACHED,
             _ => error::FAILED,
         }
     }

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::launch::LaunchArgs;
+use crate::bridges;
 use crate::error::CliError;
 
 const NAME: &str = "bangerd-root";
@@ -17,6 +18,7 @@ const INSTALLED: &str = "/usr/local/lib/banger/bangerd-root";
 /// Below it each helper has a directory for its socket and its records, named after the runtime
 /// directory's device and inode.
 const RUNTIME: &str = "/run/banger-root";
+const SOCKET: &str = "bangerd-root.sock";
 /// The jails of all direct daemons; ids of VMs are unique.
 pub const JAILS: &str = "/var/lib/banger-root/jail-direct";
 /// What the helpers of direct mode did, one line of JSON a call.
@@ -38,9 +40,7 @@ fn failed(what: &str, path: &Path) -> impl FnOnce(io::Error) -> CliError {
 pub fn start(arguments: &LaunchArgs, uid: u32, gid: u32) -> Result<PathBuf, CliError> {
     let program = find(&arguments.bangerd)?;
     let runtime = &arguments.runtime_dir;
-    let place = fs::symlink_metadata(runtime).map_err(failed("look at", runtime))?;
-    let own = Path::new(RUNTIME).join(format!("direct-{:x}-{:x}", place.dev(), place.ino()));
-    let socket = own.join("bangerd-root.sock");
+    let socket = own_directory(runtime).map_err(failed("look at", runtime))?.join(SOCKET);
     // One that is ending may take the directory away in which the next one begins.
     for _ in 0..ATTEMPTS {
         wait_until_free(&socket);
@@ -49,6 +49,20 @@ pub fn start(arguments: &LaunchArgs, uid: u32, gid: u32) -> Result<PathBuf, CliE
         }
     }
     Err(CliError::new("the root helper did not start").hint(format!("its log is {LOG}")))
+}
+
+/// The directory of the helper of the daemon with this runtime directory.
+fn own_directory(runtime: &Path) -> io::Result<PathBuf> {
+    let place = fs::symlink_metadata(runtime)?;
+    Ok(Path::new(RUNTIME).join(format!("direct-{:x}-{:x}", place.dev(), place.ino())))
+}
+
+/// Ends the bridge of a daemon that has ended, if no machine is on it.
+pub fn end_bridge(runtime: &Path) {
+    if let Ok(own) = own_directory(runtime) {
+        wait_until_free(&own.join(SOCKET));
+        let _ = bridges::end_unused(&own);
+    }
 }
 
 /// Waits for the helper of a bangerd that has just ended: it ends a moment later.

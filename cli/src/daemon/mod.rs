@@ -27,6 +27,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
 pub use binary::DaemonBinary;
+pub use helper::end_bridge;
 pub use launch::{LaunchArgs, launch};
 
 use crate::client::{Client, ClientError};

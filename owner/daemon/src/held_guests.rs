@@ -13,7 +13,8 @@ use banger_agent_api::{
 };
 use banger_daemon_api::orphan::Orphan;
 use banger_engine::seams::{
-    Acceleration, LaunchPlan, RootDisk, Vmm, VmmError, VmmIdentity, VmmKind, VmmProcess, VmmState,
+    Acceleration, LaunchPlan, NetLimits, RootDisk, Vmm, VmmError, VmmIdentity, VmmKind, VmmProcess,
+    VmmState,
 };
 use banger_guest_client::{BoxedStream, ChannelError, GuestChannel};
 use rustix::process::Signal;
@@ -60,6 +61,10 @@ impl Vmm for HeldGuests {
 
     fn has_user_network(&self) -> bool {
         self.0.has_user_network()
+    }
+
+    fn limits_network(&self) -> bool {
+        self.0.limits_network()
     }
 
     async fn launch(&self, plan: LaunchPlan) -> Result<Arc<dyn VmmProcess>, VmmError> {
@@ -113,6 +118,10 @@ impl VmmProcess for Process {
 
     fn state(&self) -> VmmState {
         self.0.state()
+    }
+
+    async fn limit_network(&self, limits: &NetLimits) -> Result<(), VmmError> {
+        self.0.limit_network(limits).await
     }
 
     async fn wait(&self) -> VmmState {

@@ -27,6 +27,9 @@ use crate::start_error::StartError;
 /// How long a running guest's agent may take to accept a new stream.
 const AGENT_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long the end of taps that wait for guests may take.
+const TAPS_DEADLINE: Duration = Duration::from_secs(10);
+
 /// The parts that do the work.
 #[derive(Debug)]
 pub struct Services {
@@ -231,6 +234,11 @@ impl Services {
     /// Ends all parts; VMs keep running.
     pub async fn end(&self) {
         self.engine.shutdown().await;
+        if let Some(network) = &self.network
+            && tokio::time::timeout(TAPS_DEADLINE, network.close()).await.is_err()
+        {
+            tracing::warn!("taps that wait for guests are left; the next daemon ends them");
+        }
         self.importer.end().await;
     }
 }

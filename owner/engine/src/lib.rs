@@ -27,7 +27,7 @@ pub use host::LinuxHost;
 pub use operation::{Begun, KEEP_FOR, KEEP_MOST, OperationHandle, Operations, Reporter};
 pub use reconcile::ReconcileReport;
 pub use shared::Timing;
-pub use step::Step;
+pub use step::{Action, Step};
 
 #[cfg(test)]
 mod tests;

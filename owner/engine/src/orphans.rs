@@ -70,6 +70,8 @@ async fn everything(shared: &Shared) -> Result<Vec<Orphan>, EngineError> {
     for vmm in &shared.vmms {
         all.extend(vmm.traces(&shared.vms_dir).await?);
     }
+    let taps = shared.network.iter().flat_map(|network| network.taps());
+    all.extend(taps.map(|(name, vm)| Orphan { kind: OrphanKind::Tap, name, vm: vm.to_string() }));
     let short = VmId::random().short().len();
     let directories = |root: &Path, kind, digits| {
         let root = root.to_owned();

@@ -85,3 +85,81 @@ impl fmt::Display for Step {
         formatter.pad(self.stage())
     }
 }
+
+/// What is done with a machine, in steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make a machine and start it.
+    Create,
+    /// Start one that there is.
+    Start,
+    /// Stop one.
+    Stop,
+    /// Remove one in any state.
+    Delete,
+}
+
+impl Action {
+    /// All actions.
+    pub const ALL: [Self; 4] = [Self::Create, Self::Start, Self::Stop, Self::Delete];
+
+    /// Returns the name that documentation and reports use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Delete => "delete",
+        }
+    }
+
+    /// Returns its steps in their order. Those of the root disk and the network are also taken where
+    /// there is nothing to attach.
+    #[must_use]
+    pub fn steps(self) -> Vec<Step> {
+        use Step::{
+            AttachNetwork, AttachRootDisk, BuildInitrd, CheckHost, CleanRuntime, CreateRootDisk,
+            CreateRuntimeDirectory, CreateVmDirectory, CreateWorkDisk, DetachNetwork,
+            DetachRootDisk, EndVmm, LaunchVmm, LinkBaseImage, RecordRunning, RemoveDisks,
+            RemoveRow, RemoveVmDirectory, ResumeVmm, SetIdentity, StopGuest, WaitForAgent,
+            WriteHandles,
+        };
+        const MAKE: [Step; 5] =
+            [CheckHost, CreateVmDirectory, LinkBaseImage, CreateRootDisk, CreateWorkDisk];
+        const FIND: [Step; 2] = [CheckHost, CreateRootDisk];
+        const RUN: [Step; 10] = [
+            BuildInitrd,
+            CreateRuntimeDirectory,
+            AttachRootDisk,
+            AttachNetwork,
+            LaunchVmm,
+            WriteHandles,
+            ResumeVmm,
+            WaitForAgent,
+            SetIdentity,
+            RecordRunning,
+        ];
+        const END: [Step; 4] = [EndVmm, CleanRuntime, DetachRootDisk, DetachNetwork];
+        const REMOVE: [Step; 3] = [RemoveDisks, RemoveVmDirectory, RemoveRow];
+        match self {
+            Self::Create => [&MAKE[..], &RUN].concat(),
+            Self::Start => [&FIND[..], &RUN].concat(),
+            Self::Stop => [&[StopGuest][..], &END].concat(),
+            Self::Delete => [&END[..], &REMOVE].concat(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_is_an_actions() {
+        for step in Step::ALL {
+            let has_it = |action: Action| action.steps().contains(step);
+            assert!(Action::ALL.into_iter().any(has_it), "{}", step.name());
+        }
+    }
+}

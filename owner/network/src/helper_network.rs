@@ -16,18 +16,16 @@ use banger_engine::seams::{
     Attachment, Guest, Network, NetworkError, hardware_address, hardware_text,
 };
 use banger_helper_api::{
-    ClearResolverRoutingParams, CreateTapParams, DeleteTapParams, Empty, EnsureBridgeParams,
-    EnsureNatParams, ErrorCode, Method, SyncResolverRoutingParams,
+    ClearResolverRoutingParams, CreateTapParams, DNS_PORTS, DeleteTapParams, Empty,
+    EnsureBridgeParams, EnsureNatParams, ErrorCode, Method, SyncResolverRoutingParams,
 };
 use banger_helper_client::{CallError, HelperClient};
 use banger_types::{OperationId, Subnet, VmId};
 
+use crate::pool::Pool;
 use crate::record::{Record, RecordFile};
 use crate::subnet;
 
-/// Where the name server listens if nobody else does, and how many ports from there on are tried.
-const FIRST_PORT: u16 = 42069;
-const PORTS: u16 = 16;
 /// How many free subnets are tried: another program may take one at the same moment.
 const SUBNETS: usize = 8;
 /// The host's routes.
@@ -40,6 +38,7 @@ pub struct HelperNetwork {
     bridge: String,
     record: RecordFile,
     zone: Zone,
+    pool: Pool,
     settings: Mutex<NetworkConfig>,
     /// Known as soon as it was set up once.
     known: Mutex<Option<Subnet>>,
@@ -67,6 +66,8 @@ pub enum Status {
         subnet: Subnet,
         /// Where names are answered, if they are.
         names: Option<SocketAddr>,
+        /// How many taps wait for a guest.
+        waiting: usize,
     },
 }
 
@@ -74,8 +75,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the name of a VM's tap: it is found by that.
-fn tap_of(vm: &VmId) -> String {
+/// Returns the name of a tap that is made for a VM: it is found by that.
+fn own_tap(vm: &VmId) -> String {
     format!("tap-fc-{}", &vm.short()[..8])
 }
 
@@ -97,11 +98,14 @@ impl HelperNetwork {
     ) -> Self {
         let record = RecordFile::new(state.join("network.json"));
         let known = settings.subnet.or_else(|| record.read().map(|record| record.subnet));
+        let taps = state.join("taps.json");
+        let pool = Pool::open(helper.clone(), bridge.clone(), taps);
         Self {
             helper,
             bridge,
             record,
             zone: Zone::default(),
+            pool,
             settings: Mutex::new(settings),
             known: Mutex::new(known),
             up: tokio::sync::Mutex::default(),
@@ -133,7 +137,13 @@ impl HelperNetwork {
         self.up.lock().await.as_ref().map_or(Status::Idle, |up| Status::Up {
             subnet: up.subnet,
             names: up.server.as_ref().map(Server::address),
+            waiting: self.pool.waiting(),
         })
+    }
+
+    /// Ends what waits for guests: with the daemon's end nobody would. The bridge stays.
+    pub async fn close(&self) {
+        self.pool.close().await;
     }
 
     /// Takes other settings; `users` are the names of VMs on the bridge, which keep a subnet from
@@ -149,6 +159,7 @@ impl HelperNetwork {
             if let Some(server) = up.as_ref().and_then(|up| up.server.as_ref()) {
                 server.set_upstreams(Upstreams::of(&settings.dns));
             }
+            self.pool.set(up.as_ref().map(|up| up.subnet), settings.tap_pool);
             *lock(&self.settings) = settings;
             return Ok(());
         }
@@ -162,6 +173,7 @@ impl HelperNetwork {
         *lock(&self.settings) = settings.clone();
         let set_up = match (settings.mode, settings.subnet) {
             (NetworkMode::User, _) => {
+                self.pool.set(None, 0);
                 if was_up {
                     let bridge_name = self.bridge.clone();
                     let params = ClearResolverRoutingParams { bridge_name };
@@ -217,6 +229,7 @@ impl HelperNetwork {
         })?;
         let subnet = made.subnet;
         *lock(&self.known) = Some(subnet);
+        self.pool.set(Some(subnet), settings.tap_pool);
         *up = Some(made);
         Ok(subnet)
     }
@@ -245,9 +258,9 @@ impl HelperNetwork {
 
     async fn make(&self, subnet: Subnet, settings: &NetworkConfig) -> Result<Up, NoBridge> {
         let before = self.record.read().map(|record| record.port);
-        let ports = (FIRST_PORT..FIRST_PORT.saturating_add(PORTS))
-            .filter(|port| Some(*port) != before)
-            .collect::<Vec<_>>();
+        // One of an earlier version's ports is none any more.
+        let before = before.filter(|port| DNS_PORTS.contains(port));
+        let ports = DNS_PORTS.filter(|port| Some(*port) != before).collect::<Vec<_>>();
         let mut server = None;
         for port in before.into_iter().chain(ports) {
             let params = EnsureBridgeParams {
@@ -314,9 +327,15 @@ impl HelperNetwork {
         NetworkError::Unavailable { why, hint }
     }
 
+    /// Returns the tap that a VM has.
+    fn tap_of(&self, vm: &VmId) -> String {
+        self.pool.of(vm).unwrap_or_else(|| own_tap(vm))
+    }
+
     async fn make_tap(
         &self,
         guest: &Guest,
+        tap: String,
         wants_descriptor: bool,
         op_id: &OperationId,
     ) -> Result<Attachment, CallError> {
@@ -324,7 +343,6 @@ impl HelperNetwork {
             let source = std::io::Error::other("the guest has no address");
             return Err(CallError::Answer { method: Method::CreateTap, source });
         };
-        let tap = tap_of(&guest.vm);
         let params = CreateTapParams {
             bridge_name: self.bridge.clone(),
             bridge_ip: subnet.gateway().to_string(),
@@ -341,10 +359,31 @@ impl HelperNetwork {
         Ok(Attachment { tap, descriptor })
     }
 
+    /// Makes it; where somebody took the bridge away, or changed it, that is put right once.
+    async fn make_tap_again(
+        &self,
+        guest: &Guest,
+        tap: String,
+        wants_descriptor: bool,
+        op_id: &OperationId,
+    ) -> Result<Result<Attachment, CallError>, NetworkError> {
+        match self.make_tap(guest, tap.clone(), wants_descriptor, op_id).await {
+            Err(CallError::Helper { error, .. })
+                if error.code == ErrorCode::BadParams && error.message.starts_with("bridge_") =>
+            {
+                tracing::warn!(message = error.message, "the bridge is set up again");
+                *self.up.lock().await = None;
+                self.ready().await?;
+                Ok(self.make_tap(guest, tap, wants_descriptor, op_id).await)
+            }
+            made => Ok(made),
+        }
+    }
+
     async fn set_nat(&self, guest: &Guest, op_id: &OperationId) -> Result<(), CallError> {
         let params = EnsureNatParams {
             guest_ip: guest.address.map(|address| address.to_string()).unwrap_or_default(),
-            tap: tap_of(&guest.vm),
+            tap: self.tap_of(&guest.vm),
             enable: guest.nat,
             allow_lan: guest.allow_lan,
         };
@@ -388,18 +427,23 @@ impl Network for HelperNetwork {
         op_id: &OperationId,
     ) -> Result<Attachment, NetworkError> {
         let act = || format!("making the tap of VM {}", guest.name);
-        let made = match self.make_tap(guest, wants_descriptor, op_id).await {
-            // Somebody took the bridge away, or changed it: it is put right once.
-            Err(CallError::Helper { error, .. })
-                if error.code == ErrorCode::BadParams && error.message.starts_with("bridge_") =>
-            {
-                tracing::warn!(message = error.message, "the bridge is set up again");
-                *self.up.lock().await = None;
-                self.ready().await?;
-                self.make_tap(guest, wants_descriptor, op_id).await
+        let made = match self.pool.take(&guest.vm) {
+            None => self.make_tap_again(guest, own_tap(&guest.vm), wants_descriptor, op_id).await?,
+            Some(tap) => {
+                let made = self.make_tap_again(guest, tap.clone(), wants_descriptor, op_id).await?;
+                match made {
+                    Err(error) => {
+                        tracing::warn!(tap, %error, "a tap that waited is of no use");
+                        let given_back = self.pool.give_back(&guest.vm, op_id.as_str()).await;
+                        given_back.map_err(failed(format!("removing tap {tap}")))?;
+                        let tap = own_tap(&guest.vm);
+                        self.make_tap_again(guest, tap, wants_descriptor, op_id).await?
+                    }
+                    made => made,
+                }
             }
-            other => other,
         };
+        self.pool.settle();
         let made = made.map_err(failed(act()))?;
         if guest.nat
             && let Err(error) = self.set_nat(guest, op_id).await
@@ -414,15 +458,24 @@ impl Network for HelperNetwork {
 
     async fn change(&self, guest: &Guest, op_id: &OperationId) -> Result<(), NetworkError> {
         let act = || format!("changing what VM {} may on the network", guest.name);
-        self.make_tap(guest, false, op_id).await.map_err(failed(act()))?;
+        let tap = self.tap_of(&guest.vm);
+        self.make_tap(guest, tap, false, op_id).await.map_err(failed(act()))?;
         self.set_nat(guest, op_id).await.map_err(failed(act()))
     }
 
     async fn detach(&self, vm: &VmId, op_id: &OperationId) -> Result<(), NetworkError> {
-        let params = DeleteTapParams { tap_name: tap_of(vm) };
+        let act = || failed(format!("removing tap {}", self.tap_of(vm)));
+        if self.pool.give_back(vm, op_id.as_str()).await.map_err(act())? {
+            return Ok(());
+        }
+        let params = DeleteTapParams { tap_name: own_tap(vm) };
         let asked = self.helper.call::<_, Empty>(Method::DeleteTap, &params, op_id.as_str());
-        let Empty {} = asked.await.map_err(failed(format!("removing tap {}", tap_of(vm))))?;
+        let Empty {} = asked.await.map_err(act())?;
         Ok(())
+    }
+
+    fn taps(&self) -> Vec<(String, VmId)> {
+        self.pool.used()
     }
 
     fn announce(&self, guest: Guest) {

@@ -7,6 +7,7 @@
 #![deny(missing_docs)]
 
 mod helper_network;
+mod pool;
 mod ports;
 mod record;
 pub mod subnet;

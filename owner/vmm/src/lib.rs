@@ -16,3 +16,7 @@ mod known_version;
 pub mod probe;
 pub mod qemu;
 mod task;
+
+/// Why a guest whose VMM is alive does not get on ([`banger_engine::seams::VmmProcess::stall`]).
+const HELD_FOR_ROOM: &str =
+    "the guest is held: the host's disk is full; it goes on when there is room";

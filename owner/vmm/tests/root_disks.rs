@@ -5,6 +5,8 @@
 //! named by an environment variable.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "these are tests")]
 
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -32,6 +34,7 @@ async fn reflinks_keep_the_contract_on_btrfs() {
     let make = "/sbin/mkfs.btrfs -q fs && mount -o loop fs m";
     if let Some(place) = inside("reflinks_keep_the_contract_on_btrfs", "mkfs.btrfs", make) {
         contract::root_disk(&ReflinkDisk, &place).await;
+        reflinks_are_the_base_and_take_no_room(&place).await;
     }
 }
 
@@ -40,6 +43,40 @@ async fn reflinks_keep_the_contract_on_xfs() {
     let make = "/sbin/mkfs.xfs -q -m reflink=1 fs && mount -o loop fs m";
     if let Some(place) = inside("reflinks_keep_the_contract_on_xfs", "mkfs.xfs", make) {
         contract::root_disk(&ReflinkDisk, &place).await;
+        reflinks_are_the_base_and_take_no_room(&place).await;
+    }
+}
+
+/// Whether a base is in a few pieces or in very many.
+async fn reflinks_are_the_base_and_take_no_room(place: &Path) {
+    const CHUNK: usize = 64 << 10;
+    let room = || {
+        let room = rustix::fs::statvfs(place).unwrap();
+        room.f_bavail * room.f_frsize
+    };
+    for pieces in [1, 200, 600_u64] {
+        let base = place.join(format!("base-of-{pieces}"));
+        let file = std::fs::File::create(&base).unwrap();
+        for piece in 0..pieces {
+            let bytes = vec![u8::try_from(piece % 255).unwrap() + 1; CHUNK];
+            file.write_all_at(&bytes, piece * 1_000_000 / 4096 * 4096).unwrap();
+        }
+        // A file ends in the middle of a block where its maker wished so.
+        let end = pieces * 1_000_000 / 512 * 512;
+        file.set_len(end).unwrap();
+        file.sync_all().unwrap();
+        let before = room();
+        let made = ReflinkDisk.create(&base, place, "root", size(640)).await.unwrap();
+        std::fs::File::open(&made.path).unwrap().sync_all().unwrap();
+        let taken = before.saturating_sub(room());
+        assert!(pieces < 100 || taken < pieces * CHUNK as u64 / 4, "{pieces}: it takes {taken}");
+        let mut both = [&base, &made.path].map(|path| std::fs::File::open(path).unwrap().take(end));
+        let [mut ours, mut theirs] = [vec![], vec![]];
+        both[0].read_to_end(&mut theirs).unwrap();
+        both[1].read_to_end(&mut ours).unwrap();
+        assert!(ours == theirs, "a disk over a base of {pieces} pieces has other bytes");
+        assert!(ReflinkDisk.remove(&made).await.unwrap());
+        std::fs::remove_file(&base).unwrap();
     }
 }
 

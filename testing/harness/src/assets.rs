@@ -6,6 +6,7 @@
 //! test's state directory. A manifest beside each image and kernel is the
 //! daemon's own truth, so a linked one is as good as a pulled one.
 
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -198,15 +199,55 @@ fn shared() -> Result<Assets> {
     let key = key(&crate::repository())?;
     let (cache, _lock) = lock_cache()?;
     let folder = cache.join(format!("{KIND}-{key}"));
+    let count = keyed::kept_keys()?;
     if !keyed::hold(&folder)? {
-        let count = keyed::kept_keys()?;
         make(&cache, &folder).with_context(|| {
             format!("fetch the image and the kernel that the tests share, into {}", cache.display())
         })?;
         keyed::hold(&folder)?;
         keyed::remove_unused(&cache, KIND, count, u64::MAX)?;
+        remove_former(&cache)?;
     }
     Ok(Assets { state: folder.join("state") })
+}
+
+/// Removes what sources made whose folders had only a key for a name, and which knew no way to say
+/// that they use one: what is a day old and holds what they put there, and nothing else.
+///
+/// The caller holds the cache's lock, as those sources do that look for such a folder.
+fn remove_former(cache: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(cache).context("list the cache")?.flatten() {
+        let folder = entry.path();
+        if is_former(&folder) && keyed::is_older_than_a_day(&folder) {
+            std::fs::remove_dir_all(&folder)
+                .with_context(|| format!("remove {}", folder.display()))?;
+            note(format_args!("{} was of no more use and has been removed", folder.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a folder is one that those sources made.
+fn is_former(folder: &Path) -> bool {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let is_key = name.len() == 16 && name.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+    let names = |folder: &Path| -> Option<BTreeSet<String>> {
+        let entries = std::fs::read_dir(folder).ok()?;
+        entries.map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect()
+    };
+    let holds = |folder: &Path, must: &[&str], may: &[&str]| {
+        names(folder).is_some_and(|names| {
+            must.iter().all(|name| names.contains(*name))
+                && names.iter().all(|name| [must, may].concat().contains(&name.as_str()))
+        })
+    };
+    let state = folder.join("state");
+    is_key
+        && folder.symlink_metadata().is_ok_and(|found| found.is_dir())
+        && holds(folder, &["state"], &["package", "package.staging"])
+        && holds(&state, &["images", "kernels"], &[])
+        && state.join("kernels").join(DEFAULT_KERNEL).join("manifest.json").is_file()
+        && state.join("images").join(DEFAULT_IMAGE).join("manifest.json").is_file()
 }
 
 fn make(cache: &Path, folder: &Path) -> Result<()> {
@@ -332,6 +373,16 @@ pub fn kernel_store_if_made() -> Result<Option<PathBuf>> {
     Ok(keyed::hold(&folder)?.then(|| folder.join("state/kernels")))
 }
 
+/// The same, without waiting for who may be changing it, and without keeping it from being removed.
+///
+/// # Errors
+/// Where the sources cannot be read.
+pub fn kernel_store_now() -> Result<Option<PathBuf>> {
+    let key = key(&crate::repository())?;
+    let store = build_cache()?.join(format!("{KIND}-{key}/state/kernels"));
+    Ok(store.is_dir().then_some(store))
+}
+
 /// Pulls the default kernel by the real command line, into a kernel store that it makes of `store`.
 ///
 /// # Errors
@@ -383,6 +434,8 @@ pub fn ensure() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     /// A clone with these sources, and one more that shapes nothing.
@@ -429,6 +482,53 @@ mod tests {
         }
         std::fs::remove_file(one.join("testing/harness/src/rootfs.rs")).unwrap();
         assert!(key(one).is_err(), "a source that is gone is no input");
+    }
+
+    #[test]
+    fn what_former_sources_made_goes_and_nothing_that_only_looks_like_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path();
+        let long_ago = SystemTime::now() - Duration::from_secs(25 * 3600);
+        let make = |name: &str, more: &[&str]| {
+            let state = cache.join(name).join("state");
+            for kind in [format!("kernels/{DEFAULT_KERNEL}"), format!("images/{DEFAULT_IMAGE}")] {
+                std::fs::create_dir_all(state.join(&kind)).unwrap();
+                std::fs::write(state.join(kind).join("manifest.json"), "{}").unwrap();
+            }
+            for more in more {
+                std::fs::write(cache.join(name).join(more), "").unwrap();
+            }
+            File::open(cache.join(name)).unwrap().set_modified(long_ago).unwrap();
+        };
+        let stays: [(&str, &[&str]); 7] = [
+            ("images-0123456789abcdef", &[]),
+            ("0123456789abcde", &[]),
+            ("0123456789ABCDEF", &[]),
+            ("0123456789abcdeg", &[]),
+            ("0000000000000001", &[".used"]),
+            ("0000000000000002", &["state/images/mine", "mine"]),
+            ("0000000000000003", &["state/mine"]),
+        ];
+        stays.iter().for_each(|(name, more)| make(name, more));
+        make("0000000000000004", &[]);
+        std::fs::remove_dir_all(cache.join("0000000000000004/state/kernels")).unwrap();
+        File::open(cache.join("0000000000000004")).unwrap().set_modified(long_ago).unwrap();
+        make("0000000000000005", &[]);
+        File::open(cache.join("0000000000000005"))
+            .unwrap()
+            .set_modified(SystemTime::now())
+            .unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), cache.join("0000000000000006")).unwrap();
+        for (name, more) in
+            [("fbe4699a726a051c", [].as_slice()), ("0123456789abcdef", &["package"])]
+        {
+            make(name, more);
+        }
+        remove_former(cache).unwrap();
+        assert!(!cache.join("fbe4699a726a051c").exists());
+        assert!(!cache.join("0123456789abcdef").exists());
+        assert_eq!(std::fs::read_dir(cache).unwrap().count(), stays.len() + 3);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A place of its own for one test.
 
 use std::ffi::OsStr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -269,6 +269,21 @@ impl Environment {
     pub fn kernel_manifest(&self) -> Value {
         let bytes = std::fs::read(self.kernel().join("manifest.json")).expect("a manifest");
         serde_json::from_slice(&bytes).expect("a manifest is JSON")
+    }
+
+    /// Has all guests held by a `bangerd` with fault hooks, and gives Firecracker, which cannot hold
+    /// one, a kernel that does nothing.
+    pub fn hold_guests(&self, kernel: &[u8]) {
+        let hold = self.state().join("held-guests");
+        std::fs::write(&hold, "").expect("write a file");
+        std::fs::set_permissions(&hold, PermissionsExt::from_mode(0o644)).expect("a mode");
+        // The shared file has other names.
+        let path = self.kernel().join("vmlinux");
+        let old = std::fs::metadata(&path).expect("the kernel");
+        std::fs::remove_file(&path).expect("remove a name");
+        std::fs::write(&path, kernel).expect("write a kernel");
+        std::fs::set_permissions(&path, old.permissions()).expect("a mode");
+        std::os::unix::fs::chown(&path, Some(old.uid()), Some(old.gid())).expect("an owner");
     }
 
     /// The names of the VMs.

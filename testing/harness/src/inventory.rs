@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::processes::{Process, processes_mentioning};
@@ -30,6 +30,17 @@ impl Inventory {
     /// Looks; the directories of the environment lie below `base`.
     #[must_use]
     pub fn take(base: &Path) -> Self {
+        Self::look(base, &["s/vms", "s/jails", "r/vms"].map(|name| base.join(name)))
+    }
+
+    /// Looks at the installed banger.
+    #[must_use]
+    pub fn of_installation() -> Self {
+        let folders = ["/var/lib/banger/vms", "/var/lib/banger/jails", "/run/banger/vms"];
+        Self::look(Path::new("/var/lib/banger"), &folders.map(PathBuf::from))
+    }
+
+    fn look(base: &Path, folders: &[PathBuf]) -> Self {
         let mut lines = BTreeSet::new();
         let mut add = |kind: &str, name: &dyn fmt::Display| lines.insert(format!("{kind} {name}"));
         // Not /sys/class/net: that shows the network in which /sys was mounted.
@@ -59,8 +70,11 @@ impl Inventory {
             }
         }
         for folder in names(RECORDS) {
-            // The helper's own, of the bridge, and those of machines.
-            for name in names(Path::new(RECORDS).join(&folder).join("records")) {
+            // The helper's own, of the bridge, and those of machines: of the installed one, and of
+            // each of direct mode.
+            let folder = Path::new(RECORDS).join(folder);
+            let own = folder.ends_with("records").then(|| names(&folder)).into_iter().flatten();
+            for name in own.chain(names(folder.join("records"))) {
                 add("record", &name);
             }
         }
@@ -69,9 +83,9 @@ impl Inventory {
                 add("cgroup", &name);
             }
         }
-        for name in ["s/vms", "s/jails", "r/vms"] {
-            for entry in names(base.join(name)) {
-                add("file", &format!("{name}/{entry}"));
+        for folder in folders {
+            for entry in names(folder) {
+                add("file", &folder.join(entry).display());
             }
         }
         for line in rules().lines() {
@@ -90,6 +104,12 @@ impl Inventory {
             add("process", &format!("{} {}", process.pid, process.command));
         }
         Self(lines)
+    }
+
+    /// Whether any of it is named after this.
+    #[must_use]
+    pub fn mentions(&self, name: &str) -> bool {
+        self.0.iter().any(|line| line.contains(name))
     }
 
     /// What is here that was not there before.
@@ -171,7 +191,7 @@ mod tests {
             new,
             [
                 format!("deleted and open sleep {} (deleted)", held.display()),
-                "file s/vms/0123".to_owned(),
+                format!("file {}/s/vms/0123", base.path().display()),
                 format!("process {pid} sleep 100"),
             ]
         );

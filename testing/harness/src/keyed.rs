@@ -10,11 +10,12 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::env::VarError;
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
@@ -35,6 +36,7 @@ static HELD: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
 pub fn kept_keys() -> Result<usize> {
     match std::env::var(KEPT_VARIABLE) {
         Ok(text) if !text.is_empty() => parse_kept(&text),
+        Err(VarError::NotUnicode(text)) => parse_kept(&text.to_string_lossy()),
         _ => Ok(KEPT),
     }
 }
@@ -113,6 +115,13 @@ pub fn remove_unused(cache: &Path, kind: &str, count: usize, bytes: u64) -> Resu
     Ok(())
 }
 
+/// Whether it is there and has not been changed for a day.
+#[must_use]
+pub fn is_older_than_a_day(path: &Path) -> bool {
+    let modified = path.symlink_metadata().and_then(|found| found.modified());
+    modified.is_ok_and(|then| then.elapsed().is_ok_and(|age| age > Duration::from_secs(24 * 3600)))
+}
+
 fn is_in_use(folder: &Path) -> Result<bool> {
     let path = folder.join(MARK);
     // Without a mark nobody can hold it.
@@ -140,8 +149,6 @@ fn size_on_disk(folder: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// Makes a folder of the kind `x` that was used `minutes` ago.

@@ -25,7 +25,7 @@ mod user;
 
 pub use assets::{
     DEFAULT_IMAGE, DEFAULT_KERNEL, build_cache, ensure as ensure_assets, kernel_package,
-    kernel_store_if_made, link_folder, pull_kernel,
+    kernel_store_if_made, kernel_store_now, link_folder, pull_kernel,
 };
 pub use environment::{BUSYBOX_IMAGE, Contents, Environment, end as end_environment};
 pub use inventory::{Inventory, firecrackers};

@@ -13,6 +13,10 @@ use crate::wait_for;
 /// How long anything may take; the guests of the KVM host are nested.
 const PATIENCE: Duration = Duration::from_secs(120);
 const BOX: &str = "box";
+/// What the guest writes to see how fast its disk is, in MiB; and how much of it may be written a
+/// second where that is limited.
+const WRITTEN: u64 = 8;
+const BANDWIDTH: &str = "1M";
 
 /// A banger with an image `busybox`, and no machine.
 pub trait Banger {
@@ -68,6 +72,66 @@ impl Life<'_> {
         wait_for(state, PATIENCE, || Some(self.show()).filter(|shown| shown["state"] == state))
     }
 
+    /// How long the guest takes to write some MiB to its work disk, down to the disk, in hundredths of
+    /// a second by its own clock: what it takes to have it begin is much, in nested guests.
+    fn write(&self) -> u64 {
+        let said = self.guest(&format!(
+            "sync; read a _ < /proc/uptime; \
+             dd if=/dev/zero of=/root/written bs=1M count={WRITTEN} conv=fsync 2> /dev/null; \
+             read b _ < /proc/uptime; echo $a $b"
+        ));
+        let times = said.split_whitespace().map(|time| time.replace('.', "").parse::<u64>());
+        let times: Vec<u64> = times.collect::<Result<_, _>>().expect("two times");
+        times[1] - times[0]
+    }
+
+    /// The size of the file system of the work disk, in MiB.
+    fn work_size(&self) -> u64 {
+        let said = self.guest("df -m /root");
+        let size = said.lines().last().and_then(|line| line.split_whitespace().nth(1));
+        size.and_then(|size| size.parse().ok()).unwrap_or_else(|| panic!("{said}"))
+    }
+
+    /// Takes all memory of the guest by files, which no process's end gives back. It may live on or
+    /// end, which is said; returns it as one that runs.
+    fn exhaust_memory(&self) {
+        let fill = "mkdir /tmp/ram; mount -t tmpfs -o size=100% ram /tmp/ram; \
+                    dd if=/dev/zero of=/tmp/ram/big bs=1M; rm -f /tmp/ram/big";
+        let _ = self.run(&["vm", "exec", BOX, "--", "sh", "-c", fill]);
+        // A daemon that has not noticed a guest's end yet fails the command, and notices it.
+        let shown = wait_for("the guest, or word of its end", PATIENCE, || {
+            let lives = self.run(&["vm", "exec", BOX, "--", "true"]).status.success();
+            Some(self.show()).filter(|shown| lives || shown["state"] != "running")
+        });
+        if shown["state"] != "running" {
+            assert!(shown["last_error"]["message"].is_string(), "{shown}");
+            self.ok(&["vm", "start", BOX]);
+        }
+        // What asks for it back may be ended for want of it, too.
+        wait_for("the guest's memory", PATIENCE, || {
+            let _ = self.run(&["vm", "exec", BOX, "--", "busybox", "umount", "/tmp/ram"]);
+            let look = ["vm", "exec", BOX, "--", "grep", "-q", "/tmp/ram", "/proc/mounts"];
+            (self.run(&look).status.code() == Some(1)).then_some(())
+        });
+    }
+
+    /// Has the guest's agent answer nobody any more; the guest runs on.
+    fn wedge(&self) {
+        let find = "for p in /proc/[0-9]*; do case $(tr '\\0' ' ' < $p/cmdline) in \
+                    @banger-agent*) echo ${p#/proc/};; esac; done 2> /dev/null";
+        let agents = self.guest(find).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(!agents.is_empty());
+        // When this command has ended: it is the agent's.
+        let stop = format!("(sleep 1; kill -STOP {agents}) > /dev/null 2>&1 < /dev/null &");
+        self.guest(&stop);
+        wait_for("the agent's silence", PATIENCE, || {
+            let stats: Value =
+                serde_json::from_str(&self.ok(&["vm", "stats", BOX, "--json"])).ok()?;
+            stats[0]["guest_problem"].is_string().then_some(())
+        });
+        self.is("running");
+    }
+
     /// That the kernel's own check finds nothing to mend in the disks that it can look at.
     fn assert_clean_disks(&self) {
         let shown = self.show();
@@ -91,7 +155,8 @@ pub fn live(banger: &dyn Banger) {
     let life = Life(banger);
     // Create.
     let create = ["vm", "run", "-d", "--vmm", banger.vmm(), "--image", "busybox", "--name", BOX];
-    let create = [&create[..], &["--memory", "256M", "--disk-size", "128M"]].concat();
+    let shape = ["--memory", "256M", "--disk-size", "128M", "--disk-bandwidth", BANDWIDTH];
+    let create = [&create[..], &shape].concat();
     life.ok(&create);
     let shown = life.show();
     assert_eq!(
@@ -105,7 +170,9 @@ pub fn live(banger: &dyn Banger) {
     assert_eq!(output.status.code(), Some(7));
     assert_eq!((&output.stdout[..], &output.stderr[..]), (&b"out\n"[..], &b"err\n"[..]));
 
-    // Stop, start, restart: clean file systems, the same data, another boot.
+    // Stop, start, restart: clean file systems, the same data, another boot. Stopped, it may have a
+    // larger disk, which is faster without a limit.
+    let limited = life.write();
     life.guest("echo kept > /root/f; echo too > /etc/g");
     let first = life.boot_id();
     for _ in 0..2 {
@@ -114,10 +181,18 @@ pub fn live(banger: &dyn Banger) {
     }
     assert!(life.show()["last_error"].is_null(), "{}", life.show());
     life.assert_clean_disks();
+    let change = ["vm", "set", BOX, "--disk-size", "160M", "--disk-bandwidth", "none"];
+    life.ok(&change);
+    assert_ne!(life.run(&["vm", "set", BOX, "--disk-size", "128M"]).status.code(), Some(0));
     for _ in 0..2 {
         life.ok(&["vm", "start", BOX]);
         life.is("running");
     }
+    assert_ne!(life.run(&change).status.code(), Some(0), "it runs");
+    let size = life.work_size();
+    assert!((129..=160).contains(&size), "{size} MiB");
+    let unlimited = life.write();
+    assert!(limited > unlimited * 2, "limited {limited}, unlimited {unlimited}, in 10 ms");
     let second = life.boot_id();
     life.ok(&["vm", "restart", BOX]);
     let third = life.boot_id();
@@ -131,9 +206,11 @@ pub fn live(banger: &dyn Banger) {
     let eater = life.run(&["vm", "exec", BOX, "--", "tail", "-c", "4000000000", "/dev/zero"]);
     assert_ne!(eater.status.code(), Some(0));
     assert_eq!(life.boot_id(), third);
+    life.exhaust_memory();
 
     // A user's signal is no failure, the VMM's own death is.
-    life.guest("sync");
+    life.guest("rm /root/written; sync");
+    life.wedge();
     life.ok(&["vm", "kill", BOX]);
     assert!(life.becomes("stopped")["last_error"].is_null(), "{}", life.show());
     life.ok(&["vm", "start", BOX]);
@@ -143,9 +220,10 @@ pub fn live(banger: &dyn Banger) {
     life.ok(&["vm", "start", BOX]);
     assert_eq!(life.guest("cat /root/f"), "kept\n");
 
-    // A guest that ends by itself.
+    // A guest that ends by itself; nothing of what it went through is left on its disks.
     let _ = life.run(&["vm", "exec", BOX, "--", "kill", "-TERM", "1"]);
     assert!(life.becomes("stopped")["last_error"].is_null(), "{}", life.show());
+    life.assert_clean_disks();
 
     // A wedged one is ended, and that is said; then it is deleted with all that it had.
     life.ok(&["vm", "start", BOX]);

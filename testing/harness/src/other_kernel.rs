@@ -42,8 +42,8 @@ pub(crate) fn state(shared: &Path, package: &Path) -> Result<PathBuf> {
     hash.update(images.as_encoded_bytes());
     hash.update(bytes);
     let folder = cache.join(format!("{KIND}-{}", short_name(hash)));
+    let count = keyed::kept_keys()?;
     if !keyed::hold(&folder)? {
-        let count = keyed::kept_keys()?;
         // What killed ones left.
         for unfinished in keyed::by_last_use(&cache, STAGING)? {
             std::fs::remove_dir_all(&unfinished)

@@ -112,6 +112,16 @@ pub fn tiny_kernel(words: &[u8]) -> Vec<u8> {
     elf(&code)
 }
 
+/// A kernel that says some words on the serial port over and over.
+pub fn endless_kernel(words: &[u8]) -> Vec<u8> {
+    // mov edx, 0x3f8; again: (mov al, BYTE; out dx, al) of each byte; jmp again
+    let mut code = vec![0xba, 0xf8, 0x03, 0, 0];
+    code.extend(words.iter().flat_map(|byte| [0xb0, *byte, 0xee]));
+    let back = i8::try_from(3 * words.len() + 2).unwrap();
+    code.extend([0xeb, (-back).cast_unsigned()]);
+    elf(&code)
+}
+
 /// A program that takes any words and does nothing: pause(2) in a loop.
 pub fn idle_program() -> Vec<u8> {
     elf(&[0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7])

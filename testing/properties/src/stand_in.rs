@@ -98,7 +98,7 @@ impl Host {
     }
 
     pub(crate) fn ensure_bridge(&self, bridge: &Bridge) -> Result<bool> {
-        let is_port = bridge.dns_port.is_none_or(|port| port > 1023);
+        let is_port = bridge.dns_port.is_none_or(|port| (42_069..42_085).contains(&port));
         self.ask(Method::EnsureBridge, is_network(&bridge.network) && is_port);
         Ok(true)
     }

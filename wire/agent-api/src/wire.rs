@@ -172,6 +172,23 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         self.writer.flush().await.map_err(io_error("writing a frame"))
     }
 
+    /// Sends all that `source` has in data frames, and a data end after it; `false`, without that
+    /// end, where it broke off.
+    pub async fn send_all_of(
+        &mut self,
+        source: &mut (impl AsyncRead + Unpin),
+    ) -> Result<bool, WireError> {
+        let mut buffer = BytesMut::new();
+        loop {
+            buffer.reserve(MAX_FRAME_PAYLOAD);
+            match (&mut *source).take(MAX_FRAME_PAYLOAD as u64).read_buf(&mut buffer).await {
+                Ok(0) => return self.send(&Frame::DataEnd).await.map(|()| true),
+                Ok(_) => self.send(&Frame::Data(buffer.split().freeze())).await?,
+                Err(_) => return Ok(false),
+            }
+        }
+    }
+
     /// Ends the stream's writing side.
     pub async fn shutdown(&mut self) -> Result<(), WireError> {
         self.writer.shutdown().await.map_err(io_error("ending a stream"))

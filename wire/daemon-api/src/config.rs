@@ -25,6 +25,14 @@ pub struct NetworkConfig {
     /// Who answers guests' questions for names outside; the host's own resolvers without.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<IpAddr>,
+    /// How many taps wait for VMs.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub tap_pool: u16,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u16) -> bool {
+    *number == 0
 }
 
 /// Which network VMs get.
@@ -53,6 +61,8 @@ impl NetworkMode {
 
 /// The most name servers that can be set.
 const MOST_SERVERS: usize = 3;
+/// The most taps that wait: a bridge has at most 1,024 ports (`BR_MAX_PORTS` of Linux).
+const MOST_TAPS: u16 = 256;
 
 /// Why a setting was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,10 +86,11 @@ pub enum ConfigError {
 }
 
 /// The settings' keys and what each is for.
-pub const KEYS: [(&str, &str); 3] = [
+pub const KEYS: [(&str, &str); 4] = [
     ("network.mode", "auto, bridge or user: which network machines get"),
     ("network.subnet", "the bridge's address and prefix such as 172.16.0.1/24, or auto"),
     ("network.dns", "name servers for guests with NAT, with commas, or auto: the host's own"),
+    ("network.tap_pool", "how many taps wait for machines that start; 0, which is auto, for none"),
 ];
 
 fn known() -> String {
@@ -103,6 +114,8 @@ impl Config {
         Ok(match key(name)? {
             "network.mode" => self.network.mode.word().to_owned(),
             "network.subnet" => self.network.subnet.map_or_else(auto, |subnet| subnet.to_string()),
+            "network.tap_pool" if self.network.tap_pool == 0 => auto(),
+            "network.tap_pool" => self.network.tap_pool.to_string(),
             _ if self.network.dns.is_empty() => auto(),
             _ => {
                 let servers: Vec<String> =
@@ -130,6 +143,12 @@ impl Config {
             "network.subnet" => {
                 let subnet = value.parse::<Subnet>().map_err(|error| refused(error.to_string()))?;
                 self.network.subnet = Some(subnet);
+            }
+            "network.tap_pool" if value == AUTO => self.network.tap_pool = 0,
+            "network.tap_pool" => {
+                let number = value.parse::<u16>().ok().filter(|number| *number <= MOST_TAPS);
+                let rule = || format!("a number of taps from 0 to {MOST_TAPS}");
+                self.network.tap_pool = number.ok_or_else(|| refused(rule()))?;
             }
             _ if value == AUTO => self.network.dns.clear(),
             _ => self.network.dns = servers(value).map_err(refused)?,
@@ -180,6 +199,9 @@ mod tests {
             ("network.dns", "1.1.1.1,,", "no IP address"),
             ("network.dns", "0.0.0.0", "nobody"),
             ("network.dns", "1.1.1.1,1.1.1.2,1.1.1.3,1.1.1.4", "at most 3"),
+            ("network.tap_pool", "-1", "from 0 to 256"),
+            ("network.tap_pool", "257", "from 0 to 256"),
+            ("network.tap_pool", "many", "from 0 to 256"),
             ("network", "auto", "no setting"),
             ("", "", "network.mode"),
         ] {
@@ -200,6 +222,7 @@ mod tests {
             ("network.mode", "user"),
             ("network.subnet", "10.9.8.1/24"),
             ("network.dns", "1.1.1.1,fd00::53"),
+            ("network.tap_pool", "8"),
         ] {
             config.set(key, value).unwrap();
             assert_eq!(config.get(key).unwrap(), value);

@@ -92,6 +92,32 @@ pub struct VmSpec {
     /// How fast its disks may be.
     #[serde(default)]
     pub disk_limits: DiskLimits,
+    /// How fast its network card may be.
+    #[serde(default)]
+    pub net_limits: NetLimits,
+}
+
+/// How fast a VM's network card may be, each way; without a limit as fast as it can. A VMM that
+/// cannot hold it to that does not start the VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetLimits {
+    /// Bytes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub bandwidth: Option<BytesPerSecond>,
+    /// Packets a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>)]
+    pub packets: Option<OpsPerSecond>,
+}
+
+impl NetLimits {
+    /// Returns whether there is none.
+    #[must_use]
+    pub const fn is_unlimited(&self) -> bool {
+        self.bandwidth.is_none() && self.packets.is_none()
+    }
 }
 
 /// How fast each of a VM's writable disks may be, reads and writes together; without a limit as fast
@@ -373,6 +399,14 @@ pub struct ChangeVm {
     /// The group to be in; an empty text is none.
     #[serde(default)]
     pub group: Option<String>,
+    /// Bytes a second of the network card, each way; `null` for no limit.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub net_bandwidth: Option<Option<BytesPerSecond>>,
+    /// Packets a second of the network card, each way; `null` for no limit.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>)]
+    pub net_packets: Option<Option<OpsPerSecond>>,
 }
 
 /// Body of `POST /v1/vms/{vm}/ports`: what is published from now on, and what no longer.

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The ports on which `bangerd`'s name server may be; a host's other services have others.
+pub const DNS_PORTS: std::ops::RangeInclusive<u16> = 42_069..=42_084;
+
 parameters! {
     /// Parameters of `priv.ensure_bridge`.
     pub struct EnsureBridgeParams {
@@ -11,9 +14,8 @@ parameters! {
         pub bridge_ip: String,
         /// The length of the subnet's prefix as decimal digits: `24`.
         pub cidr: String,
-        /// The UDP and TCP port of `bangerd`'s name server on the bridge's address; guests'
-        /// questions
-        /// to port 53 there are sent to it.
+        /// The UDP and TCP port of `bangerd`'s name server on the bridge's address, one of
+        /// [`DNS_PORTS`]; guests' questions to port 53 there are sent to it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub dns_port: Option<u16>,
     }

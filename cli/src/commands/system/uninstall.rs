@@ -13,7 +13,7 @@ use super::services::{NAMES, PROGRAMS, SYSCTL, TMPFILES, UNITS, systemctl};
 use crate::environment::{SYSTEM_RUNTIME, Site};
 use crate::error::CliError;
 use crate::ui::Ui;
-use crate::{daemon, install};
+use crate::{bridges, daemon, install};
 
 /// The cgroup of the machines' unit, which has one of each machine below it.
 const MACHINES: &str = "/sys/fs/cgroup/system.slice/banger-vms.service";
@@ -23,8 +23,7 @@ const HELPER_RUNTIME: &str = "/run/banger-root";
 /// Arguments of `banger system uninstall`.
 #[derive(Args, Debug)]
 #[command(after_help = "Kept: /var/lib/banger (machines, images, kernels), /var/cache/banger, \
-    /var/lib/banger-root, and\nthe bridge with its firewall tables. docs/privileges.md says how to \
-    remove those by hand.")]
+    and\n/var/lib/banger-root. docs/privileges.md says how to remove those by hand.")]
 pub struct UninstallArgs {
     /// Go on although machines run; they keep running and nobody manages them
     #[arg(long)]
@@ -64,6 +63,7 @@ pub async fn run(ui: &Ui, args: UninstallArgs) -> Result<(), CliError> {
         }
     }
     if jailed.is_empty() {
+        let _ = bridges::end_unused(Path::new(HELPER_RUNTIME));
         for directory in [SYSTEM_RUNTIME, HELPER_RUNTIME] {
             match fs::remove_dir_all(directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

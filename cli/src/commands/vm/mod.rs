@@ -66,6 +66,11 @@ pub enum VmCommand {
 }
 
 impl VmCommand {
+    /// Returns whether its exit code is that of a command in a machine.
+    pub const fn passes_on(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Exec(_))
+    }
+
     /// Runs the verb; returns the exit code.
     pub async fn run(self, ui: &Ui) -> Result<u8, CliError> {
         match self {

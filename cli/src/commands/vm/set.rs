@@ -46,6 +46,12 @@ struct ChangeArgs {
     /// The most operations of each disk a second, or none
     #[arg(long, value_name = "COUNT")]
     disk_ops: Option<Limit<OpsPerSecond>>,
+    /// The most bytes that the network card carries a second, each way, or none; at once (Firecracker)
+    #[arg(long, value_name = "SIZE")]
+    net_bandwidth: Option<Limit<BytesPerSecond>>,
+    /// The most packets that the network card carries a second, each way, or none; at once
+    #[arg(long, value_name = "COUNT")]
+    net_packets: Option<Limit<OpsPerSecond>>,
     /// Let the machine reach the network outside, at once
     #[arg(long)]
     nat: bool,
@@ -86,6 +92,8 @@ impl ChangeArgs {
             nat: either(self.nat, self.no_nat),
             allow_lan: either(self.allow_lan, self.no_allow_lan),
             group: group.or_else(|| self.no_group.then(String::new)),
+            net_bandwidth: self.net_bandwidth.map(|limit| limit.0),
+            net_packets: self.net_packets.map(|limit| limit.0),
         }
     }
 }
@@ -189,6 +197,8 @@ mod tests {
             (&["--disk-bandwidth", "1K"], "the least is 64K"),
             (&["--disk-ops", "1"], "the least is 10"),
             (&["--disk-ops", "nothing"], "the least is 10"),
+            (&["--net-bandwidth", "1K"], "the least is 64K"),
+            (&["--net-packets", "9"], "the least is 10"),
         ] {
             let error = parse(arguments).unwrap_err();
             assert!(error.contains(part), "{arguments:?}: {error}");

@@ -95,6 +95,15 @@ fn render(vm: &Vm) -> String {
         let limits: Vec<String> = limits.into_iter().flatten().collect();
         facts.push(("each disk at most", limits.join(", ")));
     }
+    if !vm.spec.net_limits.is_unlimited() {
+        let limits = &vm.spec.net_limits;
+        let limits = [
+            limits.bandwidth.map(|rate| rate.to_string()),
+            limits.packets.map(|rate| format!("{} packets/s", rate.get())),
+        ];
+        let limits: Vec<String> = limits.into_iter().flatten().collect();
+        facts.push(("network card at most", limits.join(", ") + " each way"));
+    }
     facts.extend(vm.notes.iter().map(|(name, value)| (name.as_str(), value.clone())));
     if let Some(error) = &vm.last_error {
         facts.push(("last error", error.message.clone()));

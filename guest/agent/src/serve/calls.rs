@@ -11,6 +11,7 @@ use banger_agent_api::{
 };
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
 
 use super::{connect, exec, identity, ports, power_off, stats, tree_get, tree_put};
 use crate::console;
@@ -18,11 +19,14 @@ use crate::console;
 /// A peer that opens a stream and says nothing holds it no longer than this.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long the first command waits for the network; the late loader gives up on a card after less.
+const NETWORK_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What the calls share.
 #[derive(Debug)]
 pub struct Server {
     pub(super) config: Option<BootConfig>,
-    pub(super) network: Cell<NetworkState>,
+    pub(super) network: watch::Sender<NetworkState>,
     pub(super) cgroups: super::cgroup::Cgroups,
     pub(super) execs: Cell<u32>,
 }
@@ -47,7 +51,7 @@ impl Server {
             Some(true) => NetworkState::Pending,
             _ => NetworkState::None,
         };
-        Self { config, network: Cell::new(network), cgroups, execs: Cell::new(0) }
+        Self { config, network: watch::Sender::new(network), cgroups, execs: Cell::new(0) }
     }
 
     /// As [`Server::new`], for a machine whose cgroups are not the agent's to use.
@@ -59,7 +63,7 @@ impl Server {
     /// Waits for the late loader's report on standard input.
     pub(super) async fn watch_network(self: Rc<Self>) {
         use std::os::fd::AsFd;
-        if self.network.get() != NetworkState::Pending {
+        if *self.network.borrow() != NetworkState::Pending {
             return;
         }
         let input = std::io::stdin().as_fd().try_clone_to_owned();
@@ -69,7 +73,16 @@ impl Server {
         if let Ok(mut pipe) = pipe {
             let _ = pipe.read(&mut state).await;
         }
-        self.network.set(if state == *b"f" { NetworkState::Failed } else { NetworkState::Up });
+        let is_up = state != *b"f";
+        self.network.send_replace(if is_up { NetworkState::Up } else { NetworkState::Failed });
+    }
+
+    /// Waits until the network is up, or is known not to come: the first command may need it, and the
+    /// agent's first word does not wait for it.
+    async fn network_settled(&self, patience: Duration) {
+        let mut state = self.network.subscribe();
+        let settled = state.wait_for(|state| *state != NetworkState::Pending);
+        let _ = tokio::time::timeout(patience, settled).await;
     }
 
     /// Serves one stream: one call.
@@ -103,7 +116,10 @@ impl Server {
         match request.call {
             Call::Health => answer(&mut stream, Ok(self.health())).await,
             Call::Echo => echo(stream).await,
-            Call::Exec(call) => exec::run(&self, call, stream).await,
+            Call::Exec(call) => {
+                self.network_settled(NETWORK_PATIENCE).await;
+                exec::run(&self, call, stream).await
+            }
             Call::SpawnBench(call) => {
                 answer(&mut stream, exec::spawn_bench(&self, call).await).await
             }
@@ -149,7 +165,7 @@ impl Server {
             uptime_millis: u64::try_from(Duration::from_secs_f64(seconds.max(0.0)).as_millis())
                 .unwrap_or(u64::MAX),
             init: init_kind(),
-            network: self.network.get(),
+            network: *self.network.borrow(),
             session: self
                 .config
                 .as_ref()
@@ -222,4 +238,27 @@ async fn echo<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> Result<(), Wi
     }
     writer.send(&Frame::DataEnd).await?;
     writer.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_command_waits_for_the_network_and_not_for_ever() {
+        let mut server = Server::without_cgroups();
+        server.network = watch::Sender::new(NetworkState::Pending);
+        server.network_settled(Duration::from_millis(1)).await;
+        assert_eq!(*server.network.borrow(), NetworkState::Pending, "a card that never comes");
+        let comes = async {
+            // The other one is waiting by now.
+            tokio::task::yield_now().await;
+            server.network.send_replace(NetworkState::Failed);
+        };
+        let waits = async {
+            server.network_settled(Duration::MAX).await;
+            *server.network.borrow()
+        };
+        assert_eq!(tokio::join!(waits, comes).0, NetworkState::Failed);
+    }
 }

@@ -9,8 +9,8 @@ use banger_agent_api::{
     AgentError, ConnectCall, Empty, ErrorCode, Frame, FrameReader, FrameWriter, MAX_FRAME_PAYLOAD,
     PortProtocol, WireError,
 };
-use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Notify;
 
@@ -138,17 +138,7 @@ where
         }
         Ok::<(), WireError>(())
     };
-    let down = async {
-        let mut buffer = BytesMut::new();
-        loop {
-            buffer.reserve(MAX_FRAME_PAYLOAD);
-            match (&mut from_guest).take(MAX_FRAME_PAYLOAD as u64).read_buf(&mut buffer).await {
-                Ok(0) => break to_host.send(&Frame::DataEnd).await.map(|()| true),
-                Ok(_) => to_host.send(&Frame::Data(buffer.split().freeze())).await?,
-                Err(_) => break Ok(false),
-            }
-        }
-    };
+    let down = to_host.send_all_of(&mut from_guest);
     {
         let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
         let mut guest_ended = false;
@@ -213,7 +203,7 @@ mod tests {
     use std::num::NonZeroU16;
 
     use banger_agent_api::{Call, Outcome, Request, Response, read_message, write_message};
-    use tokio::io::DuplexStream;
+    use tokio::io::{AsyncReadExt, DuplexStream};
 
     use super::*;
 

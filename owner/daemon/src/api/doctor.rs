@@ -238,11 +238,14 @@ async fn network(api: &Api) -> Option<Check> {
         Status::Idle => {
             check(NAME, CheckStatus::Pass, format!("{bridge} is set up when a VM starts"))
         }
-        Status::Up { subnet, names: Some(names) } => {
-            let detail = format!("{bridge}, {subnet}; names of VMs are answered at {names}");
+        Status::Up { subnet, names: Some(names), waiting } => {
+            let mut detail = format!("{bridge}, {subnet}; names of VMs are answered at {names}");
+            if waiting > 0 {
+                detail += &format!("; {waiting} taps wait for VMs");
+            }
             check(NAME, CheckStatus::Pass, detail)
         }
-        Status::Up { subnet, names: None } => hinted(
+        Status::Up { subnet, names: None, .. } => hinted(
             check(NAME, CheckStatus::Warn, format!("{bridge}, {subnet}; no name server")),
             "its log says why: bangerd.log in the state directory",
         ),

@@ -12,8 +12,10 @@ pub struct Bounds {
     pub root_size: u64,
     /// Size of the work disk; 0 where there is none yet.
     pub work_size: u64,
-    /// Bytes that both disks take on the host now.
-    pub allocated: u64,
+    /// Bytes that the root disk takes on the host now.
+    pub root_allocated: u64,
+    /// Bytes that the work disk takes on the host now.
+    pub work_allocated: u64,
     /// The host's memory.
     pub host_memory: u64,
     /// What the file system of the disks has free.
@@ -43,11 +45,14 @@ pub fn change(spec: &VmSpec, wanted: &SetVm, bounds: Bounds) -> Result<VmSpec, E
     new.root_size = grown("root disk", spec.root_size, bounds.root_size, wanted.root_size)?;
     new.work_size = grown("work disk", spec.work_size, bounds.work_size, wanted.work_size)?;
     // Disks take space as they fill: what has to be there is what the larger ones could still take.
-    let grows = wanted.root_size.is_some() || wanted.work_size.is_some();
-    let root_size = new.root_size.bytes().max(bounds.root_size);
-    let most = root_size.saturating_add(new.work_size.bytes().max(bounds.work_size));
-    let carried = bounds.host_disk.saturating_add(bounds.allocated);
-    if grows && most > carried {
+    let root = wanted.root_size.map(|size| (size.bytes(), bounds.root_allocated));
+    let work = wanted.work_size.map(|size| (size.bytes(), bounds.work_allocated));
+    let add = |(most, taken): (u64, u64), (size, allocated)| {
+        (most.saturating_add(size), taken.saturating_add(allocated))
+    };
+    let (most, taken) = root.into_iter().chain(work).fold((0, 0), add);
+    let carried = bounds.host_disk.saturating_add(taken);
+    if most > carried {
         return Err(EngineError::BeyondHost { what: "disk space", wanted: most, has: carried });
     }
     Ok(new)
@@ -75,7 +80,7 @@ fn grown(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use banger_daemon_api::vm::{DiskLimits, VmmChoice};
+    use banger_daemon_api::vm::{DiskLimits, NetLimits, VmmChoice};
     use proptest::prelude::*;
 
     const GIB: u64 = 1 << 30;
@@ -92,13 +97,15 @@ mod tests {
             ports: Vec::new(),
             vmm: VmmChoice::Auto,
             disk_limits: DiskLimits::default(),
+            net_limits: NetLimits::default(),
         }
     }
 
     const BOUNDS: Bounds = Bounds {
         root_size: 2 * GIB,
         work_size: GIB,
-        allocated: GIB,
+        root_allocated: GIB,
+        work_allocated: 0,
         host_memory: 8 * GIB,
         host_disk: 19 * GIB,
     };
@@ -139,10 +146,18 @@ mod tests {
         let error = set(|set| set.memory_mib = Some("8193M".parse().unwrap())).unwrap_err();
         assert!(error.to_string().contains("8193M") && error.to_string().contains("8.0G"));
         assert!(set(|set| set.memory_mib = Some("8G".parse().unwrap())).is_ok());
-        // 19 GiB free and 1 GiB taken already, of which the work disk may take 1.
-        let error = set(|set| set.root_size = Some("20G".parse().unwrap())).unwrap_err();
+        // 19 GiB free, and 1 GiB taken by the root disk already; what does not grow is not asked for.
+        let error = set(|set| set.root_size = Some("21G".parse().unwrap())).unwrap_err();
         assert!(error.to_string().contains("21G") && error.to_string().contains("20.0G"));
-        assert!(set(|set| set.root_size = Some("19G".parse().unwrap())).is_ok());
+        assert!(set(|set| set.root_size = Some("20G".parse().unwrap())).is_ok());
+        assert!(set(|set| set.work_size = Some("19G".parse().unwrap())).is_ok());
+        assert!(set(|set| set.work_size = Some("20G".parse().unwrap())).is_err());
+        let both = |root: &str| {
+            let work_size = "2G".parse().ok();
+            set(|set| *set = SetVm { root_size: root.parse().ok(), work_size, ..SetVm::default() })
+        };
+        assert!(both("18G").is_ok());
+        assert!(both("19G").is_err());
         assert!(error.hint().is_some());
     }
 
@@ -151,7 +166,8 @@ mod tests {
         fn what_is_taken_neither_shrinks_nor_exceeds_the_host(
             root in 16_384_u64..(1 << 32), work in 16_384_u64..(1 << 32), memory in 128_u32..(1 << 20),
             root_size in 0..(1_u64 << 44), work_size in 0..(1_u64 << 44),
-            allocated in 0..(1_u64 << 44), host_memory: u64, host_disk: u64,
+            root_allocated in 0..(1_u64 << 43),
+            work_allocated in 0..(1_u64 << 43), host_memory: u64, host_disk: u64,
         ) {
             let wanted = SetVm {
                 memory_mib: memory.try_into().ok(),
@@ -159,13 +175,15 @@ mod tests {
                 work_size: (work * 4096).try_into().ok(),
                 ..SetVm::default()
             };
-            let bounds = Bounds { root_size, work_size, allocated, host_memory, host_disk };
+            let bounds = Bounds {
+                root_size, work_size, root_allocated, work_allocated, host_memory, host_disk,
+            };
             if let Ok(new) = change(&spec(), &wanted, bounds) {
                 prop_assert!(new.root_size.bytes() >= root_size.max(spec().root_size.bytes()));
                 prop_assert!(new.work_size.bytes() >= work_size.max(spec().work_size.bytes()));
                 prop_assert!(new.memory_mib.bytes() <= host_memory);
                 let most = u128::from(new.root_size.bytes()) + u128::from(new.work_size.bytes());
-                prop_assert!(most <= u128::from(host_disk) + u128::from(allocated));
+                prop_assert!(most <= u128::from(host_disk) + u128::from(root_allocated + work_allocated));
                 // Asked once more, it is the same.
                 prop_assert_eq!(change(&new, &wanted, bounds).unwrap(), new);
             }

@@ -26,9 +26,9 @@ impl Engine {
             nat: change.nat,
             allow_lan: change.allow_lan,
             group,
-            publish: Vec::new(),
-            unpublish: Vec::new(),
-            op_id,
+            net_bandwidth: change.net_bandwidth,
+            net_packets: change.net_packets,
+            ..NetworkChange::of(op_id)
         };
         self.order_change(vm, change).await
     }
@@ -42,8 +42,7 @@ impl Engine {
         op_id: OperationId,
     ) -> Result<Vm, EngineError> {
         let ChangePorts { publish, unpublish } = change;
-        let (nat, allow_lan, group) = (None, None, None);
-        let change = NetworkChange { nat, allow_lan, group, publish, unpublish, op_id };
+        let change = NetworkChange { publish, unpublish, ..NetworkChange::of(op_id) };
         self.order_change(vm, change).await
     }
 

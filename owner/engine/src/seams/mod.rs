@@ -13,13 +13,14 @@ mod root_disk;
 mod vmm;
 
 // A disk is limited as its user asks.
-pub use banger_daemon_api::vm::DiskLimits;
+pub use banger_daemon_api::vm::{DiskLimits, NetLimits};
 
 pub use artifacts::{ArtifactError, Artifacts, BaseImage, BootKernel};
 pub use host::{HostError, HostFacts, HostMemory};
 pub use network::{Attachment, Guest, Network, NetworkError, hardware_address, hardware_text};
 pub use ports::{PortError, Ports};
 pub use root_disk::{DiskError, DiskFormat, DiskImage, DiskUsage, FULL_SOON, RootDisk};
+pub(crate) use vmm::no_network_limits;
 pub use vmm::{
     Acceleration, LaunchPlan, Nic, PlannedDisk, Vmm, VmmError, VmmIdentity, VmmKind, VmmProcess,
     VmmState,

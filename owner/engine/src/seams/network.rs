@@ -119,6 +119,11 @@ pub trait Network: Send + Sync {
     /// Removes the tap of a VM whose VMM has ended.
     async fn detach(&self, vm: &VmId, op_id: &OperationId) -> Result<(), NetworkError>;
 
+    /// Returns the taps that VMs have and that do not tell by their names whose they are.
+    fn taps(&self) -> Vec<(String, VmId)> {
+        Vec::new()
+    }
+
     /// Lets a guest's name be known, or what it may see.
     fn announce(&self, guest: Guest);
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use banger_daemon_api::orphan::Orphan;
-use banger_daemon_api::vm::DiskLimits;
+use banger_daemon_api::vm::{DiskLimits, NetLimits};
 use banger_guest_client::GuestChannel;
 use banger_types::{MemoryMib, OperationId, VcpuCount, VmId, VmName};
 
@@ -61,6 +61,8 @@ pub enum Nic {
         descriptor: Option<std::os::fd::OwnedFd>,
         /// The card's hardware address.
         mac: [u8; 6],
+        /// How fast it may be; none for a VMM that does not [`Vmm::limits_network`].
+        limits: NetLimits,
     },
 }
 
@@ -178,6 +180,16 @@ pub enum VmmError {
     },
 }
 
+/// What is said where a network card is to be held to a rate and the VMM cannot.
+pub(crate) fn no_network_limits(vmm: VmmKind) -> VmmError {
+    let vmm = crate::record::vmm_name(vmm);
+    VmmError::Unavailable {
+        what: "a limit of the network card".to_owned(),
+        why: format!("{vmm} has none"),
+        hint: "firecracker has them: --vmm firecracker, or auto where it can run".to_owned(),
+    }
+}
+
 /// A running VMM, held by pidfd.
 ///
 /// Dropping it leaves the VMM running. All methods may be called from any task.
@@ -200,6 +212,11 @@ pub trait VmmProcess: Send + Sync {
     /// by itself once the cause is gone.
     fn stall(&self) -> Option<&'static str> {
         None
+    }
+
+    /// Has the network card be this fast at most from now on.
+    async fn limit_network(&self, limits: &NetLimits) -> Result<(), VmmError> {
+        if limits.is_unlimited() { Ok(()) } else { Err(no_network_limits(self.identity().kind)) }
     }
 
     /// Waits until the process has ended and returns its final state. Cancel safe.
@@ -255,6 +272,11 @@ pub trait Vmm: Send + Sync {
     /// Returns whether it is handed an open tap; else it opens one by its name.
     fn takes_open_tap(&self) -> bool {
         true
+    }
+
+    /// Returns whether it can hold a network card to a rate.
+    fn limits_network(&self) -> bool {
+        false
     }
 
     /// Starts a VMM for `plan`, its CPUs held if it [`Self::holds`] them.

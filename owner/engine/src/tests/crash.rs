@@ -4,24 +4,7 @@
 //! of the engine runs afterwards, and the host's processes and files stay as they are.
 
 use super::*;
-use crate::Step;
-
-const START: [Step; 14] = [
-    Step::CheckHost,
-    Step::CreateVmDirectory,
-    Step::LinkBaseImage,
-    Step::CreateRootDisk,
-    Step::CreateWorkDisk,
-    Step::BuildInitrd,
-    Step::CreateRuntimeDirectory,
-    Step::AttachRootDisk,
-    Step::LaunchVmm,
-    Step::WriteHandles,
-    Step::ResumeVmm,
-    Step::WaitForAgent,
-    Step::SetIdentity,
-    Step::RecordRunning,
-];
+use crate::{Action, Step};
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -54,14 +37,14 @@ fn killed_at<F: Future<Output = OperationHandle>>(
     });
 }
 
-fn moments(steps: &[Step]) -> Vec<(Step, String)> {
-    let fault = |step: &Step, done: &str| (*step, format!("{}{done}=hang", step.name()));
-    steps.iter().flat_map(|step| [fault(step, ""), fault(step, ".done")]).collect()
+fn moments(action: Action) -> Vec<(Step, String)> {
+    let fault = |step: Step, done: &str| (step, format!("{}{done}=hang", step.name()));
+    action.steps().into_iter().flat_map(|step| [fault(step, ""), fault(step, ".done")]).collect()
 }
 
 #[test]
 fn killed_during_a_creation_nothing_is_leaked() {
-    for (step, fault) in moments(&START) {
+    for (step, fault) in moments(Action::Create) {
         let machine = Machine::new();
         killed_at(&machine, &fault, async |engine: Engine| {
             engine.create(request(Some("box")), op()).unwrap()
@@ -86,10 +69,7 @@ fn killed_during_a_creation_nothing_is_leaked() {
 
 #[test]
 fn killed_during_a_start_the_vm_and_its_disks_stay() {
-    for (step, fault) in moments(&START) {
-        if matches!(step, Step::CreateVmDirectory | Step::LinkBaseImage | Step::CreateWorkDisk) {
-            continue;
-        }
+    for (step, fault) in moments(Action::Start) {
         let machine = Machine::new();
         let disks = block_on(async {
             let (engine, _) = open(&machine, Faults::default()).await;
@@ -121,21 +101,9 @@ fn killed_during_a_start_the_vm_and_its_disks_stay() {
 
 #[test]
 fn killed_during_a_stop_the_vm_is_stopped_and_during_a_deletion_it_is_gone() {
-    let stop_steps = [Step::StopGuest, Step::EndVmm, Step::CleanRuntime, Step::DetachRootDisk];
-    let delete_steps = [
-        Step::EndVmm,
-        Step::CleanRuntime,
-        Step::DetachRootDisk,
-        Step::RemoveDisks,
-        Step::RemoveVmDirectory,
-        Step::RemoveRow,
-    ];
-    let stops =
-        moments(&stop_steps).into_iter().filter(|(_, fault)| fault != "stop_guest.done=hang");
-    let all = stops
-        .map(|(_, fault)| (fault, true))
-        .chain(moments(&delete_steps).into_iter().map(|(_, fault)| (fault, false)));
-    for (fault, stops) in all {
+    let stops = moments(Action::Stop).into_iter().map(|(_, fault)| (fault, true));
+    let deletes = moments(Action::Delete).into_iter().map(|(_, fault)| (fault, false));
+    for (fault, stops) in stops.chain(deletes) {
         let machine = Machine::new();
         killed_at(&machine, &fault, async |engine: Engine| {
             create(&engine, "box").await;

@@ -14,7 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_daemon_api::operation::{Operation, OperationState};
-use banger_daemon_api::vm::{CreateVm, DiskLimits, StopVm, Vm, VmSpec, VmState, VmmChoice};
+use banger_daemon_api::vm::{
+    CreateVm, DiskLimits, NetLimits, StopVm, Vm, VmSpec, VmState, VmmChoice,
+};
 use banger_store::StateLock;
 use banger_types::{OperationId, VmReference};
 
@@ -81,6 +83,7 @@ fn request(name: Option<&str>) -> CreateVm {
             ports: Vec::new(),
             vmm: VmmChoice::Auto,
             disk_limits: DiskLimits::default(),
+            net_limits: NetLimits::default(),
         },
         lease: None,
         workspace: None,

@@ -147,6 +147,7 @@ async fn what_a_guest_may_changes_at_once_or_not_at_all() {
         nat,
         allow_lan,
         group: group.map(str::to_owned),
+        ..ChangeVm::default()
     };
     let now = || {
         let guest = machine.taps.taps.lock().unwrap()[&id].clone();
@@ -170,9 +171,24 @@ async fn what_a_guest_may_changes_at_once_or_not_at_all() {
     machine.script(|script| script.failing.clear());
     assert_eq!(now(), (false, false, Some("web".to_owned())));
     assert!(!engine.get(&box_).await.unwrap().spec.nat);
+    // This VMM cannot hold a card to a rate: it says so, and nothing is kept of it.
+    let rate = Some(Some((1 << 20).try_into().unwrap()));
+    let limit = ChangeVm { net_bandwidth: rate, ..change(Some(true), None, None) };
+    let refused = engine.change(&box_, &limit, op()).await.unwrap_err().to_api();
+    assert_eq!(refused.code, ErrorCode::Unavailable);
+    assert!(refused.message.contains("a limit of the network card"), "{}", refused.message);
+    let spec = engine.get(&box_).await.unwrap().spec;
+    assert!(spec.net_limits.is_unlimited() && !spec.nat, "{spec:?}");
+    assert_eq!(now(), (false, false, Some("web".to_owned())));
     // Of a stopped one it is kept for the next start.
     stop(&engine, "box").await;
     engine.change(&box_, &change(Some(true), None, Some("")), op()).await.unwrap();
+    engine.change(&box_, &limit, op()).await.unwrap();
+    let failed = ended(&engine.start(&box_, op()).await.unwrap().operation).await.error.unwrap();
+    assert!(failed.message.contains("a limit of the network card"), "{}", failed.message);
+    assert!(failed.hint.unwrap().contains("--net-bandwidth none"));
+    let unlimited = ChangeVm { net_bandwidth: Some(None), ..ChangeVm::default() };
+    engine.change(&box_, &unlimited, op()).await.unwrap();
     start(&engine, "box").await;
     assert_eq!(now(), (true, false, None));
     delete(&engine, "box").await;

@@ -1,31 +1,8 @@
 //! Failure and cancellation at every step: everything is undone, and the cause is told.
 
 use super::*;
-use crate::Step;
+use crate::{Action, Step};
 use banger_daemon_api::error::ErrorCode;
-
-const START: [Step; 15] = [
-    Step::CheckHost,
-    Step::CreateVmDirectory,
-    Step::LinkBaseImage,
-    Step::CreateRootDisk,
-    Step::CreateWorkDisk,
-    Step::BuildInitrd,
-    Step::CreateRuntimeDirectory,
-    Step::AttachRootDisk,
-    Step::AttachNetwork,
-    Step::LaunchVmm,
-    Step::WriteHandles,
-    Step::ResumeVmm,
-    Step::WaitForAgent,
-    Step::SetIdentity,
-    Step::RecordRunning,
-];
-
-/// Steps that only a creation has.
-fn creates(step: Step) -> bool {
-    matches!(step, Step::CreateVmDirectory | Step::LinkBaseImage | Step::CreateWorkDisk)
-}
 
 fn moments(steps: &[Step], kind: &str) -> Vec<(Step, String)> {
     let fault = |step: &Step, done: &str| (*step, format!("{}{done}={kind}", step.name()));
@@ -35,7 +12,7 @@ fn moments(steps: &[Step], kind: &str) -> Vec<(Step, String)> {
 #[tokio::test]
 async fn a_creation_that_fails_at_any_step_leaves_nothing() {
     for (kind, code) in [("error", ErrorCode::OperationFailed), ("enospc", ErrorCode::NoSpace)] {
-        for (_, fault) in moments(&START, kind) {
+        for (_, fault) in moments(&Action::Create.steps(), kind) {
             let machine = Machine::new();
             let (engine, _) = open(&machine, Faults::at(&fault)).await;
             let operation = ended(&engine.create(request(Some("box")), op()).unwrap()).await;
@@ -54,13 +31,13 @@ async fn a_creation_that_fails_at_any_step_leaves_nothing() {
 
 #[tokio::test]
 async fn a_creation_cancelled_at_any_step_leaves_nothing() {
-    for (_, fault) in moments(&START, "hang") {
+    for (_, fault) in moments(&Action::Create.steps(), "hang") {
         let machine = Machine::new();
         let (engine, _) = open(&machine, Faults::at(&fault)).await;
         let operation = engine.create(request(Some("box")), op()).unwrap();
         let mut seen = operation.snapshot();
         let stage = fault.split(['.', '=']).next().unwrap();
-        let step = START.iter().find(|step| step.name() == stage).unwrap();
+        let step = Step::ALL.iter().find(|step| step.name() == stage).unwrap();
         while seen.stage != step.stage() {
             seen = operation.changed_after(seen.generation).await;
         }
@@ -80,10 +57,7 @@ async fn a_creation_cancelled_at_any_step_leaves_nothing() {
 
 #[tokio::test]
 async fn a_start_that_fails_at_any_step_keeps_the_disks() {
-    for (step, fault) in moments(&START, "error") {
-        if creates(step) {
-            continue;
-        }
+    for (_, fault) in moments(&Action::Start.steps(), "error") {
         let machine = Machine::new();
         let (engine, _) = open(&machine, Faults::default()).await;
         let created = create(&engine, "box").await;
@@ -109,14 +83,7 @@ async fn a_start_that_fails_at_any_step_keeps_the_disks() {
 
 #[tokio::test]
 async fn stop_and_delete_go_on_to_the_end_whatever_fails() {
-    let steps = [
-        Step::StopGuest,
-        Step::EndVmm,
-        Step::CleanRuntime,
-        Step::DetachRootDisk,
-        Step::DetachNetwork,
-    ];
-    for (_, fault) in moments(&steps, "error") {
+    for (_, fault) in moments(&Action::Stop.steps(), "error") {
         let machine = Machine::new();
         let (engine, _) = open(&machine, Faults::at(&fault)).await;
         create(&engine, "box").await;

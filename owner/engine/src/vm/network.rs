@@ -1,9 +1,13 @@
 //! What a VM's guest may on the network, and what of it is published, changed while it runs.
 
-use banger_types::{GroupName, OperationId, Publication, PublishedPort};
+use banger_daemon_api::vm::VmmChoice;
+use banger_types::{
+    BytesPerSecond, GroupName, OperationId, OpsPerSecond, Publication, PublishedPort,
+};
 
 use super::{Body, ports};
 use crate::error::EngineError;
+use crate::seams::{VmmKind, no_network_limits};
 
 /// What is to be otherwise; what is not said stays.
 #[derive(Clone, Debug)]
@@ -11,9 +15,27 @@ pub(crate) struct NetworkChange {
     pub(crate) nat: Option<bool>,
     pub(crate) allow_lan: Option<bool>,
     pub(crate) group: Option<Option<GroupName>>,
+    pub(crate) net_bandwidth: Option<Option<BytesPerSecond>>,
+    pub(crate) net_packets: Option<Option<OpsPerSecond>>,
     pub(crate) publish: Vec<Publication>,
     pub(crate) unpublish: Vec<PublishedPort>,
     pub(crate) op_id: OperationId,
+}
+
+impl NetworkChange {
+    /// Nothing is to be otherwise.
+    pub(crate) const fn of(op_id: OperationId) -> Self {
+        Self {
+            nat: None,
+            allow_lan: None,
+            group: None,
+            net_bandwidth: None,
+            net_packets: None,
+            publish: Vec::new(),
+            unpublish: Vec::new(),
+            op_id,
+        }
+    }
 }
 
 /// Changes the guest's rules, if it has an address on the bridge, and the record. On a failure both
@@ -31,14 +53,22 @@ pub(super) async fn change_network(
         spec.group = group;
     }
     spec.ports = ports;
+    let limits = &mut spec.net_limits;
+    limits.bandwidth = change.net_bandwidth.unwrap_or(limits.bandwidth);
+    limits.packets = change.net_packets.unwrap_or(limits.packets);
     if *spec == before {
         return Ok(());
     }
-    let changed = apply(body, &change.op_id).await;
+    let is_limited = spec.net_limits != before.net_limits;
+    if is_limited && !spec.net_limits.is_unlimited() && spec.vmm == VmmChoice::Qemu {
+        body.record.spec = before;
+        return Err(no_network_limits(VmmKind::Qemu).into());
+    }
+    let changed = apply(body, is_limited, &change.op_id).await;
     if changed.is_err() {
         body.record.spec = before;
         // The bridge's rules too, as far as they were changed.
-        if let Err(error) = tell(body, &change.op_id).await {
+        if let Err(error) = tell(body, is_limited, &change.op_id).await {
             tracing::warn!(vm = %body.record.id, error = %error.to_api(), "a guest's rules were not set back");
         }
     }
@@ -46,13 +76,16 @@ pub(super) async fn change_network(
     changed
 }
 
-async fn apply(body: &mut Body, op_id: &OperationId) -> Result<(), EngineError> {
-    tell(body, op_id).await?;
+async fn apply(body: &mut Body, limit: bool, op_id: &OperationId) -> Result<(), EngineError> {
+    tell(body, limit, op_id).await?;
     body.save(true).await
 }
 
-async fn tell(body: &Body, op_id: &OperationId) -> Result<(), EngineError> {
+async fn tell(body: &Body, limit: bool, op_id: &OperationId) -> Result<(), EngineError> {
     if let Some(process) = &body.process {
+        if limit {
+            process.limit_network(&body.record.spec.net_limits).await?;
+        }
         ports::open(body, Some(process.as_ref()))?;
     }
     let (Some(network), Some(running)) = (&body.shared.network, &body.record.running) else {

@@ -46,16 +46,15 @@ async fn bounds(body: &Body) -> Result<Bounds, EngineError> {
     let mut bounds = Bounds {
         root_size: 0,
         work_size: 0,
-        allocated: 0,
+        root_allocated: 0,
+        work_allocated: 0,
         host_memory: shared.host.memory()?.total,
         host_disk: shared.host.free_disk(&shared.vms_dir)?,
     };
     if let Some(disks) = &body.record.disks {
         let root = root_driver(body, disks)?.measure(&disks.root).await?;
-        let (size, allocated) = measure_file(&disks.work).await?;
-        bounds.root_size = root.size;
-        bounds.work_size = size;
-        bounds.allocated = root.allocated.saturating_add(allocated);
+        (bounds.root_size, bounds.root_allocated) = (root.size, root.allocated);
+        (bounds.work_size, bounds.work_allocated) = measure_file(&disks.work).await?;
     }
     Ok(bounds)
 }

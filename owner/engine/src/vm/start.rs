@@ -184,7 +184,8 @@ impl Run<'_> {
                 let wants_descriptor = chosen.vmm.takes_open_tap();
                 let made = network.attach(&guest, wants_descriptor, &op_id).await?;
                 let mac = hardware_address(address);
-                Some(Nic::Tap { name: made.tap, descriptor: made.descriptor, mac })
+                let limits = self.body.record.spec.net_limits;
+                Some(Nic::Tap { name: made.tap, descriptor: made.descriptor, mac, limits })
             }
         };
         network.announce(guest);

@@ -1,11 +1,8 @@
 //! A published TCP port.
 
-use banger_agent_api::{
-    ConnectCall, Frame, FrameReader, FrameWriter, MAX_FRAME_PAYLOAD, WireError,
-};
+use banger_agent_api::{ConnectCall, Frame, FrameReader, FrameWriter, WireError};
 use banger_guest_client::{AgentClient, BoxedStream};
-use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
@@ -84,17 +81,7 @@ async fn carry(socket: &mut TcpStream, stream: BoxedStream) -> Result<bool, Wire
         }
         Ok::<bool, WireError>(false)
     };
-    let up = async {
-        let mut buffer = BytesMut::new();
-        loop {
-            buffer.reserve(MAX_FRAME_PAYLOAD);
-            match (&mut from_client).take(MAX_FRAME_PAYLOAD as u64).read_buf(&mut buffer).await {
-                Ok(0) => break to_guest.send(&Frame::DataEnd).await.map(|()| true),
-                Ok(_) => to_guest.send(&Frame::Data(buffer.split().freeze())).await?,
-                Err(_) => break Ok(false),
-            }
-        }
-    };
+    let up = to_guest.send_all_of(&mut from_client);
     {
         let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
         let (mut client_ended, mut guest_ended) = (false, false);

@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use banger_engine::seams::VmmError;
+use banger_engine::seams::{NetLimits, VmmError};
+use banger_helper_api::{RateLimiter, TokenBucket};
+use banger_types::BytesPerSecond;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
@@ -51,6 +53,17 @@ pub(super) enum InstanceState {
     Paused,
 }
 
+/// The card's id, as the helper calls it (`vm.json`).
+const CARD: &str = "eth0";
+
+/// `PATCH /network-interfaces/{iface_id}`.
+#[derive(Serialize)]
+struct Card {
+    iface_id: &'static str,
+    rx_rate_limiter: RateLimiter,
+    tx_rate_limiter: RateLimiter,
+}
+
 /// Any error's body.
 #[derive(Deserialize)]
 struct Fault {
@@ -75,6 +88,21 @@ impl Api {
         }
         let vm = Vm { state: if run { "Resumed" } else { "Paused" } };
         self.tell(Method::PATCH, "/vm", &vm).await
+    }
+
+    /// Has the network card be this fast at most, each way. A bucket is filled each second, and one
+    /// without a size is no limit (`src/vmm/src/rate_limiter/mod.rs`).
+    pub(super) async fn limit_network(&self, limits: &NetLimits) -> Result<(), VmmError> {
+        let bucket = |rate: Option<u64>| {
+            let refill_time = if rate.is_some() { 1000 } else { 0 };
+            TokenBucket { size: rate.unwrap_or(0), refill_time, one_time_burst: None }
+        };
+        let limiter = RateLimiter {
+            bandwidth: Some(bucket(limits.bandwidth.map(BytesPerSecond::get))),
+            ops: Some(bucket(limits.packets.map(|rate| rate.get().into()))),
+        };
+        let card = Card { iface_id: CARD, rx_rate_limiter: limiter, tx_rate_limiter: limiter };
+        self.tell(Method::PATCH, &format!("/network-interfaces/{CARD}"), &card).await
     }
 
     async fn tell(
@@ -196,6 +224,46 @@ mod tests {
         assert!(!error.contains('\u{1b}'), "{error}");
         let error = answered(reply("500 Oh", "{}")).await.unwrap_err().to_string();
         assert!(error.contains("status 500"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_limit_is_a_bucket_a_second_each_way_and_none_takes_it_away() {
+        let asked = async |limits: NetLimits| {
+            let directory = tempfile::tempdir().unwrap();
+            let socket = directory.path().join("s");
+            let listener = UnixListener::bind(&socket).unwrap();
+            let serve = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = String::new();
+                while !request.ends_with("}}}") {
+                    let mut part = [0; 4096];
+                    let read = stream.read(&mut part).await.unwrap();
+                    request += std::str::from_utf8(&part[..read]).unwrap();
+                }
+                stream.write_all(reply("204 No Content", "").as_bytes()).await.unwrap();
+                request
+            };
+            let (told, request) = {
+                let api = Api::at(&socket);
+                tokio::join!(async move { api.limit_network(&limits).await }, serve)
+            };
+            told.unwrap();
+            assert!(
+                request.starts_with("PATCH /network-interfaces/eth0 HTTP/1.1\r\n"),
+                "{request}"
+            );
+            let body = request.split_once("\r\n\r\n").unwrap().1;
+            serde_json::from_str::<serde_json::Value>(body).unwrap()
+        };
+        let bandwidth = Some((1 << 20).try_into().unwrap());
+        let said = asked(NetLimits { bandwidth, packets: None }).await;
+        for way in ["rx_rate_limiter", "tx_rate_limiter"] {
+            assert_eq!(said[way]["bandwidth"]["size"], 1 << 20, "{said}");
+            assert_eq!(said[way]["bandwidth"]["refill_time"], 1000, "{said}");
+            assert_eq!(said[way]["ops"]["size"], 0, "{said}");
+        }
+        let said = asked(NetLimits::default()).await;
+        assert_eq!(said["tx_rate_limiter"]["bandwidth"]["size"], 0, "{said}");
     }
 
     #[tokio::test]

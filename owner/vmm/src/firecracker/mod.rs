@@ -21,6 +21,7 @@ mod last_words;
 mod orphans;
 mod plan;
 mod process;
+mod room;
 mod version;
 
 use std::io;
@@ -32,7 +33,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use banger_daemon_api::orphan::{Orphan, OrphanKind};
 use banger_engine::seams::{
-    Acceleration, LaunchPlan, RootDisk, Vmm, VmmError, VmmIdentity, VmmKind, VmmProcess,
+    Acceleration, LaunchPlan, Nic, RootDisk, Vmm, VmmError, VmmIdentity, VmmKind, VmmProcess,
 };
 use banger_helper_api::{
     Changed, CleanupJailerChrootParams, DeleteTapParams, Empty, ErrorCode,
@@ -211,7 +212,14 @@ impl FirecrackerVmm {
             host_boot_id,
         };
         tracing::debug!(pid, version = %program.version, "Firecracker started");
-        Ok(FirecrackerProcess::new(identity, held, &files, &plan.console_log))
+        let process = FirecrackerProcess::new(identity, held, &files, &plan.console_log, false);
+        // Long before its guest has loaded a driver for the card.
+        if let Some(Nic::Tap { limits, .. }) = &plan.nic
+            && !limits.is_unlimited()
+        {
+            process.limit_network(limits).await?;
+        }
+        Ok(process)
     }
 
     /// Asks the helper which process a runtime directory's API socket is of.
@@ -342,6 +350,10 @@ impl Vmm for FirecrackerVmm {
         false
     }
 
+    fn limits_network(&self) -> bool {
+        true
+    }
+
     fn takes_open_tap(&self) -> bool {
         false
     }
@@ -398,12 +410,11 @@ impl Vmm for FirecrackerVmm {
             let source = io::Error::other(format!("machine {} answers there", found.id));
             return Err(VmmError::Io { act: "adopting Firecracker".to_owned(), source });
         }
-        if found.state == InstanceState::Paused {
-            Api::at(&files.api).set_running(true).await?;
-        }
         tracing::debug!(pid = identity.pid, version = found.vmm_version, "Firecracker adopted");
-        let process =
-            FirecrackerProcess::new(identity.clone(), Arc::new(held), &files, console_log);
+        // An earlier daemon held it for want of room, and this one lets it go on.
+        let is_paused = found.state == InstanceState::Paused;
+        let (identity, held) = (identity.clone(), Arc::new(held));
+        let process = FirecrackerProcess::new(identity, held, &files, console_log, is_paused);
         Ok(Some(Arc::new(process)))
     }
 

@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use banger_engine::seams::{VmmError, VmmIdentity, VmmKind, VmmProcess, VmmState};
+use banger_engine::seams::{NetLimits, VmmError, VmmIdentity, VmmKind, VmmProcess, VmmState};
 use banger_guest_client::{BoxedStream, ChannelError, GuestChannel, VsockUdsChannel};
 use rustix::process::Signal;
 
+use super::api::Api;
 use super::console;
 use super::files::RuntimeFiles;
 use super::last_words::{self, End};
+use super::room::Room;
+use crate::HELD_FOR_ROOM;
 use crate::held::{self, HeldProcess};
 use crate::task::Task;
 
@@ -21,9 +24,11 @@ pub(super) struct FirecrackerProcess {
     identity: VmmIdentity,
     held: Arc<HeldProcess>,
     channel: Arc<Channel>,
+    api: Api,
     log: PathBuf,
     /// We killed it, so that its silent end is no surprise.
     killed: AtomicBool,
+    room: Room,
     /// Keeps the log small.
     _console: Task,
 }
@@ -36,20 +41,24 @@ struct Channel {
 }
 
 impl FirecrackerProcess {
-    /// Takes charge of a running one.
+    /// Takes charge of a running one, `is_paused` or not. Its disks lie beside its log.
     pub(super) fn new(
         identity: VmmIdentity,
         held: Arc<HeldProcess>,
         files: &RuntimeFiles,
         console_log: &Path,
+        is_paused: bool,
     ) -> Self {
+        let disks = console_log.parent().unwrap_or(Path::new("/")).to_owned();
         let vsock = VsockUdsChannel::new(&files.vsock);
         Self {
             identity,
             channel: Arc::new(Channel { vsock, held: Arc::clone(&held) }),
             held,
+            api: Api::at(&files.api),
             log: console_log.to_owned(),
             killed: AtomicBool::new(false),
+            room: Room::keep(Api::at(&files.api), disks, is_paused),
             _console: Task::spawn(console::follow(console_log.to_owned())),
         }
     }
@@ -94,6 +103,14 @@ impl VmmProcess for FirecrackerProcess {
         } else {
             VmmState::Alive
         }
+    }
+
+    fn stall(&self) -> Option<&'static str> {
+        self.room.holds().then_some(HELD_FOR_ROOM)
+    }
+
+    async fn limit_network(&self, limits: &NetLimits) -> Result<(), VmmError> {
+        self.api.limit_network(limits).await
     }
 
     async fn wait(&self) -> VmmState {

@@ -249,7 +249,7 @@ impl Arguments {
 
 #[cfg(test)]
 mod tests {
-    use banger_engine::seams::{DiskImage, PlannedDisk};
+    use banger_engine::seams::{DiskImage, NetLimits, PlannedDisk};
 
     use super::*;
 
@@ -361,7 +361,12 @@ mod tests {
         assert!(text(&plan, Acceleration::Tcg).contains("restrict=off"));
         let descriptor = std::fs::File::open("/dev/null").unwrap().into();
         let mac = [0x52, 0x54, 0, 1, 2, 0xff];
-        plan.nic = Some(Nic::Tap { name: "t".to_owned(), descriptor: Some(descriptor), mac });
+        plan.nic = Some(Nic::Tap {
+            name: "t".to_owned(),
+            descriptor: Some(descriptor),
+            mac,
+            limits: NetLimits::default(),
+        });
         let text = text(&plan, Acceleration::Tcg);
         assert!(text.contains("tap,id=net,fd=1\n"));
         assert!(text.contains("mac=52:54:00:01:02:ff"));

@@ -20,6 +20,7 @@ use super::files::RuntimeFiles;
 use super::last_words::LastWords;
 use super::qmp::{Command, Monitor, QmpError, Shutdown};
 use super::version::QemuVersion;
+use crate::HELD_FOR_ROOM;
 use crate::held::{self, HeldProcess};
 use crate::task::Task;
 
@@ -157,8 +158,7 @@ impl VmmProcess for QemuProcess {
     }
 
     fn stall(&self) -> Option<&'static str> {
-        let full = "the guest is held: the host's disk is full; it goes on when there is room";
-        self.monitor.is_stalled().then_some(full)
+        self.monitor.is_stalled().then_some(HELD_FOR_ROOM)
     }
 
     async fn wait(&self) -> VmmState {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use banger_engine::contract::{TinyGuest, TinyGuests};
 use banger_engine::seams::{DiskFormat, DiskImage, DiskLimits, LaunchPlan, PlannedDisk};
-use banger_privileged_tests::vmm::{elf, tiny_kernel};
+use banger_privileged_tests::vmm::{elf, endless_kernel, tiny_kernel};
 use banger_types::{OperationId, VmId};
 
 /// The guests' kernels, written to files below the state directory.
@@ -58,14 +58,7 @@ impl TinyGuests for Kernels {
 
 fn kernel(guest: TinyGuest) -> Vec<u8> {
     match guest {
-        TinyGuest::Flood => {
-            // mov edx, 0x3f8; again: (mov al, BYTE; out dx, al) of each byte; jmp again
-            let mut code = vec![0xba, 0xf8, 0x03, 0, 0];
-            code.extend(b"flood\n".iter().flat_map(|byte| [0xb0, *byte, 0xee]));
-            let back = i8::try_from(-(6 * 3 + 2)).unwrap();
-            code.extend([0xeb, back.cast_unsigned()]);
-            elf(&code)
-        }
+        TinyGuest::Flood => endless_kernel(b"flood\n"),
         // Not before its launch is over: mov ecx, 30000; wait: out 0x80, al; dec ecx; jnz wait. Then
         // mov al, 0xfe; out 0x64, al (the keyboard controller's reset); hlt; jmp to the hlt
         TinyGuest::Restart => elf(&[

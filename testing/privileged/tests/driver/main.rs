@@ -7,6 +7,7 @@
 
 mod contract;
 mod kernels;
+mod room;
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -30,8 +31,8 @@ struct Owner {
 }
 
 /// Returns the owner's view when called in the owner's process. Elsewhere it starts a helper, runs
-/// `test` as the owner, and returns nothing.
-fn as_owner(test: &str) -> Option<Owner> {
+/// `test` as the owner, and returns nothing. Before that, `prepare` has the state directory.
+fn as_owner(test: &str, prepare: impl FnOnce(&Path)) -> Option<Owner> {
     if let Some(place) = std::env::var_os(PLACE) {
         let place = Path::new(&place);
         let socket = PathBuf::from(std::env::var_os("BANGER_TEST_SOCKET").unwrap());
@@ -49,6 +50,7 @@ fn as_owner(test: &str) -> Option<Owner> {
     put_programs(&programs);
     let helper = RunningHelper::start();
     let directories = &helper.directories;
+    prepare(&directories.state);
     // The owner may not be able to reach the folder that it was built in.
     let program = directories.outside.join("test");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();

@@ -13,7 +13,11 @@ use crate::error::EngineError;
 use crate::record::{acceleration_name, vmm_name};
 use crate::seams::{
     Acceleration, BaseImage, BootKernel, NetworkError, RootDisk, Vmm, VmmError, VmmKind,
+    no_network_limits,
 };
+
+/// What takes the limits of a network card away.
+const UNLIMITED: &str = "--net-bandwidth none --net-packets none";
 
 /// QEMU's user-mode network (`-netdev user`): every guest is 10.0.2.15 behind its own gateway.
 const USER_NETWORK: ([u8; 4], u8, [u8; 4], [u8; 4]) =
@@ -76,6 +80,12 @@ impl Run<'_> {
                 refused.push(format!("{}: this build has no driver for it", vmm_name(kind)));
                 continue;
             };
+            if !record.spec.net_limits.is_unlimited() && !vmm.limits_network() {
+                let error = no_network_limits(kind);
+                refused.push(format!("{}: {error}", vmm_name(kind)));
+                hint.get_or_insert_with(|| format!("banger vm set {} {UNLIMITED}", record.name));
+                continue;
+            }
             let acceleration = match vmm.probe().await {
                 Ok(acceleration) => acceleration,
                 Err(error) => {

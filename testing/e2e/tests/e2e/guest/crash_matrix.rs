@@ -7,39 +7,8 @@
 
 use std::path::PathBuf;
 
-use banger_engine::Step;
+use banger_engine::Action;
 use banger_harness::{Contents, Environment, skip};
-
-const START: [Step; 15] = [
-    Step::CheckHost,
-    Step::CreateVmDirectory,
-    Step::LinkBaseImage,
-    Step::CreateRootDisk,
-    Step::CreateWorkDisk,
-    Step::BuildInitrd,
-    Step::CreateRuntimeDirectory,
-    Step::AttachRootDisk,
-    Step::AttachNetwork,
-    Step::LaunchVmm,
-    Step::WriteHandles,
-    Step::ResumeVmm,
-    Step::WaitForAgent,
-    Step::SetIdentity,
-    Step::RecordRunning,
-];
-/// Of [`START`], what only a new VM needs.
-const ONLY_ONCE: [Step; 3] = [Step::CreateVmDirectory, Step::LinkBaseImage, Step::CreateWorkDisk];
-const STOP: [Step; 5] =
-    [Step::StopGuest, Step::EndVmm, Step::CleanRuntime, Step::DetachRootDisk, Step::DetachNetwork];
-const DELETE: [Step; 7] = [
-    Step::EndVmm,
-    Step::DetachRootDisk,
-    Step::DetachNetwork,
-    Step::CleanRuntime,
-    Step::RemoveDisks,
-    Step::RemoveVmDirectory,
-    Step::RemoveRow,
-];
 
 fn armed_daemon() -> Option<PathBuf> {
     let path = std::env::var_os("BANGER_TEST_FAULT_BANGERD").map(PathBuf::from);
@@ -49,8 +18,8 @@ fn armed_daemon() -> Option<PathBuf> {
     path
 }
 
-fn faults(steps: &[Step]) -> impl Iterator<Item = String> {
-    steps.iter().flat_map(|step| {
+fn faults(action: Action) -> impl Iterator<Item = String> {
+    action.steps().into_iter().flat_map(|step| {
         ["", ".done"].into_iter().flat_map(move |moment| {
             ["error", "kill"].map(|kind| format!("{}{moment}={kind}", step.name()))
         })
@@ -106,7 +75,7 @@ fn delete(environment: &Environment, fault: &str) {
 fn a_start_that_fails_or_is_cut_off_leaves_all_or_nothing() {
     let Some(bangerd) = armed_daemon() else { return };
     let environment = Environment::new(Contents::Busybox);
-    for fault in faults(&START) {
+    for fault in faults(Action::Create) {
         let create = ["vm", "run", "--image", "busybox", "--name", "box", "-d"];
         strike(&environment, &bangerd, &fault, &create);
         if consistent(&environment, &fault) > 0 {
@@ -125,8 +94,7 @@ fn a_restarted_vm_keeps_its_data_whatever_fails() {
     environment.start_busybox("box");
     environment.exec("box", ["sh", "-c", "cat > /root/f; sync"]).input("kept").ok();
     environment.banger(["vm", "stop", "box"]).ok();
-    let again: Vec<Step> = START.into_iter().filter(|step| !ONLY_ONCE.contains(step)).collect();
-    for fault in faults(&again) {
+    for fault in faults(Action::Start) {
         strike(&environment, &bangerd, &fault, &["vm", "start", "box"]);
         assert_eq!(consistent(&environment, &fault), 1, "{fault}");
         if environment.show("box")["state"] == "running" {
@@ -143,7 +111,7 @@ fn a_stop_that_fails_or_is_cut_off_loses_nothing() {
     let Some(bangerd) = armed_daemon() else { return };
     let environment = Environment::new(Contents::Busybox);
     environment.start_busybox("box");
-    for fault in faults(&STOP) {
+    for fault in faults(Action::Stop) {
         let write = environment.exec("box", ["sh", "-c", "cat > /root/f; sync"]);
         write.input(fault.as_str()).ok();
         strike(&environment, &bangerd, &fault, &["vm", "stop", "box"]);
@@ -160,18 +128,10 @@ fn a_stop_that_fails_or_is_cut_off_loses_nothing() {
 fn a_deletion_that_fails_or_is_cut_off_can_be_finished() {
     let Some(bangerd) = armed_daemon() else { return };
     let environment = Environment::new(Contents::Busybox);
-    for fault in faults(&DELETE) {
+    for fault in faults(Action::Delete) {
         environment.start_busybox("box");
         strike(&environment, &bangerd, &fault, &["vm", "delete", "box"]);
         delete(&environment, &fault);
     }
     environment.finish();
-}
-
-#[test]
-fn every_step_is_in_the_matrix() {
-    for step in Step::ALL {
-        let known = START.contains(step) || STOP.contains(step) || DELETE.contains(step);
-        assert!(known, "{}", step.name());
-    }
 }

@@ -18,3 +18,4 @@ mod run;
 mod terminal;
 mod user;
 mod volume;
+mod walls;

@@ -7,14 +7,14 @@ use std::process::{Child, Command, Stdio};
 use banger_harness::{Contents, Environment};
 
 /// An address of the world's that is nobody's private one.
-const OUTSIDE: &str = "9.9.9.9";
-const LAN: &str = "192.168.7.7";
+pub(super) const OUTSIDE: &str = "9.9.9.9";
+pub(super) const LAN: &str = "192.168.7.7";
 
 /// The world behind the host's uplink.
-struct World(Child);
+pub(super) struct World(Child);
 
 impl World {
-    fn new(environment: &Environment) -> Self {
+    pub(super) fn new(environment: &Environment) -> Self {
         let file = environment.base().join("n").display().to_string();
         let mut command = Command::new("/usr/bin/nsenter");
         command.arg(format!("--net={file}")).args(["unshare", "--net", "sleep", "infinity"]);
@@ -51,7 +51,23 @@ impl World {
         world
     }
 
-    fn run(&self, line: &str) {
+    /// The file of its network.
+    pub(super) fn network(&self) -> String {
+        format!("/proc/{}/ns/net", self.0.id())
+    }
+
+    /// A link NAME to it: 9.9.N.2 here, 9.9.N.1 there.
+    pub(super) fn add_uplink(&self, environment: &Environment, name: &str, number: u8) {
+        let pid = self.0.id();
+        environment
+            .in_network(&format!("ip link add {name} type veth peer name {name} netns {pid}"));
+        environment.in_network(&format!("ip address add 9.9.{number}.2/24 dev {name}"));
+        environment.in_network(&format!("ip link set {name} up"));
+        self.run(&format!("ip address add 9.9.{number}.1/24 dev {name}"));
+        self.run(&format!("ip link set {name} up"));
+    }
+
+    pub(super) fn run(&self, line: &str) {
         let mut command = Command::new("/usr/bin/nsenter");
         command.args(["-t", &self.0.id().to_string(), "-n"]).args(line.split(' '));
         assert!(command.status().is_ok_and(|status| status.success()), "{line}");
@@ -65,7 +81,7 @@ impl Drop for World {
     }
 }
 
-fn start(environment: &Environment, name: &str, options: &[&str]) -> String {
+pub(super) fn start(environment: &Environment, name: &str, options: &[&str]) -> String {
     let words = ["vm", "run", "-d", "--image", banger_harness::BUSYBOX_IMAGE, "--name", name];
     environment.banger([&words[..], options].concat()).ok();
     let shown = environment.show(name);
@@ -75,13 +91,13 @@ fn start(environment: &Environment, name: &str, options: &[&str]) -> String {
 }
 
 /// Whether a guest gets an answer from an address.
-fn pings(environment: &Environment, vm: &str, address: &str) -> bool {
+pub(super) fn pings(environment: &Environment, vm: &str, address: &str) -> bool {
     let finished = environment.exec(vm, ["ping", "-c", "1", "-W", "1", address]).run();
     finished.exit_code() == Some(0)
 }
 
 /// What a guest learns of a name; none if it learns nothing.
-fn resolves(environment: &Environment, vm: &str, name: &str) -> Option<String> {
+pub(super) fn resolves(environment: &Environment, vm: &str, name: &str) -> Option<String> {
     let finished = environment.exec(vm, ["busybox", "nslookup", "-type=a", name]).run();
     let out = finished.out();
     // First comes the server's own address, with its port.

@@ -2,16 +2,7 @@
 
 use std::fmt;
 
-use banger_engine::Step;
-
-/// What is done with a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    Create,
-    Start,
-    Stop,
-    Delete,
-}
+use banger_engine::{Action, Step};
 
 /// What happens at a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,65 +31,6 @@ pub struct Cell {
     /// After the act and before it is recorded; else before the act.
     pub is_done: bool,
     pub fault: Fault,
-}
-
-const START: [Step; 15] = [
-    Step::CheckHost,
-    Step::CreateVmDirectory,
-    Step::LinkBaseImage,
-    Step::CreateRootDisk,
-    Step::CreateWorkDisk,
-    Step::BuildInitrd,
-    Step::CreateRuntimeDirectory,
-    Step::AttachRootDisk,
-    Step::AttachNetwork,
-    Step::LaunchVmm,
-    Step::WriteHandles,
-    Step::ResumeVmm,
-    Step::WaitForAgent,
-    Step::SetIdentity,
-    Step::RecordRunning,
-];
-/// Of [`START`], what only a new machine needs.
-const ONLY_ONCE: [Step; 3] = [Step::CreateVmDirectory, Step::LinkBaseImage, Step::CreateWorkDisk];
-
-impl Action {
-    pub const ALL: [Self; 4] = [Self::Create, Self::Start, Self::Stop, Self::Delete];
-
-    /// Its steps, in order.
-    pub fn steps(self) -> Vec<Step> {
-        match self {
-            Self::Create => START.to_vec(),
-            Self::Start => START.into_iter().filter(|step| !ONLY_ONCE.contains(step)).collect(),
-            Self::Stop => {
-                vec![
-                    Step::StopGuest,
-                    Step::EndVmm,
-                    Step::CleanRuntime,
-                    Step::DetachRootDisk,
-                    Step::DetachNetwork,
-                ]
-            }
-            Self::Delete => vec![
-                Step::EndVmm,
-                Step::CleanRuntime,
-                Step::DetachRootDisk,
-                Step::DetachNetwork,
-                Step::RemoveDisks,
-                Step::RemoveVmDirectory,
-                Step::RemoveRow,
-            ],
-        }
-    }
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Create => "create",
-            Self::Start => "start",
-            Self::Stop => "stop",
-            Self::Delete => "delete",
-        }
-    }
 }
 
 impl Fault {

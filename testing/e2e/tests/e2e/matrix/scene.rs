@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use banger_engine::Action;
 use banger_harness::{
     BUSYBOX_IMAGE, Contents, Environment, Finished, Inventory, Invocation, Process, firecrackers,
     skip, wait_for,
@@ -16,10 +17,10 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::cell::{Action, Cell, Fault};
+use super::cell::{Cell, Fault};
 
 /// How long an operation, or the host, may take to come to rest.
-const REST: Duration = Duration::from_secs(120);
+pub const REST: Duration = Duration::from_secs(120);
 /// How long what the kernel takes down later may be seen.
 const LATER: Duration = Duration::from_secs(20);
 const BOX: &str = "box";
@@ -61,7 +62,7 @@ impl Scene {
         for folder in ["/var/lib", "/run"] {
             mount("tmpfs", folder, "tmpfs", MountFlags::empty(), c"mode=755").unwrap();
         }
-        hold_guests(&environment);
+        environment.hold_guests(&tiny_kernel(b"held\n"));
         let mut scene = Self {
             environment,
             bangerd,
@@ -96,7 +97,7 @@ impl Scene {
         self.banger(&[&words[..], &["--memory", "256M", "--vmm", self.vmm]].concat())
     }
 
-    fn list(&self) -> Vec<Value> {
+    pub fn list(&self) -> Vec<Value> {
         let list = self.banger(&["vm", "list", "--json"]).ok().json();
         list.as_array().cloned().expect("a list")
     }
@@ -273,23 +274,4 @@ fn check_words(cell: Cell, finished: &Finished) {
         assert!(words.contains("error"), "{cell}: {words}");
         assert!(!words.contains("panicked"), "{cell}: {words}");
     }
-}
-
-/// Has all guests held, and gives Firecracker, which cannot hold one, a kernel of some bytes.
-fn hold_guests(environment: &Environment) {
-    let hold = environment.state().join("held-guests");
-    fs::write(&hold, "").unwrap();
-    fs::set_permissions(&hold, fs::Permissions::from_mode(0o644)).unwrap();
-    let kernel = environment.kernel().join("vmlinux");
-    replace(&kernel, &tiny_kernel(b"held\n"));
-}
-
-/// Replaces a file, which may have other names, by one of the same owner and mode.
-fn replace(path: &Path, bytes: &[u8]) {
-    use std::os::unix::fs::MetadataExt;
-    let old = fs::metadata(path).unwrap();
-    fs::remove_file(path).unwrap();
-    fs::write(path, bytes).unwrap();
-    fs::set_permissions(path, old.permissions()).unwrap();
-    std::os::unix::fs::chown(path, Some(old.uid()), Some(old.gid())).unwrap();
 }
