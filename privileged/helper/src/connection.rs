@@ -4,7 +4,7 @@ use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use banger_gates::Owner;
@@ -29,8 +29,11 @@ const CHUNK: usize = 16 << 10;
 /// Between two looks whether it is one's turn.
 const STEP: Duration = Duration::from_millis(5);
 
-/// One long frame at a time, so that peers cannot make the helper large.
-static LONG_FRAME: Mutex<()> = Mutex::new(());
+/// One long frame, or long answer, at a time, from its reading to its end, so that peers cannot
+/// make the helper large.
+static LARGE: Mutex<()> = Mutex::new(());
+/// The turn of who is large.
+type Turn = Option<MutexGuard<'static, ()>>;
 
 /// Whom the kernel says the peer is (SO_PEERCRED, unix(7)).
 #[derive(Clone, Copy, Debug)]
@@ -75,12 +78,12 @@ pub(crate) fn serve(stream: &UnixStream, peer: Peer, host: &Host) {
     let _ = stream.set_write_timeout(Some(PATIENCE));
     let mut frames = Frames { stream, limit: None, chunk: [0; CHUNK], buffer: Vec::new() };
     loop {
-        let line = match frames.next() {
-            Ok(Some(line)) => line,
+        let (line, mut turn) = match frames.next() {
+            Ok(Some(next)) => next,
             Ok(None) => return,
             Err(reason) => return refuse(stream, ErrorCode::BadRequest, reason),
         };
-        let (response, descriptor) = respond(&line, peer, host);
+        let (response, descriptor) = respond(&line, peer, host, &mut turn);
         drop(line);
         if answer(stream, &response, descriptor).is_err() {
             return;
@@ -103,18 +106,18 @@ struct Frames<'a> {
 
 impl Frames<'_> {
     /// The next line without its end; none when the peer is gone or idle for too long.
-    fn next(&mut self) -> Result<Option<Vec<u8>>, &'static str> {
+    fn next(&mut self) -> Result<Option<(Vec<u8>, Turn)>, &'static str> {
         let end = || Instant::now() + PATIENCE;
         let mut deadline: Option<Instant> = (!self.buffer.is_empty()).then(end);
         let mut searched = 0;
-        let mut alone = None;
+        let mut turn = None;
         loop {
             let found = self.buffer[searched..].iter().position(|byte| *byte == b'\n');
             if let Some(at) = found.map(|at| at + searched) {
                 let rest = self.buffer.split_off(at + 1);
                 let mut line = std::mem::replace(&mut self.buffer, rest);
                 line.pop();
-                return if is_too_long(&line) { Err(TOO_LONG) } else { Ok(Some(line)) };
+                return if is_too_long(&line) { Err(TOO_LONG) } else { Ok(Some((line, turn))) };
             }
             searched = self.buffer.len();
             let left = |end: Instant| end.saturating_duration_since(Instant::now());
@@ -122,16 +125,19 @@ impl Frames<'_> {
             if limit.is_zero() {
                 return Err(TOO_SLOW);
             }
-            if searched > LONGEST_WRITE_FRAME || searched > LONGEST_FRAME && alone.is_none() {
+            if searched > LONGEST_WRITE_FRAME || searched > LONGEST_FRAME && turn.is_none() {
                 if is_too_long(&self.buffer) {
                     return Err(TOO_LONG);
                 }
-                // Who has it reads, which cannot panic and so poison it, and has a deadline too.
-                alone = LONG_FRAME.try_lock().ok();
-                if alone.is_none() {
-                    std::thread::sleep(STEP);
-                    continue;
-                }
+                turn = match LARGE.try_lock() {
+                    Ok(turn) => Some(turn),
+                    // Nothing is in it that a panic could have left half done.
+                    Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
+                    Err(TryLockError::WouldBlock) => {
+                        std::thread::sleep(STEP);
+                        continue;
+                    }
+                };
             }
             if self.limit != Some(limit) {
                 self.limit = Some(limit);
@@ -158,10 +164,10 @@ fn is_too_long(line: &[u8]) -> bool {
 }
 
 /// What one line comes to.
-fn respond(line: &[u8], peer: Peer, host: &Host) -> (Response, Option<OwnedFd>) {
+fn respond(line: &[u8], peer: Peer, host: &Host, turn: &mut Turn) -> (Response, Option<OwnedFd>) {
     let begun = Instant::now();
     let (mut op_id, mut method) = (String::new(), None);
-    let outcome = decide(line, host, &mut op_id, &mut method);
+    let outcome = decide(line, host, turn, (&mut op_id, &mut method));
     let code = outcome.as_ref().err().map(|(code, _)| *code);
     let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let mut fields = vec![
@@ -194,8 +200,8 @@ fn respond(line: &[u8], peer: Peer, host: &Host) -> (Response, Option<OwnedFd>) 
 fn decide(
     line: &[u8],
     host: &Host,
-    op_id: &mut String,
-    method: &mut Option<Method>,
+    turn: &mut Turn,
+    (op_id, method): (&mut String, &mut Option<Method>),
 ) -> Result<dispatch::Answer, dispatch::Failure> {
     let bad = |message: &str| (ErrorCode::BadRequest, message.to_owned());
     // serde takes an array for the fields of an object, in their order.
@@ -215,6 +221,9 @@ fn decide(
     *method = Some(found);
     if line.len() > LONGEST_FRAME && found != Method::WriteExt4Files {
         return Err(bad("a line that is too long"));
+    }
+    if found == Method::ReadExt4File && turn.is_none() {
+        *turn = Some(LARGE.lock().unwrap_or_else(PoisonError::into_inner));
     }
     dispatch::call(found, request.params.as_ref().map_or("{}", |params| params.get()), host)
 }
@@ -236,5 +245,13 @@ fn answer(
         let data = [IoSlice::new(&bytes)];
         sent = rustix::net::sendmsg(stream, &data, &mut control, SendFlags::NOSIGNAL)?;
     }
-    stream.write_all(&bytes[sent..])
+    // All of it within that time: a peer that reads little by little keeps others from their turn.
+    let end = Instant::now() + PATIENCE;
+    while sent < bytes.len() {
+        let left = end.saturating_duration_since(Instant::now());
+        stream.set_write_timeout(Some(left))?;
+        // Within one write the time begins anew with each piece that is taken.
+        sent += stream.write(&bytes[sent..bytes.len().min(sent + CHUNK)])?;
+    }
+    stream.set_write_timeout(Some(PATIENCE))
 }

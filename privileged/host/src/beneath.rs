@@ -64,29 +64,24 @@ impl<R: Root> Directory<R> {
         Ok((!is_gone).then_some((descriptor, stat)))
     }
 
-    /// Opens the owner's regular file for reading; for writing too if `writable`, and then it must
+    /// Opens the owner's regular file for reading; for writing too if it `writes`, and then it must
     /// have this one name only: under another it could be a file outside.
     ///
     /// # Errors
     /// Nothing there, a link, no regular file, another's file, a file with more names (refused).
-    pub fn open_file(
-        &self,
-        parameter: Name,
-        path: &ManagedPath<R>,
-        writable: bool,
-    ) -> Result<File> {
+    pub fn open_file(&self, parameter: Name, path: &ManagedPath<R>, writes: bool) -> Result<File> {
         let found = self.look(parameter, path)?;
         let (descriptor, stat) = found.ok_or_else(|| Refusal::new(parameter, "no such file"))?;
         let is_broken = kind(&stat) != FileType::RegularFile;
         Refusal::when(is_broken, parameter, "not a regular file")?;
         Refusal::when(stat.st_uid != self.owner, parameter, "a file of another user")?;
-        Refusal::when(writable && stat.st_nlink != 1, parameter, "a file with more than one name")?;
-        let opened = File::options().read(true).write(writable).open(descriptor_path(&descriptor));
+        Refusal::when(writes && stat.st_nlink != 1, parameter, "a file with more than one name")?;
+        let opened = File::options().read(true).write(writes).open(descriptor_path(&descriptor));
         let file = opened.during("open", path.relative().display())?;
         // Another name may have come between the two.
         let metadata = file.metadata().during("look at", path.relative().display())?;
         let rule = "a file with more than one name";
-        Refusal::when(writable && metadata.nlink() != 1, parameter, rule)?;
+        Refusal::when(writes && metadata.nlink() != 1, parameter, rule)?;
         Ok(file)
     }
 

@@ -34,8 +34,8 @@ pub struct Host {
     state: Directory<State>,
     runtime: Directory<Runtime>,
     records: Records,
-    /// The files and snapshots that a request has for itself.
-    changing: std::sync::Mutex<std::collections::BTreeSet<String>>,
+    /// The files and devices that a request has for itself.
+    changing: std::sync::Mutex<std::collections::BTreeSet<(u64, u64)>>,
     /// The machines that this helper launched and that are not cleaned up, by the links to their API
     /// sockets.
     machines: std::sync::Mutex<std::collections::BTreeMap<PathBuf, vmm::Process>>,

@@ -110,13 +110,8 @@ pub(crate) fn wait(child: &mut Child, limit: Duration) -> io::Result<ExitStatus>
 }
 
 /// Sees a child to its end, which is now if something is wrong with it.
-fn attend(
-    child: &mut Child,
-    input: Vec<u8>,
-    limit: Duration,
-    longest_output: u64,
-) -> io::Result<Outcome> {
-    let talk = talk(child, input, limit, longest_output);
+fn attend(child: &mut Child, input: Vec<u8>, limit: Duration, longest: u64) -> io::Result<Outcome> {
+    let talk = talk(child, input, limit, longest);
     if talk.is_err() {
         let _ = child.kill();
     }

@@ -389,8 +389,9 @@ fn plain(list: &mut List, kind: Kind, places: &Places) {
             list.refuse("type bits", [0o10_644_i64, 0o100_644, -1, 1 << 32]);
         }
         Kind::DnsPort => {
-            list.accept("plain", [1024, 42069, 65535]);
+            list.accept("plain", [42069, 42075, 42084]);
             list.refuse("privileged", [0, 53, 1023, -1, 65536]);
+            list.refuse("another service's", [1024, 2375, 42068, 42085, 65535]);
         }
         Kind::Group => {
             list.accept("plain", ["a".to_owned(), "0-Z".into(), "a".repeat(32)]);

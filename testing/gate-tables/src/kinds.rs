@@ -247,7 +247,7 @@ fn own_classes(kind: Kind) -> &'static [&'static str] {
         Kind::Memory => &["plain", "too little", "more than the host"],
         Kind::ContextId => &["plain", "reserved"],
         Kind::Mode => &["plain", "0", "type bits"],
-        Kind::DnsPort => &["plain", "privileged"],
+        Kind::DnsPort => &["plain", "privileged", "another service's"],
         Kind::Label => &["plain", "blank", "control", "oversize"],
         Kind::Bytes => &["plain", "empty", "no base64"],
         Kind::BalloonMib

@@ -75,6 +75,51 @@ fn the_trust_list_names_every_proven_type() {
     }
 }
 
+#[test]
+fn the_trust_list_names_every_function_that_checks_more() {
+    let page = read("docs/privileges.md");
+    let rows = table(&page, "`privileged/gates/src/request`:");
+    let told: BTreeSet<&str> = rows.iter().flat_map(|row| code(&row[0])).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../privileged/gates/src/request");
+    let mut checking = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).expect("the requests").flatten() {
+        let source = std::fs::read_to_string(entry.path()).expect("a source");
+        let mut function = String::new();
+        for line in source.lines() {
+            if let Some((_, rest)) = line.split_once("fn ") {
+                function =
+                    rest.chars().take_while(|it| it.is_alphanumeric() || *it == '_').collect();
+            } else if line.contains("Refusal::") {
+                checking.insert(function.clone());
+            }
+        }
+    }
+    assert_eq!(told, checking.iter().map(String::as_str).collect());
+}
+
+#[test]
+fn the_helper_executes_nothing_at_another_path_than_is_told() {
+    let page = read("docs/privileges.md");
+    let rows = table(&page, "### Programs that the helper runs");
+    let told: BTreeSet<&str> = rows.iter().flat_map(|row| code(&row[0])).collect();
+    let mut named = 0;
+    for file in ["network/firewalld.rs", "network/firewall.rs", "network/resolver.rs"]
+        .into_iter()
+        .chain(["disk/debugfs.rs", "disk/ext4.rs", "vmm/launch.rs", "vmm/executable.rs"])
+    {
+        let source = read(&format!("privileged/host/src/{file}"));
+        for path in source.split('"').filter(|text| text.contains("bin/") && text.starts_with('/'))
+        {
+            let merged =
+                if path.starts_with("/usr/") { path.to_owned() } else { format!("/usr{path}") };
+            assert!(told.contains(merged.as_str()), "{file}: {path}");
+            named += 1;
+        }
+    }
+    assert!(named > 5, "{named} paths");
+    assert!(page.contains("looked for in `/sbin` or `/bin`"));
+}
+
 /// The types of the gates that are made by a check: those with a constructor that may refuse, and
 /// those that the macros of `name.rs` and `launch.rs` give one.
 fn proven_types() -> BTreeSet<String> {

@@ -23,9 +23,11 @@ fn race(method: Method, pointer: &str) -> Option<(&'static str, &'static str)> {
         }
         (Method::ReadExt4File, "/image_path") => (DISK, "reading_while_paths_are_swapped"),
         (Method::WriteExt4Files, "/image_path") => (DISK, "writing_while_paths_are_swapped"),
-        (Method::ResolveFirecrackerBinary, "/requested")
-        | (Method::LaunchFirecracker, "/binary_path") => {
+        (Method::ResolveFirecrackerBinary, "/requested") => {
             (MACHINES, "a_swapped_program_is_never_found")
+        }
+        (Method::LaunchFirecracker, "/binary_path") => {
+            (MACHINES, "a_swapped_firecracker_never_runs_as_root")
         }
         (Method::LaunchFirecracker, "/jailer/binary") => {
             (MACHINES, "a_swapped_jailer_is_never_executed")

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use banger_helper_api::{
-    ClearResolverRoutingParams, CreateTapParams, DeleteTapParams, EnsureBridgeParams,
+    ClearResolverRoutingParams, CreateTapParams, DNS_PORTS, DeleteTapParams, EnsureBridgeParams,
     EnsureNatParams, Network, SyncResolverRoutingParams,
 };
 
@@ -74,11 +74,12 @@ pub struct ResolverRoute {
 /// The gate of `priv.ensure_bridge`.
 ///
 /// # Errors
-/// The rules of [`NetworkConfig`]; a port below 1024.
+/// The rules of [`NetworkConfig`]; a port that is none of [`DNS_PORTS`].
 pub fn ensure_bridge(params: EnsureBridgeParams) -> Result<Bridge> {
     let EnsureBridgeParams { bridge_name, bridge_ip, cidr, dns_port } = params;
     let network = NetworkConfig::parse(&Network { bridge_name, bridge_ip, cidr })?;
-    Refusal::when(dns_port.is_some_and(|port| port < 1024), "dns_port", "a port from 1024 on")?;
+    let is_broken = dns_port.is_some_and(|port| !DNS_PORTS.contains(&port));
+    Refusal::when(is_broken, "dns_port", format!("one of {DNS_PORTS:?}"))?;
     Ok(Bridge { network, dns_port })
 }
 

@@ -7,7 +7,6 @@
 //! it is mounted anywhere, in a guest too.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::sync::PoisonError;
 
 use banger_gates::request::{GuestFile, ReadFile, Volume, WriteFiles};
@@ -16,7 +15,7 @@ use rustix::fs::FileType;
 use rustix::rand::GetRandomFlags;
 
 use super::debugfs::{Image, Inode, MOST, Superblock};
-use super::loops::{hindrance, identity};
+use super::loops::{check_loops, identity};
 use crate::{During, Host, HostError, Result};
 
 const IMAGE: &str = "image_path";
@@ -42,15 +41,15 @@ fn kind_name(kind: FileType) -> &'static str {
     }
 }
 
-/// A file or snapshot that one request has for itself.
+/// A file or device that one request has for itself.
 pub(super) struct Claim<'a> {
     host: &'a Host,
-    image: String,
+    file: (u64, u64),
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        self.host.changing.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.image);
+        self.host.changing.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.file);
     }
 }
 
@@ -117,29 +116,37 @@ fn write(image: &Image, file: &GuestFile, found: &mut Found<'_>) -> Result<()> {
 }
 
 impl Host {
-    /// Claims an image for a change, until the claim is dropped.
-    fn claim(&self, parameter: Name, image: String) -> Result<Claim<'_>> {
+    /// Claims a file or device for a change, or for a snapshot's changes, until the claim is
+    /// dropped. A launch that looks who uses what comes before it or after.
+    pub(super) fn claim(&self, parameter: Name, file: (u64, u64)) -> Result<Claim<'_>> {
+        let _machines = self.machines();
+        self.check_unused(parameter, (file, false), &[])?;
+        self.hold(parameter, file)
+    }
+
+    /// Keeps others from a change, and from the end of a device, machines or not.
+    fn hold(&self, parameter: Name, file: (u64, u64)) -> Result<Claim<'_>> {
         let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        Refusal::when(!changing.insert(image.clone()), parameter, "another request has it")?;
-        Ok(Claim { host: self, image })
+        Refusal::when(!changing.insert(file), parameter, "another request has it")?;
+        Ok(Claim { host: self, file })
     }
 
-    /// Claims a file for a change, or for a snapshot's changes.
-    pub(super) fn claim_file(&self, parameter: Name, file: &File) -> Result<Claim<'_>> {
-        let (device, inode) = identity(file)?;
-        self.claim(parameter, format!("{device}:{inode}"))
-    }
-
-    fn open_to_read(&self, image: &Volume) -> Result<Image> {
-        let image = match image {
+    fn open_to_read(&self, image: &Volume) -> Result<(Option<Claim<'_>>, Image)> {
+        let (claim, image) = match image {
             Volume::Device(device) => {
-                Image::device(self, self.device_number(IMAGE, device, false)?)?
+                let number = self.device_number(IMAGE, device, false)?;
+                let claim = self.hold(IMAGE, (number, 0))?;
+                let is_other = self.device_number(IMAGE, device, false)? != number;
+                Refusal::when(is_other, IMAGE, "another device by now")?;
+                (Some(claim), Image::device(self, number)?)
             }
-            Volume::File(path) => Image::file(self, self.state.open_file(IMAGE, path, false)?)?,
+            Volume::File(path) => {
+                (None, Image::file(self, self.state.open_file(IMAGE, path, false)?)?)
+            }
         };
         match image.superblock()? {
             Superblock::Foreign => Err(Refusal::new(IMAGE, "no ext4 file system").into()),
-            _ => Ok(image),
+            _ => Ok((claim, image)),
         }
     }
 
@@ -148,12 +155,8 @@ impl Host {
             Volume::Device(device) => self.open_idle(IMAGE, device)?,
             Volume::File(path) => {
                 let file = self.state.open_file(IMAGE, path, true)?;
-                let claim = self.claim_file(IMAGE, &file)?;
-                let is_used = self.count_uses(&[], (identity(&file)?, false)) > 0;
-                Refusal::when(is_used, IMAGE, "a disk of a machine that is not cleaned up")?;
-                if let Some(reason) = hindrance(&file, None, false)? {
-                    return Err(Refusal::new(IMAGE, reason).into());
-                }
+                let claim = self.claim(IMAGE, identity(&file)?)?;
+                check_loops(&[(IMAGE, (identity(&file)?, false))], None)?;
                 (claim, Image::file(self, file)?)
             }
         };
@@ -168,8 +171,11 @@ impl Host {
     }
 
     fn open_idle(&self, parameter: Name, device: &DmDevice) -> Result<(Claim<'_>, Image)> {
-        let claim = self.claim(parameter, device.path())?;
         let number = self.device_number(parameter, device, true)?;
+        let claim = self.claim(parameter, (number, 0))?;
+        // Nobody has opened or removed it meanwhile.
+        let is_other = self.device_number(parameter, device, true)? != number;
+        Refusal::when(is_other, parameter, "another device by now")?;
         Ok((claim, Image::device(self, number)?))
     }
 
@@ -179,7 +185,7 @@ impl Host {
     /// Refused: no ext4 file system, no such file, no regular file, one that is too long. An image
     /// that is damaged, or in use and just changing.
     pub fn read_ext4_file(&self, grant: &ReadFile) -> Result<Vec<u8>> {
-        let image = self.open_to_read(&grant.image)?;
+        let (_claim, image) = self.open_to_read(&grant.image)?;
         let path = grant.path.as_str();
         let inode = image.inodes(&[path])?.into_iter().flatten().next();
         let inode = inode.ok_or_else(|| refused(PATH, path, "not in the image"))?;

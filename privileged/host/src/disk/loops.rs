@@ -9,6 +9,7 @@ use banger_privileged_sys::loop_device::{Backing, LoopDevice};
 use serde::{Deserialize, Serialize};
 
 use super::snapshot::{KIND, SnapshotRecord};
+use crate::vmm::Use;
 use crate::{During, Host, Result};
 
 const GRACE: Duration = Duration::from_secs(2);
@@ -38,9 +39,8 @@ pub(crate) fn identity(file: &File) -> Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Every loop device that stands on a file.
-fn standing_on(file: &File) -> Result<Vec<(u32, Backing)>> {
-    let wanted = identity(file)?;
+/// Every loop device that stands on a file, and what that is.
+fn attached() -> Result<Vec<(u32, Backing)>> {
     let devices = std::fs::read_dir("/sys/block").during("list", "/sys/block")?;
     let mut found = Vec::new();
     for device in devices.flatten() {
@@ -50,24 +50,24 @@ fn standing_on(file: &File) -> Result<Vec<(u32, Backing)>> {
         let device = LoopDevice::open(number).during("look at", number)?;
         let Some(device) = device else { continue };
         let backing = device.backing().during("look at", number)?;
-        let backing = backing.filter(|backing| (backing.device, backing.inode) == wanted);
         found.extend(backing.map(|backing| (number, backing)));
     }
     Ok(found)
 }
 
-/// A loop device that hinders the use of a file, but for one's own and, for who only reads, those
+/// That no loop device hinders the use of files, but for one's own and, for who only reads, those
 /// that only read. One whose last user just went is waited for: udev looks into each for a moment.
-pub(super) fn hindrance(file: &File, own: Option<u32>, read_only: bool) -> Result<Option<String>> {
+pub(crate) fn check_loops(uses: &[(Name, Use)], own: Option<u32>) -> Result<()> {
     let end = Instant::now() + GRACE;
     loop {
-        let found = standing_on(file)?
-            .into_iter()
-            .find(|(number, backing)| own != Some(*number) && !(read_only && backing.is_read_only));
-        let Some((number, _)) = found else { return Ok(None) };
-        if Instant::now() >= end {
-            return Ok(Some(format!("in use by /dev/loop{number}")));
-        }
+        let others = attached()?.into_iter().filter(|(number, _)| own != Some(*number));
+        let found = others.into_iter().find_map(|(number, backing)| {
+            let file = (backing.device, backing.inode);
+            let hinders = |it: &&(Name, Use)| it.1.0 == file && !(it.1.1 && backing.is_read_only);
+            Some((uses.iter().find(hinders)?.0, number))
+        });
+        let Some((parameter, number)) = found else { return Ok(()) };
+        Refusal::when(Instant::now() >= end, parameter, format!("in use by /dev/loop{number}"))?;
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -76,10 +76,8 @@ pub(super) fn hindrance(file: &File, own: Option<u32>, read_only: bool) -> Resul
 /// of two made at once at least one sees the other.
 pub(super) fn attach(parameter: Name, file: &File, read_only: bool) -> Result<LoopDevice> {
     let device = LoopDevice::attach(file, read_only).during("attach", parameter)?;
-    match hindrance(file, Some(device.number()), read_only)? {
-        Some(reason) => Err(Refusal::new(parameter, reason).into()),
-        None => Ok(device),
-    }
+    check_loops(&[(parameter, (identity(file)?, read_only))], Some(device.number()))?;
+    Ok(device)
 }
 
 impl Host {

@@ -8,4 +8,4 @@ mod ext4;
 mod loops;
 mod snapshot;
 
-pub(crate) use loops::identity;
+pub(crate) use loops::{check_loops, identity};

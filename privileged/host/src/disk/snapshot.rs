@@ -17,7 +17,7 @@ use banger_privileged_sys::device_mapper::{Device, DeviceMapper, Target};
 use banger_privileged_sys::loop_device::LoopDevice;
 use serde::{Deserialize, Serialize};
 
-use super::loops::{LoopRecord, attach};
+use super::loops::{LoopRecord, attach, identity};
 use crate::{During, Host, HostError, Result};
 
 /// The kind of the records.
@@ -51,8 +51,12 @@ impl Host {
         let image = self.state.open_file("rootfs_path", &grant.image, false)?;
         let cow = self.state.open_file("cow_path", &grant.cow, true)?;
         let name = grant.name.as_str();
-        let _claim = self.claim_file("cow_path", &cow)?;
+        let _claim = self.claim("cow_path", identity(&cow)?)?;
         let base_loop = attach("rootfs_path", &image, true)?;
+        // Who comes later sees the loop device; who came before has written down what it uses.
+        let machines = self.machines();
+        self.check_unused("rootfs_path", (identity(&image)?, true), &[])?;
+        drop(machines);
         let cow_loop = attach("cow_path", &cow, false)?;
         let length = base_loop.device().seek(SeekFrom::End(0));
         let length = length.during("measure", "the image")? / SECTOR;
@@ -94,9 +98,13 @@ impl Host {
     /// there is no failure.
     ///
     /// # Errors
-    /// The device is in use, five seconds long.
+    /// The device is in use, five seconds long, or a machine has it that is not cleaned up.
     pub fn remove_dm_snapshot(&self, name: &DmName) -> Result<()> {
         let (name, mapper) = (name.as_str(), mapper()?);
+        let found = mapper.as_ref().map(|mapper| mapper.find(name)).transpose();
+        // A jail has a device by its number, which is another's once this one is gone.
+        let number = found.during("look at", name)?.flatten().map(|found| number_of(&found));
+        let _claim = number.map(|number| self.claim("dm_name", (number, 0))).transpose()?;
         let end = Instant::now() + BUSY;
         while let Some(Err(error)) = mapper.as_ref().map(|mapper| mapper.remove(name)) {
             if error.kind() != ErrorKind::ResourceBusy || Instant::now() >= end {
@@ -140,12 +148,16 @@ impl Host {
         loop {
             let found = find_snapshot(parameter, device)?;
             if !is_idle || found.users == 0 {
-                return Ok(rustix::fs::makedev(found.number.major, found.number.minor));
+                return Ok(number_of(&found));
             }
             Refusal::when(Instant::now() >= end, parameter, "the device is in use")?;
             std::thread::sleep(PAUSE);
         }
     }
+}
+
+fn number_of(device: &Device) -> u64 {
+    rustix::fs::makedev(device.number.major, device.number.minor)
 }
 
 fn find_snapshot(parameter: Name, device: &DmDevice) -> Result<Device> {

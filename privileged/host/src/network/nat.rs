@@ -41,8 +41,7 @@ impl Host {
         let made_for = before.and_then(|tap| tap.source.as_ref()).map(|(_, ip)| *ip);
         let rule = "not the address that the tap is for";
         Refusal::when(made_for.is_some_and(|ip| ip != guest), "guest_ip", rule)?;
-        let is_broken = known.taps.iter().any(|(other, tap)| other != name && tap.has(guest));
-        Refusal::when(is_broken, "guest_ip", "the address of a guest behind another tap")?;
+        self.check_sole((&known, &netlink), (name, "guest_ip"), |tap| tap.has(guest))?;
         let mut record = before.cloned().unwrap_or_default();
         record.bridge.clone_from(&bridge.name);
         record.guest = grant.is_enabled.then_some(guest);

@@ -233,14 +233,9 @@ impl Netlink {
     }
 
     /// Changes an interface's attributes, and brings it up if `is_up`.
-    pub(super) fn change(
-        &self,
-        index: u32,
-        is_up: bool,
-        attributes: &Attributes,
-    ) -> Result<(), Errno> {
+    pub(super) fn change(&self, index: u32, is_up: bool, new: &Attributes) -> Result<(), Errno> {
         let flags = if is_up { IFF_UP } else { 0 };
-        self.ask(RTM_NEWLINK, 0, &link_body(index, flags, attributes)).map(drop)
+        self.ask(RTM_NEWLINK, 0, &link_body(index, flags, new)).map(drop)
     }
 
     /// Changes what a bridge has as a bridge.

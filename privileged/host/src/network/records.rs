@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use banger_gates::NetworkConfig;
 use banger_gates::request::{self, Bridge};
+use banger_gates::{Name, NetworkConfig, Refusal};
 use banger_helper_api::EnsureBridgeParams;
 use serde::{Deserialize, Serialize};
 
+use super::netlink::Netlink;
 use super::routing::Routing;
 use crate::{Host, Result};
 
@@ -63,6 +64,23 @@ impl Known {
 }
 
 impl Host {
+    /// That no other tap is the one looked for. One that is gone without a word has no guest, and what
+    /// its guest was allowed is the next one's no more.
+    pub(super) fn check_sole(
+        &self,
+        (known, netlink): (&Known, &Netlink),
+        (name, parameter): (&str, Name),
+        is_it: impl Fn(&TapRecord) -> bool,
+    ) -> Result<()> {
+        for (other, tap) in known.taps.iter().filter(|(other, tap)| *other != name && is_it(tap)) {
+            let is_there = netlink.link(other)?.is_some();
+            Refusal::when(is_there, parameter, format!("the guest's behind {other}"))?;
+            let gone = TapRecord { bridge: tap.bridge.clone(), ..TapRecord::default() };
+            self.record_tap(other, Some(&gone))?;
+        }
+        Ok(())
+    }
+
     pub(super) fn known_network(&self) -> Known {
         let bridges = self.records.all::<EnsureBridgeParams>(BRIDGE).into_iter();
         let bridges = bridges.filter_map(|(name, params)| {
@@ -110,7 +128,7 @@ impl Host {
         let bridge = self.known_network().bridges.remove(name);
         if bridge.is_none_or(|bridge| bridge.network != *network) {
             let reason = "not set up with this address: priv.ensure_bridge comes first";
-            return Err(banger_gates::Refusal::new("bridge_name", reason).into());
+            return Err(Refusal::new("bridge_name", reason).into());
         }
         Ok(())
     }

@@ -44,14 +44,12 @@ impl Host {
         }
         let known = self.known_network();
         let source = grant.anti_spoof.map(|only| (only.mac.to_string(), only.ip));
-        for (other, tap) in known.taps_of(bridge_name).filter(|(other, _)| *other != name) {
-            let Some((mac, ip)) = &source else { break };
-            let has_mac = tap.source.as_ref().is_some_and(|source| source.0 == *mac);
-            // A tap that is gone without a word has no guest.
-            if (has_mac || tap.has(*ip)) && netlink.link(other)?.is_some() {
-                let parameter = if has_mac { "guest_mac" } else { "guest_ip" };
-                return Err(Refusal::new(parameter, format!("the guest's behind {other}")).into());
-            }
+        if let Some((mac, ip)) = &source {
+            let is_here = |tap: &TapRecord| tap.bridge == bridge_name;
+            let has_mac = |tap: &TapRecord| tap.source.as_ref().is_some_and(|it| it.0 == *mac);
+            let there = (&known, &netlink);
+            self.check_sole(there, (name, "guest_mac"), |tap| is_here(tap) && has_mac(tap))?;
+            self.check_sole(there, (name, "guest_ip"), |tap| is_here(tap) && tap.has(*ip))?;
         }
         let before = known.taps.get(name);
         let mut record =

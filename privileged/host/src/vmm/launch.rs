@@ -16,14 +16,14 @@ use banger_gates::request::Launch;
 use banger_gates::{JailId, JailRoot, ManagedPath, Refusal, State};
 use banger_helper_api::ErrorCode;
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::process::{Signal, WaitId, WaitIdOptions};
+use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 
 use super::executable::Executable;
 use super::jail::{self, Jail};
 use super::process::{Executed, Process, is_readable};
 use super::record::{Identity, Launched};
 use super::{API_SOCKET, cgroup, config, sockets};
-use crate::disk::identity;
+use crate::disk::{check_loops, identity};
 use crate::{During, Host, HostError, Result, chain, descriptor_path, tool};
 
 /// How long the jailer may take: it copies 3 MB and makes a few nodes.
@@ -74,11 +74,8 @@ impl Host {
         let disks: Vec<_> = uses.iter().map(|it| it.1).collect();
         // Until this launch is written down, no other looks what is.
         let unwritten = self.machines();
-        for (parameter, it) in uses.iter().rev() {
-            let is_taken = self.count_uses(&disks, *it) > usize::from(!it.1);
-            let rule = "in another jail, or here twice, and written to in one place";
-            Refusal::when(is_taken, parameter, rule)?;
-        }
+        uses.iter().rev().try_for_each(|it| self.check_unused(it.0, it.1, &disks))?;
+        check_loops(&uses, None)?;
         let jail = Jail::create(&self.policy, &launch.id)?;
         let mut launched = Launched { links: self.links_of(launch), disks, process: None };
         let start = || {
@@ -86,6 +83,7 @@ impl Host {
             launched.disks.push((identity(&log.file)?, false));
             self.remember(&launch.id, &launched)?;
             drop(unwritten);
+            self.check_devices(&sources)?;
             let root = jail.root()?;
             self.stage(&root, launch, &sources)?;
             self.make_links(launch)?;
@@ -126,22 +124,20 @@ impl Host {
         self.tear_down(id, jail, launched.as_ref())
     }
 
-    fn tear_down(
-        &self,
-        id: &JailId,
-        jail: Option<Jail>,
-        launched: Option<&Launched>,
-    ) -> Result<()> {
-        let recorded = launched.and_then(Launched::running);
+    fn tear_down(&self, id: &JailId, jail: Option<Jail>, record: Option<&Launched>) -> Result<()> {
+        let recorded = record.and_then(Launched::running);
         if let Some(process) = recorded.or_else(|| self.in_jail(id)) {
             process.signal(Signal::KILL)?;
             if !process.ends_within(END_LIMIT) {
                 return Err(HostError::of("end process", process.pid)("it does not end"));
             }
+            // The child of a jailer that died has nobody else yet.
+            let has_ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+            let _ = waitid(WaitId::PidFd(process.descriptor.as_fd()), has_ended);
         }
         self.machines().retain(|_, machine| machine.is_running());
-        if let Some(launched) = launched {
-            self.remove_links(launched)?;
+        if let Some(record) = record {
+            self.remove_links(record)?;
         }
         if let Some(jail) = jail {
             jail.remove()?;
@@ -259,7 +255,7 @@ fn watch(process: &Process, log: &Log) -> io::Result<()> {
                 let _ = log.set_len(0);
             }
         }
-        let _ = rustix::process::waitid(WaitId::PidFd(descriptor.as_fd()), WaitIdOptions::EXITED);
+        let _ = waitid(WaitId::PidFd(descriptor.as_fd()), WaitIdOptions::EXITED);
     })?;
     Ok(())
 }

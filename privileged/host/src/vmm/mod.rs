@@ -12,6 +12,7 @@ mod sockets;
 mod staging;
 
 pub(crate) use process::Process;
+pub(crate) use record::Use;
 
 /// The API socket as Firecracker sees it.
 const API_SOCKET: &str = "/run/firecracker.socket";

@@ -185,7 +185,7 @@ impl Host {
 
     /// The machines that this helper launched and that are not cleaned up, by the links to their API
     /// sockets.
-    pub(super) fn machines(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Process>> {
+    pub(crate) fn machines(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Process>> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,8 +1,9 @@
 //! What the helper remembers of a launch, so that a later helper knows its machines.
 
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
-use banger_gates::JailId;
+use banger_gates::{JailId, Name, Refusal};
 use serde::{Deserialize, Serialize};
 
 use super::process::Process;
@@ -72,12 +73,17 @@ impl Host {
         self.records.put(KIND, id.as_str(), launched)
     }
 
-    /// How often machines that are not cleaned up, and some more, use a file or device; those that
-    /// only read do not count for who only reads.
-    pub(crate) fn count_uses(&self, more: &[Use], (file, is_read_only): Use) -> usize {
-        let disks = self.all_launched().into_iter().flat_map(|it| it.disks);
-        let disks = disks.chain(more.iter().copied());
-        disks.filter(|it| it.0 == file && !(it.1 && is_read_only)).count()
+    /// That no request changes a file or device, and that no machine that is not cleaned up, and
+    /// none of `more` but itself, uses it where one of the two writes.
+    pub(crate) fn check_unused(&self, name: Name, it: Use, more: &[Use]) -> Result<(), Refusal> {
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        Refusal::when(changing.contains(&it.0), name, "another request has it")?;
+        let known = self.all_launched().into_iter().flat_map(|it| it.disks);
+        let uses = known.chain(more.iter().copied());
+        let uses = uses.filter(|other| other.0 == it.0 && !(other.1 && it.1)).count();
+        let rule = "in another jail, or here twice, and written to in one place";
+        let own = usize::from(!it.1 && more.contains(&it));
+        Refusal::when(uses > own, name, rule)
     }
 
     pub(super) fn forget_launch(&self, id: &JailId) -> Result<()> {

@@ -80,28 +80,39 @@ impl Host {
         Ok(Sources { kernel, initrd: initrd.transpose()?, disks, is_dynamic })
     }
 
+    /// That the devices have the numbers that they had: until the launch was written down they
+    /// could be removed.
+    pub(super) fn check_devices(&self, sources: &Sources<'_>) -> Result<()> {
+        sources.disks.iter().try_for_each(|it| match (&it.0.source, &it.1) {
+            (Volume::Device(device), Source::Device(number)) => {
+                let is_other = self.device_number(DRIVE, device, false)? != *number;
+                Ok(Refusal::when(is_other, DRIVE, "another device by now")?)
+            }
+            _ => Ok(()),
+        })
+    }
+
     /// Puts it into the root of a jail.
-    pub(super) fn stage(
-        &self,
-        root: &OwnedFd,
-        launch: &Launch,
-        sources: &Sources<'_>,
-    ) -> Result<()> {
+    pub(super) fn stage(&self, root: &OwnedFd, launch: &Launch, from: &Sources<'_>) -> Result<()> {
         let owner = self.policy.owner;
         let (user, group) = (Some(Uid::from_raw(owner.uid())), Some(Gid::from_raw(owner.gid())));
-        mount_file(&sources.kernel, root, config::KERNEL, true).during(PUT, config::KERNEL)?;
-        if let Some(initrd) = &sources.initrd {
+        mount_file(&from.kernel, root, config::KERNEL, true).during(PUT, config::KERNEL)?;
+        if let Some(initrd) = &from.initrd {
             mount_file(initrd, root, config::INITRD, true).during(PUT, config::INITRD)?;
         }
-        for (disk, source) in &sources.disks {
+        for (disk, source) in &from.disks {
             let name = config::disk_name(disk);
             let put = || match source {
                 Source::File(file) if disk.is_read_only => mount_file(file, root, &name, true),
                 Source::File(file) => link_or_mount(file, root, &name),
+                // Root's, and by the group: who owned it could give it another name or mode, and
+                // have by that whatever device gets the number later.
                 Source::Device(device) => {
-                    let mode = if disk.is_read_only { Mode::RUSR } else { OWNERS_ONLY };
-                    rustix::fs::mknodat(root, &name, FileType::BlockDevice, mode, *device)?;
-                    Ok(rustix::fs::chownat(root, &name, user, group, AtFlags::SYMLINK_NOFOLLOW)?)
+                    let write = if disk.is_read_only { Mode::empty() } else { Mode::WGRP };
+                    let (node, mode) = (FileType::BlockDevice, Mode::RGRP | write);
+                    rustix::fs::mknodat(root, &name, node, Mode::empty(), *device)?;
+                    rustix::fs::chownat(root, &name, None, group, AtFlags::SYMLINK_NOFOLLOW)?;
+                    Ok(rustix::fs::chmodat(root, &name, mode, AtFlags::empty())?)
                 }
             };
             put().during(PUT, &name)?;
@@ -112,7 +123,7 @@ impl Host {
             Ok(rustix::fs::fchown(&file, user, group)?)
         };
         write().during(PUT, config::CONFIG)?;
-        if sources.is_dynamic {
+        if from.is_dynamic {
             mount_libraries(root).during(PUT, "the libraries")?;
         }
         Ok(())

@@ -60,16 +60,16 @@ fn open() -> Result<OwnedFd> {
 
 /// The kernel's acts of `priv.create_tap`: made, given to the owner, persistent, no IPv6, a port of
 /// the bridge, isolated, up. Nothing is looked at before, and nothing is read back.
-pub(super) fn create(name: &str) -> Result<()> {
+pub(crate) fn create(name: &str, bridge: &str, owner: u32) -> Result<()> {
     let netlink = open()?;
     let tap = Tap::create(name).context("make a tap")?;
-    tap.give_to(OWNER, OWNER).and_then(|()| tap.persist()).context("set up a tap")?;
+    tap.give_to(owner, owner).and_then(|()| tap.persist()).context("set up a tap")?;
     drop(tap);
     let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
     // Not there in a kernel without IPv6.
     let _ = std::fs::write(path, "1");
     let index = name_to_index(&netlink, name).context("find the tap")?;
-    let bridge = name_to_index(&netlink, BRIDGE).context("find the bridge")?;
+    let bridge = name_to_index(&netlink, bridge).context("find the bridge")?;
     ask(&netlink, RTM_NEWLINK, index, 0, &attribute(IFLA_MASTER, &bridge.to_ne_bytes()))?;
     let isolated = attribute(IFLA_INFO_SLAVE_DATA, &attribute(IFLA_BRPORT_ISOLATED, &[1]));
     let info = [attribute(IFLA_INFO_SLAVE_KIND, b"bridge"), isolated].concat();
@@ -78,14 +78,14 @@ pub(super) fn create(name: &str) -> Result<()> {
 }
 
 /// The kernel's act of `priv.delete_tap`.
-pub(super) fn delete(name: &str) -> Result<()> {
+pub(crate) fn delete(name: &str) -> Result<()> {
     let netlink = open()?;
     let index = name_to_index(&netlink, name).context("find the tap")?;
     ask(&netlink, RTM_DELLINK, index, 0, &[])
 }
 
 /// Has `nft` add the elements by which a guest's addresses are checked, or take them away.
-pub(super) fn check_guest(verb: &str, name: &str, mac: &str, ip: &str) -> Result<()> {
+pub(crate) fn check_guest(verb: &str, name: &str, mac: &str, ip: &str) -> Result<()> {
     let script = format!(
         "{verb} element bridge banger checked {{ \"{name}\" }}\n\
          {verb} element bridge banger macs {{ \"{name}\" . {mac} }}\n\

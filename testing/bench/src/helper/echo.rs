@@ -51,6 +51,11 @@ impl Echo {
         Ok(echo)
     }
 
+    /// Its process, whose threads are made as connections come.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Connects.
     pub(crate) fn connect(&self) -> Result<UnixStream> {
         UnixStream::connect(&self.socket).context("connect to the echo")

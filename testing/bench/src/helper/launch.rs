@@ -8,8 +8,8 @@ use banger_helper_api::Method;
 use banger_privileged_tests::vmm;
 use serde_json::{Value, json};
 
-use super::bare_launch::{self, Held};
-use super::{World, done};
+use super::{World, bare_launch, done};
+use crate::jailer::Held;
 use crate::number::{Limit, Number, median_ms};
 use crate::say;
 

@@ -3,7 +3,7 @@
 //! Every peer does by itself, in the same namespaces, what the helper is asked for over its socket.
 
 mod bare_launch;
-mod bare_tap;
+pub(crate) mod bare_tap;
 mod echo;
 mod launch;
 mod memory;
@@ -67,7 +67,7 @@ fn in_own_world(rounds: u32) -> Result<Vec<Number>> {
 }
 
 /// Puts firecracker and jailer where the helper takes them from; says so if that cannot be.
-fn can_launch() -> Result<bool> {
+pub(crate) fn can_launch() -> Result<bool> {
     let Some(programs) = banger_harness::vmm_binaries() else {
         say(
             "skipped: launches: there are no vmm-binaries; `cargo xtask vmm-binaries` fetches them",

@@ -1,6 +1,7 @@
 //! One question and its answer, against an echo of lines of the same lengths: a process that reads a
 //! line and writes one, over a connection of the same kind, asked by the same client in turns.
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -41,15 +42,19 @@ impl Line {
     }
 }
 
-/// Where client, helper and echo run.
+/// Where client and server run, helper and echo alike. Left to itself the scheduler has one of them on
+/// the client's CPU and the other on one that sleeps between any two questions, now this way, now
+/// that, and waking a CPU can take longer than all the rest: the ratio would be the scheduler's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Placed {
-    /// All on one CPU, where a round trip is the work of both sides and nothing else.
+    /// On one CPU, where a round trip is the work of both sides and nothing else.
     Together,
-    /// Where the scheduler puts them: on one CPU while each works but for moments. Whoever works
-    /// longer is put on another, which sleeps between any two questions; waking that, in a virtual
-    /// machine above all, can take longer than all the rest.
-    Anywhere,
+    /// On a CPU each, where it is two wakings beside.
+    Apart,
+}
+
+impl Placed {
+    const ALL: [Self; 2] = [Self::Apart, Self::Together];
 }
 
 /// Asks about a machine that runs, where there can be one, and about one that does not.
@@ -58,14 +63,14 @@ pub(super) fn measure(world: &World, rounds: u32, has_machines: bool) -> Result<
     if has_machines {
         let machine = Launched::by_helper(world, "asked")?;
         let params = json!({"pid": machine.pid, "api_sock": machine.socket});
-        for placed in [Placed::Anywhere, Placed::Together] {
+        for placed in Placed::ALL {
             numbers.push(against_echo(world, rounds, placed, &params, true)?);
         }
         machine.end(world)?;
     }
     let socket = world.directories().runtime.join("fc-none.sock");
     let params = json!({"pid": 4_194_304, "api_sock": socket});
-    for placed in [Placed::Anywhere, Placed::Together] {
+    for placed in Placed::ALL {
         numbers.push(against_echo(world, rounds, placed, &params, false)?);
     }
     Ok(numbers)
@@ -78,14 +83,14 @@ fn against_echo(
     params: &Value,
     is_running: bool,
 ) -> Result<Number> {
-    let together = placed == Placed::Together;
-    let _pin = together.then(|| OneCpu::with(world.helper.pid())).transpose()?;
-    let what = match (is_running, together) {
-        (true, true) => "a machine that runs, one CPU",
-        (true, false) => "a machine that runs, any CPU",
-        (false, true) => "a machine that does not run, one CPU",
-        (false, false) => "a machine that does not run, any CPU",
+    let cpus = Cpus::of(placed)?;
+    let what = match (is_running, placed) {
+        (true, Placed::Together) => "a machine that runs, one CPU",
+        (true, Placed::Apart) => "a machine that runs, two CPUs",
+        (false, Placed::Together) => "a machine that does not run, one CPU",
+        (false, Placed::Apart) => "a machine that does not run, two CPUs",
     };
+    cpus.keep_server(world.helper.pid())?;
     let question = format!("{}\n", request(Method::ProcessRunning, params));
     let mut helper = Line::new(UnixStream::connect(world.helper.socket()).context("connect")?);
     helper.ask(question.as_bytes())?;
@@ -93,6 +98,7 @@ fn against_echo(
     let told: Value = serde_json::from_str(&answer).context("JSON in the helper's answer")?;
     ensure!(told["result"]["running"] == is_running, "the helper answered {answer}");
     let echo = Echo::start(world.directories().outside.join("echo.sock"), &answer)?;
+    cpus.keep_server(echo.pid())?;
     let mut peer = Line::new(echo.connect()?);
     peer.ask(question.as_bytes())?;
     ensure!(peer.answer == helper.answer, "the echo answered otherwise");
@@ -121,36 +127,44 @@ fn against_echo(
             median_us(&echoes),
         )),
         unit: "µs",
-        // Anywhere it is the scheduler's number, which differs by a factor of two from run to run.
-        limit: if together { Limit::AtMostTimes(3.0) } else { Limit::None },
+        limit: Limit::AtMostTimes(3.0),
     })
 }
 
-/// As long as this lives, this thread and what it starts, and the helper's connections that begin
-/// meanwhile, share one CPU.
-struct OneCpu {
-    helper: Pid,
+/// As long as this lives, this thread and the servers, with the connections that begin meanwhile, are
+/// where they are put.
+struct Cpus {
     before: CpuSet,
+    server: CpuSet,
+    kept: RefCell<Vec<Pid>>,
 }
 
-impl OneCpu {
-    fn with(helper: u32) -> Result<Self> {
-        let helper = i32::try_from(helper).ok().and_then(Pid::from_raw).context("a pid")?;
+impl Cpus {
+    fn of(placed: Placed) -> Result<Self> {
         let before = sched_getaffinity(None).context("ask for this thread's CPUs")?;
-        let first = (0..CpuSet::MAX_CPU).find(|cpu| before.is_set(*cpu)).context("a CPU")?;
-        let mut one = CpuSet::new();
-        one.set(first);
-        let pin = Self { helper, before };
-        for thread in [None, Some(helper)] {
-            sched_setaffinity(thread, &one).context("stay on one CPU")?;
-        }
-        Ok(pin)
+        let mut all = (0..CpuSet::MAX_CPU).filter(|cpu| before.is_set(*cpu));
+        let mut one = || {
+            let mut one = CpuSet::new();
+            one.set(all.next().context("too few CPUs")?);
+            anyhow::Ok(one)
+        };
+        let client = one()?;
+        let server = if placed == Placed::Apart { one()? } else { client };
+        sched_setaffinity(None, &client).context("stay on one CPU")?;
+        Ok(Self { before, server, kept: RefCell::default() })
+    }
+
+    fn keep_server(&self, pid: u32) -> Result<()> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a pid")?;
+        self.kept.borrow_mut().push(pid);
+        sched_setaffinity(Some(pid), &self.server).context("keep a server on one CPU")
     }
 }
 
-impl Drop for OneCpu {
+impl Drop for Cpus {
     fn drop(&mut self) {
-        for thread in [None, Some(self.helper)] {
+        let kept = self.kept.borrow().iter().copied().map(Some).collect::<Vec<_>>();
+        for thread in kept.into_iter().chain([None]) {
             let _ = sched_setaffinity(thread, &self.before);
         }
     }

@@ -2,16 +2,18 @@
 
 use anyhow::Result;
 use banger_helper_api::Method;
+use banger_privileged_tests::OWNER;
 use banger_privileged_tests::running::Peer;
 use serde_json::{Value, json};
 
-use super::{World, bare_tap, bridge, done, timed};
+use super::{BRIDGE, World, bare_tap, bridge, done, timed};
 use crate::number::{Limit, Number, median_ms};
 use crate::say;
 
 /// Taps per round and side.
 const TAPS: u32 = 8;
 const NAME: &str = "tap-fc-bench";
+const POOLED: &str = "tap-pool-bench";
 const MAC: &str = "06:00:ac:10:00:02";
 const IP: &str = "172.16.0.2";
 
@@ -35,7 +37,7 @@ pub(super) fn measure(world: &World, rounds: u32) -> Result<Vec<Number>> {
         for _ in 0..TAPS {
             ours.push(timed(|| through_helper(&mut peer, &plain))?);
             bares.push(timed(|| {
-                bare_tap::create(NAME)?;
+                bare_tap::create(NAME, BRIDGE, OWNER)?;
                 bare_tap::delete(NAME)
             })?);
             if has_ip {
@@ -47,7 +49,7 @@ pub(super) fn measure(world: &World, rounds: u32) -> Result<Vec<Number>> {
             ours_checked.push(timed(|| through_helper(&mut peer, &checked))?);
             bares_checked.push(timed(|| {
                 bare_tap::check_guest("add", NAME, MAC, IP)?;
-                bare_tap::create(NAME)?;
+                bare_tap::create(NAME, BRIDGE, OWNER)?;
                 bare_tap::delete(NAME)?;
                 bare_tap::check_guest("delete", NAME, MAC, IP)
             })?);
@@ -85,5 +87,46 @@ pub(super) fn measure(world: &World, rounds: u32) -> Result<Vec<Number>> {
         &bares_checked,
         Limit::None,
     ));
+    numbers.extend(pooled(world, rounds)?);
     Ok(numbers)
+}
+
+/// What a tap that waits saves, against one that is made for the guest.
+fn pooled(world: &World, rounds: u32) -> Result<Vec<Number>> {
+    let mut peer = world.helper.connect();
+    let guest = |name: &str| {
+        let mut params = bridge();
+        params["tap_name"] = name.into();
+        params["guest_mac"] = MAC.into();
+        params["guest_ip"] = IP.into();
+        params["return_fd"] = true.into();
+        params
+    };
+    let mut waiting = bridge();
+    waiting["tap_name"] = POOLED.into();
+    done(&mut peer, Method::CreateTap, &waiting)?;
+    let (mut takes, mut makes) = (vec![], vec![]);
+    for round in 0..rounds {
+        for _ in 0..TAPS {
+            let mut act =
+                |method, params: &Value| timed(|| done(&mut peer, method, params).map(drop));
+            takes.push(act(Method::CreateTap, &guest(POOLED))?);
+            act(Method::CreateTap, &waiting)?;
+            makes.push(act(Method::CreateTap, &guest(NAME))?);
+            act(Method::DeleteTap, &json!({"tap_name": NAME}))?;
+        }
+        say(format_args!(
+            "helper, pool, round {round}: {:.2} ms, without {:.2} ms",
+            median_ms(&takes),
+            median_ms(&makes)
+        ));
+    }
+    done(&mut peer, Method::DeleteTap, &json!({"tap_name": POOLED}))?;
+    Ok(vec![Number {
+        name: "helper: `priv.create_tap` of a guest, with a tap that waits for one".to_owned(),
+        ours: median_ms(&takes),
+        peer: Some(("with none".to_owned(), median_ms(&makes))),
+        unit: "ms",
+        limit: Limit::None,
+    }])
 }

@@ -128,9 +128,11 @@ fn drive(rounds: usize, act: impl Fn(&Fixture, &Path) -> Result<(), HostError>) 
         swapper.join().unwrap();
     });
     assert!(done > 0 && not_done > 0, "{done} done, {not_done} not: {last}");
-    let mut events = [0; 4096];
-    let events = rustix::io::read(&watch, &mut events[..]);
-    assert_eq!(events, Err(rustix::io::Errno::AGAIN), "a file outside was opened");
+    let mut bytes_of_events = [0; 4096];
+    let events = rustix::io::read(&watch, &mut bytes_of_events[..]);
+    // `struct inotify_event`: which of the two, and what was done to it.
+    let first = &bytes_of_events[..16];
+    assert_eq!(events, Err(rustix::io::Errno::AGAIN), "a file outside was opened: {first:?}");
     assert!(content() == bytes, "a file outside was changed");
     assert_eq!(look(), seen);
     assert_no_loops(&outside);

@@ -1,10 +1,13 @@
 //! Peers that are slow, many, deaf, or all at once.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::Read;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use banger_harness::Process;
-use banger_helper_api::Method;
+use banger_helper_api::{ErrorCode, Method};
+use banger_privileged_tests::OWNER;
 use banger_privileged_tests::running::{Peer, RunningHelper, request};
 use serde_json::json;
 
@@ -31,7 +34,7 @@ fn half_open_and_slow_peers_are_kept_to_their_number() {
     }
     enter_own_world();
     let helper = RunningHelper::start();
-    let before = Snapshot::take(&helper.directories, helper.pid());
+    let before = Snapshot::take(&helper.directories);
     let mut peers: Vec<Peer> = (0..PEERS)
         .map(|at| {
             let mut peer = helper.connect();
@@ -57,7 +60,7 @@ fn half_open_and_slow_peers_are_kept_to_their_number() {
         std::thread::yield_now();
     }
     assert_answers(&helper);
-    assert_eq!(before, Snapshot::take(&helper.directories, helper.pid()));
+    assert_eq!(before, Snapshot::take(&helper.directories));
 }
 
 #[test]
@@ -93,26 +96,121 @@ fn sixteen_at_once_make_and_end_taps_and_leave_none() {
     let helper = RunningHelper::start();
     let bridge = json!({"bridge_name": "br-fc", "bridge_ip": "172.16.0.1", "cidr": "24"});
     helper.call(Method::EnsureBridge, &bridge).unwrap();
-    let before = Snapshot::take(&helper.directories, helper.pid());
+    let before = Snapshot::take(&helper.directories);
+    let made = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for at in 0..16 {
-            let (helper, bridge) = (&helper, &bridge);
+            let (helper, bridge, made) = (&helper, &bridge, &made);
             scope.spawn(move || {
                 // Two of them share each tap.
                 let name = format!("tap-fc-{}", at / 2);
                 for _ in 0..8 {
                     let mut tap = bridge.clone();
                     tap["tap_name"] = name.clone().into();
-                    // The other one may end it at any moment; that is no reason to hang or leak.
-                    let _ = helper.call(Method::CreateTap, &tap);
+                    // The other one may end it at any moment, which is all that may go wrong.
+                    match helper.call(Method::CreateTap, &tap) {
+                        Ok(_) => drop(made.fetch_add(1, Ordering::Relaxed)),
+                        Err((code, _)) => assert_eq!(code, ErrorCode::OperationFailed),
+                    }
                     let delete = helper.call(Method::DeleteTap, &json!({"tap_name": name}));
                     assert!(delete.is_ok(), "{delete:?}");
                 }
             });
         }
     });
+    assert!(made.into_inner() >= 8 * 8, "of two who share a tap at least one makes it");
     assert_answers(&helper);
-    assert_eq!(before, Snapshot::take(&helper.directories, helper.pid()));
+    assert_eq!(before, Snapshot::take(&helper.directories));
+}
+
+/// What the kernel counts as the most that a process ever had resident, in bytes.
+fn most_resident(helper: &RunningHelper) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", helper.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+/// Long requests and long answers, on as many connections as there are.
+#[test]
+fn many_long_lines_at_once_take_the_memory_of_one() {
+    if is_not_root() {
+        return;
+    }
+    if banger_harness::find_program("mke2fs").is_none() {
+        return banger_harness::skip("mke2fs", "writes into an image");
+    }
+    enter_own_world();
+    let helper = RunningHelper::start();
+    let image = |at: usize| helper.directories.state.join(format!("image{at}"));
+    let data = "A".repeat(12 << 20);
+    let write = |at: usize| json!({"image_path": image(at), "files": [{"guest_path": "/long", "data": data}]});
+    let read = |at: usize| json!({"image_path": image(at), "guest_path": "/long"});
+    let done = |method, params: &serde_json::Value| {
+        let answer = helper.connect().call(method, params);
+        assert!(answer.is_ok(), "{method}: {:?}", answer.map(drop));
+    };
+    const PEERS: usize = 12;
+    for at in 0..PEERS {
+        std::fs::File::create(image(at)).unwrap().set_len(32 << 20).unwrap();
+        let mut make = Command::new("/usr/sbin/mke2fs");
+        assert!(make.args(["-q", "-F", "-t", "ext4"]).arg(image(at)).status().unwrap().success());
+        std::os::unix::fs::chown(image(at), Some(OWNER), Some(OWNER)).unwrap();
+    }
+    done(Method::WriteExt4Files, &write(0));
+    done(Method::ReadExt4File, &read(0));
+    let one = most_resident(&helper);
+    for method in [Method::WriteExt4Files, Method::ReadExt4File] {
+        std::thread::scope(|scope| {
+            for at in 0..PEERS {
+                let params = if method == Method::ReadExt4File { read(0) } else { write(at) };
+                scope.spawn(move || done(method, &params));
+            }
+        });
+    }
+    let all = most_resident(&helper);
+    assert!(all < one * 3 / 2, "{one} bytes for one, {all} for {PEERS} at once");
+}
+
+/// One who takes a long answer little by little keeps the others from theirs for a time only.
+#[test]
+fn a_slow_reader_keeps_nobody_from_their_turn() {
+    if is_not_root() {
+        return;
+    }
+    if banger_harness::find_program("mke2fs").is_none() {
+        return banger_harness::skip("mke2fs", "reads from an image");
+    }
+    enter_own_world();
+    let helper = RunningHelper::start();
+    let tree = tempfile::tempdir().unwrap();
+    std::fs::write(tree.path().join("long"), vec![b'x'; 12 << 20]).unwrap();
+    let image = helper.directories.state.join("image");
+    std::fs::File::create(&image).unwrap().set_len(32 << 20).unwrap();
+    let mut make = Command::new("/usr/sbin/mke2fs");
+    make.args(["-q", "-F", "-t", "ext4", "-d"]).args([tree.path(), &image]);
+    assert!(make.status().unwrap().success());
+    std::os::unix::fs::chown(&image, Some(OWNER), Some(OWNER)).unwrap();
+    let params = json!({"image_path": image, "guest_path": "/long"});
+    let mut slow = helper.connect();
+    let line = format!("{}\n", request(Method::ReadExt4File, &params));
+    slow.send(line.as_bytes()).unwrap();
+    let mut stream = slow.stream.get_ref().try_clone().unwrap();
+    let mut piece = [0; 64 << 10];
+    // It has its answer's beginning, and so the turn.
+    stream.read_exact(&mut piece).unwrap();
+    std::thread::scope(|scope| {
+        let slowly = scope.spawn(move || {
+            let mut taken = 0;
+            while let Ok(1..) = stream.read(&mut piece) {
+                taken += piece.len();
+                std::thread::sleep(Duration::from_millis(250));
+            }
+            taken
+        });
+        let answer = helper.connect().call(Method::ReadExt4File, &params);
+        assert!(answer.is_ok(), "{:?}", answer.map(drop));
+        assert!(slowly.join().unwrap() < 12 << 20, "it was given all the time that it wished");
+    });
 }
 
 #[test]
@@ -146,7 +244,7 @@ fn long_lines_that_never_end_hold_no_place_beyond_their_time() {
     }
     enter_own_world();
     let helper = RunningHelper::start();
-    let before = Snapshot::take(&helper.directories, helper.pid());
+    let before = Snapshot::take(&helper.directories);
     let file = json!({"guest_path": "/x", "data": "A".repeat(200 << 10)});
     let params = json!({"image_path": "/etc/passwd", "files": [file]});
     let line = request(Method::WriteExt4Files, &params);
@@ -183,5 +281,5 @@ fn long_lines_that_never_end_hold_no_place_beyond_their_time() {
     drop(peers);
     assert_eq!(helper.connect().ask(&line).expect("an answer")["error"]["code"], "bad_params");
     assert_answers(&helper);
-    assert_eq!(before, Snapshot::take(&helper.directories, helper.pid()));
+    assert_eq!(before, Snapshot::take(&helper.directories));
 }

@@ -1,7 +1,7 @@
-//! A hundred thousand malformed frames, from a seed.
+//! A hundred thousand frames that are malformed, or good but for what a gate refuses, from a seed.
 
-use banger_gate_tables::base;
-use banger_helper_api::Method;
+use banger_gate_tables::{Expect, Places, base, fit, inputs, parameters};
+use banger_helper_api::{LONGEST_FRAME, Method};
 use banger_privileged_tests::running::{RunningHelper, request};
 
 use crate::snapshot::Snapshot;
@@ -53,6 +53,26 @@ fn malformed(random: &mut Random, frames: &[String]) -> Vec<u8> {
     bytes
 }
 
+/// Good frames but for one value, which a gate refuses.
+fn refused(places: &Places) -> Vec<String> {
+    let mut frames = Vec::new();
+    for &method in Method::ALL {
+        for parameter in parameters(method) {
+            let inputs = inputs(parameter.kind, places);
+            for input in inputs.iter().filter(|input| input.expect == Expect::Refuse) {
+                let mut params = base(method, places);
+                fit(method, parameter.pointer, &mut params, &input.value);
+                *params.pointer_mut(parameter.pointer).unwrap() = input.value.clone();
+                let frame = request(method, &params);
+                if frame.len() < LONGEST_FRAME {
+                    frames.push(frame);
+                }
+            }
+        }
+    }
+    frames
+}
+
 fn resident_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -71,17 +91,24 @@ fn malformed_frames_change_nothing() {
     }
     enter_own_world();
     let helper = RunningHelper::start();
-    let seed = std::process::id().into();
-    println!("seed {seed}");
+    let given = std::env::var("BANGER_FRAMES_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed: u64 = given.unwrap_or_else(|| std::process::id().into());
+    println!("BANGER_FRAMES_SEED={seed}");
     let mut random = Random(seed);
     let places = helper.places();
     let frames: Vec<String> =
         Method::ALL.iter().map(|method| request(*method, &base(*method, &places))).collect();
+    let refused = refused(&places);
+    assert!(refused.len() > 1000, "{} of the tables", refused.len());
     let mut peer = helper.connect();
     let mut send = |random: &mut Random, count: u32| {
         let mut sent = Vec::new();
         for _ in 0..count {
-            sent.extend(malformed(random, &frames));
+            if random.below(2) == 0 {
+                sent.extend(malformed(random, &frames));
+            } else {
+                sent.extend(format!("{}\n", refused[random.below(refused.len())]).into_bytes());
+            }
         }
         peer.send(&sent).unwrap();
         for _ in 0..count {
@@ -90,12 +117,12 @@ fn malformed_frames_change_nothing() {
         }
     };
     send(&mut random, BATCH);
-    let before = Snapshot::take(&helper.directories, helper.pid());
+    let before = Snapshot::take(&helper.directories);
     let (memory, open) = (resident_kib(helper.pid()), descriptors(helper.pid()));
     for _ in 0..FRAMES / BATCH {
         send(&mut random, BATCH);
     }
-    assert_eq!(before, Snapshot::take(&helper.directories, helper.pid()));
+    assert_eq!(before, Snapshot::take(&helper.directories));
     assert_eq!(open, descriptors(helper.pid()));
     let grown = resident_kib(helper.pid()).saturating_sub(memory);
     assert!(grown < 1024, "{grown} KiB more than {memory}");

@@ -15,7 +15,7 @@ pub(crate) struct Snapshot {
     firewall: String,
     block_devices: BTreeMap<String, String>,
     mounts: String,
-    children: Vec<String>,
+    processes: BTreeMap<u32, String>,
     files: BTreeMap<String, String>,
 }
 
@@ -25,8 +25,8 @@ fn tool(program: &str, arguments: &[&str]) -> String {
 }
 
 impl Snapshot {
-    /// Takes one: of this thread's namespaces, the helper's directories and its children.
-    pub(crate) fn take(directories: &Directories, helper: u32) -> Self {
+    /// Takes one: of this thread's namespaces, the helper's directories and this test's processes.
+    pub(crate) fn take(directories: &Directories) -> Self {
         let mut files = BTreeMap::new();
         let all =
             [&directories.state, &directories.runtime, &directories.jails, &directories.outside];
@@ -41,7 +41,7 @@ impl Snapshot {
             firewall: tool("/usr/sbin/nft", &["list", "ruleset"]),
             block_devices: block_devices(directories.root()),
             mounts: mounts(directories.root()),
-            children: children(helper),
+            processes: processes(),
             files,
         }
     }
@@ -49,10 +49,10 @@ impl Snapshot {
 
 impl Snapshot {
     /// Takes one when what ends or starts by itself has done so.
-    pub(crate) fn take_settled(directories: &Directories, helper: u32) -> Self {
-        let mut last = Self::take(directories, helper);
+    pub(crate) fn take_settled(directories: &Directories) -> Self {
+        let mut last = Self::take(directories);
         banger_harness::wait_for("a host at rest", banger_harness::GUEST_DEADLINE, || {
-            let now = Self::take(directories, helper);
+            let now = Self::take(directories);
             let is_same = now == last;
             last = now;
             is_same.then_some(())
@@ -89,10 +89,30 @@ fn mounts(root: &Path) -> String {
     lines.join("\n")
 }
 
-fn children(pid: u32) -> Vec<String> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.split_whitespace().map(str::to_owned).collect()
+/// This test's own processes, with what is known of each: the helper, all that it has started, and
+/// the strangers that it is to leave alone. Others' come and go.
+fn processes() -> BTreeMap<u32, String> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let known: BTreeMap<u32, (u32, String)> =
+        pids.filter_map(|pid| Some((pid, state(pid)?))).collect();
+    let parent = |pid: u32| known.get(&pid).map(|(parent, _)| *parent);
+    let is_own = |pid: u32| {
+        std::iter::successors(parent(pid), |pid| parent(*pid)).any(|it| it == std::process::id())
+    };
+    let own = known.iter().filter(|(pid, _)| is_own(**pid));
+    own.map(|(pid, (_, state))| (*pid, state.clone())).collect()
+}
+
+/// The parent of a process, and what tells it from others (proc_pid_stat(5)): its name, whose it is,
+/// when it was started, and whether it is stopped or has ended; to run or to sleep is one.
+fn state(pid: u32) -> Option<(u32, String)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let uid = Path::new(&format!("/proc/{pid}")).metadata().ok()?.uid();
+    let (name, rest) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let state = if ["Z", "X", "T", "t"].contains(fields.first()?) { fields[0] } else { "alive" };
+    Some((fields.get(1)?.parse().ok()?, format!("{name}) uid {uid} {state} {}", fields.get(19)?)))
 }
 
 fn walk(path: &Path, files: &mut BTreeMap<String, String>) {

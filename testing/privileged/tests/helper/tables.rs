@@ -86,7 +86,7 @@ fn what_the_tables_refuse_changes_nothing_on_the_host() {
             };
             let own_failure = works(&mut world, None);
             let inputs = inputs_of(parameter.kind, &world.places);
-            let before = Snapshot::take_settled(&world.helper.directories, world.helper.pid());
+            let before = Snapshot::take_settled(&world.helper.directories);
             let is_refused = |input: &&Input| {
                 [Expect::Refuse, Expect::HostRefuse, Expect::Nothing].contains(&input.expect)
             };
@@ -106,7 +106,7 @@ fn what_the_tables_refuse_changes_nothing_on_the_host() {
                     _ => refused(),
                 }
             }
-            let after = Snapshot::take(&world.helper.directories, world.helper.pid());
+            let after = Snapshot::take(&world.helper.directories);
             assert_eq!(before, after, "{method}{}", parameter.pointer);
             for index in 0..inputs.len() {
                 // A process that was ended has another pid when it is started again.

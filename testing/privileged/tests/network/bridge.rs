@@ -159,16 +159,16 @@ fn a_bridge_moves_only_while_nobody_depends_on_it() {
     let host = Fixture::new();
     ensure_bridge(&host, bridge_params()).unwrap();
     drop(create_tap(&host, guest_params(2)).unwrap());
-    let moved = || bridge_params_of("br-fc", "172.16.9.1", "24", Some(5301));
+    let moved = || bridge_params_of("br-fc", "172.16.9.1", "24", Some(42_071));
     refused("bridge_ip", || ensure_bridge(&host, moved()));
-    let ported = bridge_params_of("br-fc", "172.16.0.1", "24", Some(5301));
+    let ported = bridge_params_of("br-fc", "172.16.0.1", "24", Some(42_071));
     assert!(ensure_bridge(&host, ported).unwrap(), "another port is no other subnet");
     assert!(delete_tap(&host, "tap-fc-2").unwrap());
     assert!(ensure_bridge(&host, moved()).unwrap());
     let (address, rules) = (run("ip -4 address show br-fc"), run("nft list ruleset"));
     assert!(address.contains("172.16.9.1/24") && !address.contains("172.16.0.1"), "{address}");
     assert!(
-        rules.contains("172.16.9.1 . 5301")
+        rules.contains("172.16.9.1 . 42071")
             && !rules.contains("172.16.0.1")
             && !rules.contains("172.16.0.0/24"),
         "{rules}"

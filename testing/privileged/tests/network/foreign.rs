@@ -130,7 +130,7 @@ fn passes(tool: &str, rules: &str) {
     let idle = ours();
     let mut two = guest(&host, 2, guest_params(2));
     assert!(two.reaches("172.16.0.1"), "INPUT");
-    let names = std::net::TcpListener::bind((GATEWAY, 5300)).unwrap();
+    let names = std::net::TcpListener::bind((GATEWAY, 42_070)).unwrap();
     assert!(two.connects(GATEWAY, 53, true), "INPUT");
     drop(names);
     assert!(two.is_kept_from("9.9.9.9"));

@@ -226,3 +226,30 @@ fn no_two_taps_of_a_bridge_are_for_the_same_guest() {
     };
     assert!(create_tap(&host, elsewhere).unwrap().0);
 }
+
+/// A tap that somebody took away without a word has no guest: its address is free again.
+#[test]
+fn a_tap_that_is_gone_keeps_no_address_from_the_next() {
+    if !is_root() {
+        return;
+    }
+    let _world = World::new();
+    let host = Fixture::new();
+    ensure_bridge(&host, bridge_params()).unwrap();
+    let tap_name = "tap-fc-other".to_owned();
+    let other = CreateTapParams { tap_name: tap_name.clone(), ..guest_params(2) };
+    let nat = banger_helper_api::EnsureNatParams { tap: tap_name, ..nat_params(2) };
+    drop(create_tap(&host, guest_params(2)).unwrap());
+    let allowed = banger_helper_api::EnsureNatParams { allow_lan: true, ..nat_params(2) };
+    assert!(ensure_nat(&host, &allowed).unwrap());
+    refused("guest_mac", || create_tap(&host, other.clone()));
+    run("ip link delete tap-fc-2");
+    drop(create_tap(&host, other).unwrap());
+    // Nor does it leave the next guest what it was allowed.
+    let rules = run("nft list table inet banger");
+    assert!(!rules.contains("\"br-fc\" . 172.16.0.2"), "{rules}");
+    assert!(ensure_nat(&host, &nat).unwrap());
+    let rules = run("nft list table inet banger");
+    assert!(rules.contains("\"br-fc\" . 172.16.0.2"), "{rules}");
+    refused("guest_mac", || create_tap(&host, guest_params(2)));
+}

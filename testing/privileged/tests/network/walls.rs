@@ -127,8 +127,8 @@ fn of_the_host_a_guest_sees_the_name_server_and_no_more() {
         return;
     }
     let (_world, host) = set_up();
-    let names = UdpSocket::bind((GATEWAY, 5300)).unwrap();
-    let named = TcpListener::bind((GATEWAY, 5300)).unwrap();
+    let names = UdpSocket::bind((GATEWAY, 42_070)).unwrap();
+    let named = TcpListener::bind((GATEWAY, 42_070)).unwrap();
     let _service = TcpListener::bind("0.0.0.0:8080").unwrap();
     let other = UdpSocket::bind("0.0.0.0:8080").unwrap();
     let answer = |socket: UdpSocket, text: &'static [u8]| {

@@ -116,7 +116,7 @@ impl Drop for World {
 
 /// `br-fc`, 172.16.0.1/24 and a name server's port.
 pub fn bridge_params() -> EnsureBridgeParams {
-    bridge_params_of("br-fc", "172.16.0.1", "24", Some(5300))
+    bridge_params_of("br-fc", "172.16.0.1", "24", Some(42_070))
 }
 
 pub fn bridge_params_of(name: &str, ip: &str, cidr: &str, dns: Option<u16>) -> EnsureBridgeParams {

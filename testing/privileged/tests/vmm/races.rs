@@ -327,6 +327,23 @@ fn ends_with(status: u8) -> Vec<u8> {
     elf(&[0xb8, 60, 0, 0, 0, 0xbf, status, 0, 0, 0, 0x0f, 0x05])
 }
 
+/// What [`tells_of_root`] writes.
+const AS_ROOT: &str = "as root\n";
+
+/// A program that ends at once, and writes a word to its standard output if it is root.
+fn tells_of_root() -> Vec<u8> {
+    let mut code = vec![
+        0xb8, 102, 0, 0, 0, 0x0f, 0x05, // getuid
+        0x85, 0xc0, 0x75, 24, // test eax, eax; jnz to the exit
+        0xb8, 1, 0, 0, 0, 0xbf, 1, 0, 0, 0, // write to 1
+        0x48, 0x8d, 0x35, 19, 0, 0, 0, // lea rsi, [rip + 19]: the word
+        0xba, 8, 0, 0, 0, 0x0f, 0x05, // its length
+        0xb8, 60, 0, 0, 0, 0xbf, 77, 0, 0, 0, 0x0f, 0x05, // exit
+    ];
+    code.extend(AS_ROOT.as_bytes());
+    elf(&code)
+}
+
 /// Puts programs of the owner's, links and folders in the places of these and of their folder.
 fn swap_programs(names: &'static [&'static str]) -> impl Fn(usize) + Sync {
     let programs = Path::new(banger_privileged_tests::vmm::PROGRAMS);
@@ -335,10 +352,10 @@ fn swap_programs(names: &'static [&'static str]) -> impl Fn(usize) + Sync {
     fs::create_dir(&bad).unwrap();
     set_mode(&bad, 0o755);
     let mut pairs = Vec::new();
-    let all = [("firecracker", 77), ("jailer", 78)];
-    for (name, status) in all.into_iter().filter(|(name, _)| names.contains(name)) {
+    let all = [("firecracker", tells_of_root()), ("jailer", ends_with(78))];
+    for (name, program) in all.iter().filter(|(name, _)| names.contains(name)) {
         let of = |kind: &str| bad.join(format!("{name}-{kind}"));
-        fs::write(of("file"), ends_with(status)).unwrap();
+        fs::write(of("file"), program).unwrap();
         chown(of("file"), Some(OWNER), Some(OWNER)).unwrap();
         set_mode(of("file"), 0o755);
         fs::hard_link(of("file"), of("hard-link")).unwrap();
@@ -350,8 +367,8 @@ fn swap_programs(names: &'static [&'static str]) -> impl Fn(usize) + Sync {
     // A folder with the same programs, but the owner's.
     let owners = bad.join("owners");
     fs::create_dir(&owners).unwrap();
-    for (name, status) in all {
-        fs::write(owners.join(name), ends_with(status)).unwrap();
+    for (name, program) in all {
+        fs::write(owners.join(name), program).unwrap();
         set_mode(owners.join(name), 0o755);
     }
     chown(&owners, Some(OWNER), Some(OWNER)).unwrap();
@@ -392,23 +409,41 @@ fn a_swapped_program_is_never_found() {
 }
 
 /// Only root could swap it: its folder is root's alone. It is run as it was opened, so that even then
-/// no other program runs as root. (Firecracker is named to the jailer, which runs it as the owner.)
+/// no other program runs as root.
 #[test]
 fn a_swapped_jailer_is_never_executed() {
+    launch_swapped(&["jailer"], |_, error| {
+        assert!(!error.contains("exit status: 78"), "another jailer ran: {error}");
+    });
+}
+
+/// Firecracker is named to the jailer, which copies and runs it: whatever that is runs as the owner,
+/// in the jail.
+#[test]
+fn a_swapped_firecracker_never_runs_as_root() {
+    launch_swapped(&["firecracker"], |scene, error| {
+        assert!(!scene.log("one").contains(AS_ROOT.trim_end()), "{error}");
+    });
+}
+
+/// Launches over and over while one of the programs is swapped; `check` sees each failure.
+fn launch_swapped(names: &'static [&'static str], check: impl Fn(&Scene, &str)) {
     let Some(scene) = scene() else { return };
     let grant = scene.grant(scene.params("one"));
     let (mut launched, mut failed) = (0_usize, std::collections::BTreeMap::<String, usize>::new());
-    race(rounds(SPAWNING), swap_programs(&["jailer"]), |_| {
+    race(rounds(SPAWNING), swap_programs(names), |_| {
         match scene.host().launch_firecracker(&grant) {
             Ok(pid) => {
                 launched += 1;
                 let pid = i32::try_from(pid).unwrap();
+                let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+                assert!(status.contains(&format!("Uid:\t{OWNER}\t{OWNER}\t{OWNER}")), "{status}");
                 scene.host().kill_process(&scene.pid(pid)).unwrap();
                 wait_until_gone(pid);
             }
             Err(error) => {
                 let error = banger_host::chain(&error);
-                assert!(!error.contains("exit status: 78"), "another jailer ran: {error}");
+                check(&scene, &error);
                 *failed.entry(error.chars().take(60).collect()).or_default() += 1;
             }
         }

@@ -1,8 +1,9 @@
 //! What only the host can know speaks against a launch; each with a neighbour that works.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, chown, symlink};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use banger_host::HostError;
@@ -12,7 +13,7 @@ use rustix::fs::{CWD, FileType, Mode};
 use rustix::mount::{MountFlags, mount};
 use serde_json::{Value, json};
 
-use banger_privileged_tests::vmm::{Scene, children, elf, scene, set_mode};
+use banger_privileged_tests::vmm::{Scene, children, elf, scene, set_mode, wait_until_gone};
 
 fn refused(scene: &Scene, params: Value, parameter: &str, rule: &str) {
     let before = scene.everything();
@@ -175,16 +176,74 @@ fn what_fails_after_the_start_is_undone_and_says_why() {
     scene.write("kernel", &low);
     scene.launch(scene.params("one")).unwrap_err();
     scene.assert_clean();
-    // Firecracker's "negative no-file limit" and "file size limit".
     scene.write_kernel("kernel", b"x");
     let mut params = scene.params("one");
     params["tap_device"] = json!("tap-fc-none");
-    params["limits"] = json!({ "open_files": 64 });
     let error = scene.launch(params).unwrap_err();
     assert!(matches!(error, HostError::Failed { .. }), "no such tap: {error:?}");
     scene.assert_clean();
     works(&scene, scene.params("one"));
     scene.assert_clean();
+}
+
+/// Firecracker's "negative no-file limit": each disk takes some.
+#[test]
+fn a_machine_that_needs_more_open_files_than_its_limit_does_not_start() {
+    let Some(scene) = scene() else { return };
+    let drive = |index: usize| {
+        let path = scene.write(&format!("disk{index}"), &[0; 4096]);
+        json!({ "id": format!("disk{index}"), "path": path })
+    };
+    let mut params = scene.params("one");
+    params["drives"] = (0..15).map(drive).collect();
+    params["limits"] = json!({ "open_files": 64 });
+    let error = scene.launch(params.clone()).unwrap_err();
+    let HostError::Failed { operation: "start", source, .. } = error else { panic!("{error:?}") };
+    assert!(source.to_string().contains("os error 24"), "EMFILE: {source}");
+    scene.assert_clean();
+    params["limits"] = json!({ "open_files": 1024 });
+    works(&scene, params);
+    scene.assert_clean();
+}
+
+/// Firecracker's "file size limit": what it writes may not become longer, as a snapshot of its
+/// memory would.
+#[test]
+fn a_machine_that_writes_a_longer_file_than_its_limit_ends() {
+    let Some(scene) = scene() else { return };
+    let mut params = scene.params("one");
+    params["limits"] = json!({ "file_size": 1 });
+    let error = scene.launch(params.clone()).unwrap_err();
+    // The jailer copies Firecracker, and writes its pid.
+    let HostError::Failed { operation: "jail", source, .. } = error else { panic!("{error:?}") };
+    assert!(source.to_string().contains("SIGXFSZ"), "{source}");
+    scene.assert_clean();
+    let ask = |request: &str, body: &Value| {
+        let body = body.to_string();
+        let mut api = UnixStream::connect(scene.fixture.runtime.join("fc-one.sock")).unwrap();
+        let head = format!("{request} HTTP/1.1\r\nHost: x\r\nContent-Length: {}", body.len());
+        api.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).unwrap();
+        let mut answer = vec![0; 4096];
+        // A Firecracker that ends does not answer.
+        let read = api.read(&mut answer).unwrap_or_default();
+        String::from_utf8_lossy(&answer[..read]).into_owned()
+    };
+    let snapshot = json!({ "snapshot_path": "/run/state", "mem_file_path": "/run/memory" });
+    for (mebibytes, is_enough) in [(64_u64, false), (256, true)] {
+        params["limits"] = json!({ "file_size": mebibytes << 20 });
+        params["memory_mib"] = json!(128);
+        let pid = scene.launch(params.clone()).unwrap();
+        let paused = ask("PATCH /vm", &json!({ "state": "Paused" }));
+        assert!(paused.starts_with("HTTP/1.1 204"), "{paused}");
+        let taken = ask("PUT /snapshot/create", &snapshot);
+        assert_eq!(taken.starts_with("HTTP/1.1 204"), is_enough, "{mebibytes} MiB: {taken}");
+        if is_enough {
+            scene.host().kill_process(&scene.pid(pid)).unwrap();
+        }
+        wait_until_gone(pid);
+        scene.clean_up("one").unwrap();
+        scene.assert_clean();
+    }
 }
 
 /// What is read is shown read-only and never linked, so that a VMM that broke out of its jail cannot
