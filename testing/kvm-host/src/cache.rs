@@ -5,7 +5,7 @@
 //!   image-KEY/        the root file system
 //!   kernel-KEY/       the kernel and its modules
 //!   qemu-KEY/         a QEMU newer than this machine's, with its libraries
-//!   initrd/           initrds by the digest of agent and kernel
+//!   initrd-KEY/       the guest agent, as the initrd for the kernel
 //!   state-KEY/        a machine's saved memory and disk overlay, 220 MB
 //!   .staging-*        being made; removed by the next one who holds the lock
 //!   lock              held by whoever builds, boots or cleans
@@ -72,6 +72,8 @@ pub struct CacheLock(#[expect(dead_code, reason = "holds the lock")] File);
 impl Cache {
     /// Opens the cache below [`banger_harness::build_cache`], making the folder.
     pub fn open() -> Result<Self> {
+        // Refused before anything is done, not only when something was built.
+        keyed::kept_keys()?;
         Self::at(banger_harness::build_cache()?.join("kvm-host"))
     }
 
@@ -162,6 +164,18 @@ impl Cache {
         Ok(path)
     }
 
+    /// Removes the initrds of sources that had them all in one folder, once no such sources have
+    /// asked for one for a day; needs the lock.
+    pub fn remove_former_initrds(&self, _lock: &CacheLock) -> Result<()> {
+        let folder = self.root.join("initrd");
+        let Ok(entries) = std::fs::read_dir(&folder) else { return Ok(()) };
+        let is_recent = |path: &Path| !keyed::is_older_than_a_day(path);
+        if is_recent(&folder) || entries.flatten().any(|entry| is_recent(&entry.path())) {
+            return Ok(());
+        }
+        std::fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))
+    }
+
     /// Keeps what is built from being removed while this process lives, and notes that it is used;
     /// `path` is a folder with a key or anything in one. Needs the lock.
     pub fn hold(&self, path: &Path) -> Result<()> {
@@ -233,6 +247,29 @@ mod tests {
         cache.clear(&lock).unwrap();
         let left: Vec<_> = std::fs::read_dir(cache.root()).unwrap().flatten().collect();
         assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn former_initrds_go_when_nobody_has_asked_for_one_for_a_day() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path().join("kvm-host")).unwrap();
+        let lock = cache.lock().unwrap();
+        cache.remove_former_initrds(&lock).unwrap();
+        let (former, now) = (cache.root().join("initrd"), cache.root().join("initrd-key"));
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(25 * 3600);
+        let age = |path: &Path| File::open(path).unwrap().set_modified(long_ago).unwrap();
+        for (folder, name) in [(&former, "one.cpio"), (&former, "two.cpio"), (&now, "three.cpio")] {
+            std::fs::create_dir_all(folder).unwrap();
+            std::fs::write(folder.join(name), "070701").unwrap();
+        }
+        for path in [former.join("one.cpio"), former.clone(), now.join("three.cpio"), now.clone()] {
+            age(&path);
+        }
+        cache.remove_former_initrds(&lock).unwrap();
+        assert!(former.join("one.cpio").exists(), "the other one is in use");
+        age(&former.join("two.cpio"));
+        cache.remove_former_initrds(&lock).unwrap();
+        assert!(!former.exists() && now.join("three.cpio").exists());
     }
 
     #[test]

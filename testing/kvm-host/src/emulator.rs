@@ -55,21 +55,14 @@ pub struct Emulator {
 impl Emulator {
     /// Finds or fetches the QEMU to use.
     pub fn prepare(cache: &Cache, lock: &CacheLock, retry: Retry) -> Result<Self> {
-        let own = Self::at(None)?;
-        if own.translates_safely() {
-            return Ok(own);
-        }
+        let own = Self::find(cache)?;
         let release = Release::of_this_machine();
-        if release.suite != BACKPORTED {
+        if own.translates_safely() || release.suite != BACKPORTED {
+            own.hold(cache)?;
             return Ok(own);
         }
-        let key = Key::default().with(LAYOUT).with(&release.suite).with(release.sources_text()?);
-        let key = key.name();
+        let key = key(&release)?;
         let folder = cache.root().join(format!("qemu-{key}"));
-        if let Ok(fetched) = Self::at(Some(folder.clone())) {
-            fetched.hold(cache)?;
-            return Ok(fetched);
-        }
         let suite = format!("{BACKPORTED}-backports");
         let tried = folder.join(MISSING).metadata().and_then(|found| found.modified()).ok();
         if let Some(age) = tried.and_then(age_within_pause)
@@ -96,6 +89,17 @@ impl Emulator {
                 Ok(own)
             }
         }
+    }
+
+    /// Finds the QEMU to use among those that are there.
+    pub fn find(cache: &Cache) -> Result<Self> {
+        let own = Self::at(None)?;
+        let release = Release::of_this_machine();
+        if own.translates_safely() || release.suite != BACKPORTED {
+            return Ok(own);
+        }
+        let folder = cache.root().join(format!("qemu-{}", key(&release)?));
+        Ok(Self::at(Some(folder)).unwrap_or(own))
     }
 
     fn at(root: Option<PathBuf>) -> Result<Self> {
@@ -155,6 +159,11 @@ impl Emulator {
             at("usr/share/seabios"),
         ]
     }
+}
+
+fn key(release: &Release) -> Result<String> {
+    let key = Key::default().with(LAYOUT).with(&release.suite).with(release.sources_text()?);
+    Ok(key.name())
 }
 
 /// How long ago that was, where it is not tried again yet.

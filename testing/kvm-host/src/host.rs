@@ -9,13 +9,17 @@ use tokio::process::Command;
 
 use crate::cache::{Cache, CacheLock};
 use crate::emulator::Retry;
-use crate::keeper::{Kept, write_order};
+use crate::keeper::write_order;
+use crate::kept::{Keeper, Kept};
 use crate::machine::Machine;
 use crate::note;
 use crate::saved_state::{STATE, SavedState, last_lines};
 
 /// The keeper's name for itself on this program's command line.
 pub const KEEP: &str = "keep";
+/// What is said to who uses a machine that `boot` would not have started.
+const OTHER_PARTS: &str = "the machine that runs is made of other parts than this clone's; to have \
+     this clone's: cargo xtask kvm-host boot";
 /// How long the keeper may take to say that the machine is ready.
 const READY_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -31,28 +35,59 @@ pub fn parts(cache: &Cache) -> Result<crate::qemu::Parts> {
     Ok(Machine::prepare(cache, &lock, Retry::AfterPause)?.parts)
 }
 
-/// Returns the machine that runs, whatever it is made of; starts one if none does.
+/// Holds the machine that runs, and says so where it is not that of today's inputs; starts one if
+/// none does.
 pub async fn find_or_boot(cache: &Cache) -> Result<Kept> {
-    let kept = Kept::of(cache);
-    if kept.info().await.is_some() { Ok(kept) } else { boot(cache).await }
+    let keeper = Keeper::of(cache);
+    if let Some((key, _)) = keeper.info().await
+        && let Some(kept) = keeper.hold(&key).await?
+    {
+        match Machine::find(cache) {
+            Ok(Some(machine)) if machine.key == key => {}
+            Ok(_) => note(OTHER_PARTS),
+            // The machine runs all the same; `boot` says what to do.
+            Err(error) => note(format_args!("{OTHER_PARTS}; {error:#}")),
+        }
+        return Ok(kept);
+    }
+    boot(cache).await
 }
 
-/// Makes sure that the machine of today's inputs runs, and returns it.
+/// Makes sure that the machine of today's inputs runs, and holds it.
 pub async fn boot(cache: &Cache) -> Result<Kept> {
-    let started = Instant::now();
     let lock = cache.lock()?;
-    let machine = Machine::prepare(cache, &lock, Retry::AfterPause)?;
-    let kept = Kept::of(cache);
-    match kept.info().await {
-        Some((key, _)) if key == machine.key => return Ok(kept),
-        Some((_, 0)) => {
-            note("the running KVM host is made of other parts; stopping it");
-            kept.stop().await?;
+    boot_locked(cache, &lock).await
+}
+
+/// Ends the machine that runs, and starts that of today's inputs before anybody else starts one.
+pub async fn restart(cache: &Cache) -> Result<Kept> {
+    let lock = cache.lock()?;
+    stop_locked(cache, &lock).await?;
+    boot_locked(cache, &lock).await
+}
+
+async fn boot_locked(cache: &Cache, lock: &CacheLock) -> Result<Kept> {
+    let started = Instant::now();
+    let mut machine = Machine::prepare(cache, lock, Retry::AfterPause)?;
+    let keeper = Keeper::of(cache);
+    match keeper.info().await {
+        Some((key, _)) if key == machine.key => {
+            if let Some(kept) = keeper.hold(&key).await? {
+                return Ok(kept);
+            }
+            // It ends by itself.
         }
-        Some((_, users)) => bail!(
-            "the running KVM host is made of other parts, and {users} commands run in it; \
-             end it with: cargo xtask kvm-host stop"
-        ),
+        Some(_) => {
+            if !keeper.stop_unused().await? {
+                let users = keeper.info().await.map_or(0, |(_, users)| users);
+                bail!(
+                    "the running KVM host is made of other parts, and is in use by {users} \
+                     commands, such as another clone's tests; wait for them, or end it with: cargo \
+                     xtask kvm-host stop"
+                );
+            }
+            note("the running KVM host was made of other parts and has been stopped");
+        }
         None => {}
     }
     // A keeper that was killed left its folder; one that is ending is waited for.
@@ -63,9 +98,10 @@ pub async fn boot(cache: &Cache) -> Result<Kept> {
     }
     let mut fresh = false;
     if SavedState::find(cache, &machine).is_none() {
-        if let Err(error) = SavedState::make(cache, &lock, &machine).await {
+        machine = machine.with_sound_image(cache, lock)?;
+        if let Err(error) = SavedState::make(cache, lock, &machine).await {
             note(format_args!("the machine did not boot and is tried once more: {error:#}"));
-            SavedState::make(cache, &lock, &machine).await?;
+            SavedState::make(cache, lock, &machine).await?;
         }
         fresh = true;
     }
@@ -75,10 +111,12 @@ pub async fn boot(cache: &Cache) -> Result<Kept> {
         }
         // What was saved long ago may be damaged; what is saved now is not.
         note(format_args!("{error:#}"));
+        machine = machine.with_sound_image(cache, lock)?;
         note("the saved state is made anew, by a cold boot (about a minute)");
-        SavedState::make(cache, &lock, &machine).await?;
+        SavedState::make(cache, lock, &machine).await?;
         start_keeper(cache, &machine).await?;
     }
+    let kept = keeper.hold(&machine.key).await?.context("the KVM host ended as soon as it ran")?;
     note(format_args!("ready after {:.1} s", started.elapsed().as_secs_f64()));
     Ok(kept)
 }
@@ -127,7 +165,7 @@ async fn start_keeper(cache: &Cache, machine: &Machine) -> Result<()> {
 /// ran.
 pub async fn stop(cache: &Cache, forget: bool) -> Result<bool> {
     let lock = cache.lock()?;
-    let running = Kept::of(cache).info().await;
+    let running = Keeper::of(cache).info().await;
     let stopped = stop_locked(cache, &lock).await?;
     if forget && !cache.by_last_use(STATE)?.is_empty() {
         // That of the machine that ran may be another clone's; the next one here is of our inputs.
@@ -139,7 +177,7 @@ pub async fn stop(cache: &Cache, forget: bool) -> Result<bool> {
 }
 
 async fn stop_locked(cache: &Cache, _lock: &CacheLock) -> Result<bool> {
-    let stopped = Kept::of(cache).stop().await?;
+    let stopped = Keeper::of(cache).stop().await?;
     // The keeper lets go of this when its machine is gone and its folder removed.
     drop(cache.lock_run()?);
     Ok(stopped)

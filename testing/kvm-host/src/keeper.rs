@@ -7,28 +7,31 @@
 //!
 //! | line | then |
 //! |---|---|
-//! | `stream` | the bytes of a stream to the guest agent |
-//! | `info` | the rest of the answer is the machine's key and how many streams are open |
+//! | `hold KEY` | if that is the machine's key, the rest of the answer names this one of all with it; the machine is in use until the connection ends |
+//! | `check NAME` | nothing, if that is this machine's name |
+//! | `stream NAME` | if it is, the bytes of a stream to the guest agent |
+//! | `info` | the rest of the answer is the machine's key and how many hold it |
 //! | `stop` | the answer comes when the machine is gone and its folder is removed |
+//! | `stop-unused` | the same, unless somebody holds it |
+//!
+//! So nobody's command gets into another machine than the one it asked for, and a machine is not
+//! taken away from between two commands of one who holds it.
 //!
 //! The keeper ends with its machine, when it is told to, and when nobody has used it for long. QEMU
 //! ends with the keeper, however that ends (`setpriv --pdeathsig`).
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail};
-use async_trait::async_trait;
+use anyhow::{Context, Result, bail, ensure};
 use banger_agent_api::{Hex, SetIdentityCall};
-use banger_guest_client::{
-    AgentClient, BoxedStream, ChannelError, Deadlines, GuestChannel, SerialChannel,
-};
+use banger_guest_client::{AgentClient, GuestChannel, SerialChannel};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use crate::cache::Cache;
 use crate::machine::{Machine, Place};
@@ -36,7 +39,9 @@ use crate::qemu::{Qemu, Start};
 use crate::saved_state::{SavedState, last_lines};
 
 /// The socket's name in the run folder.
-const SOCKET: &str = "keeper.sock";
+pub(crate) const SOCKET: &str = "keeper.sock";
+/// The answer to what it does not know; older sources' keepers have it too.
+pub(crate) const UNKNOWN: &str = "no such request";
 /// What the keeper starts; the client writes it into the run folder.
 const MACHINE: &str = "machine.json";
 /// How long a start from the saved state may take.
@@ -83,15 +88,18 @@ async fn live(cache: &Cache, folder: &Path) -> Result<Option<UnixStream>> {
     // Whoever started this holds the cache's lock.
     machine.hold(cache)?;
     let saved = SavedState::find(cache, &machine).context("the saved state is gone")?;
-    let mut qemu = resume(&machine, &saved, folder).await?;
-    let channel = Arc::new(qemu.attach()?);
-    tokio::select! {
-        ready = tokio::time::timeout(RESUME_PATIENCE, greet(&channel)) => match ready {
-            Ok(ready) => ready?,
-            Err(_) => bail!("the agent did not answer within {} s", RESUME_PATIENCE.as_secs()),
-        },
-        status = qemu.ended() => bail!("QEMU ended with {}", status?),
+    // Nobody is let in before all that was saved has been read; QEMU loads it meanwhile.
+    let (state, image) = (saved.clone(), machine.image.clone());
+    let checks = [
+        tokio::task::spawn_blocking(move || state.check()),
+        tokio::task::spawn_blocking(move || image.check()),
+    ];
+    let begun = begin(&machine, &saved, folder).await;
+    for check in checks {
+        // This tells more than what QEMU says to a damaged file.
+        check.await.context("read the saved state")??;
     }
+    let (mut qemu, channel) = begun?;
     let socket = folder.join(SOCKET);
     let listener = UnixListener::bind(&socket).context("listen for commands")?;
     {
@@ -107,6 +115,24 @@ async fn live(cache: &Cache, folder: &Path) -> Result<Option<UnixStream>> {
     let asker = ended.with_context(console)?;
     killed?;
     Ok(asker)
+}
+
+/// Starts the machine from its state, and waits until its agent answers.
+async fn begin(
+    machine: &Machine,
+    saved: &SavedState,
+    folder: &Path,
+) -> Result<(Qemu, Arc<SerialChannel>)> {
+    let mut qemu = resume(machine, saved, folder).await?;
+    let channel = Arc::new(qemu.attach()?);
+    tokio::select! {
+        ready = tokio::time::timeout(RESUME_PATIENCE, greet(&channel)) => match ready {
+            Ok(ready) => ready?,
+            Err(_) => bail!("the agent did not answer within {} s", RESUME_PATIENCE.as_secs()),
+        },
+        status = qemu.ended() => bail!("QEMU ended with {}", status?),
+    }
+    Ok((qemu, channel))
 }
 
 async fn resume(machine: &Machine, saved: &SavedState, folder: &Path) -> Result<Qemu> {
@@ -151,11 +177,69 @@ async fn greet(channel: &Arc<SerialChannel>) -> Result<()> {
     client.set_identity(identity).await.context("set the clock")
 }
 
-/// Counts those who use the machine, and when the last one left.
+/// What the keeper knows about its machine, for all its connections.
+#[derive(Debug)]
+struct Desk {
+    key: String,
+    /// Names this machine, unlike the next one with the same key.
+    name: String,
+    state: Mutex<Use>,
+}
+
+/// Who uses the machine.
 #[derive(Debug)]
 struct Use {
-    users: usize,
+    holders: usize,
+    /// When the last one left.
     since: Instant,
+    /// It ends, and nobody may begin to use it.
+    ending: bool,
+}
+
+impl Desk {
+    fn new(key: &str) -> Self {
+        let state = Use { holders: 0, since: Instant::now(), ending: false };
+        let name = uuid::Uuid::new_v4().to_string();
+        Self { key: key.to_owned(), name, state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, Use> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one more who holds the machine with this key, until that is dropped.
+    fn hold(self: &Arc<Self>, key: &str) -> Result<Holder> {
+        let mut state = self.state();
+        ensure!(key == self.key, "the machine that runs has the key {}", self.key);
+        ensure!(!state.ending, "the machine ends");
+        state.holders += 1;
+        Ok(Holder(Arc::clone(self)))
+    }
+
+    /// Refuses what is meant for another machine.
+    fn check(&self, name: &str) -> Result<()> {
+        ensure!(name == self.name, "that machine has ended, and another one runs");
+        Ok(())
+    }
+
+    /// Lets nobody in any more, unless somebody is.
+    fn close(&self, is_idle: impl FnOnce(&Use) -> bool) -> Result<()> {
+        let mut state = self.state();
+        ensure!(state.holders == 0 && is_idle(&state), "{} hold it", state.holders);
+        state.ending = true;
+        Ok(())
+    }
+}
+
+/// One who holds the machine.
+struct Holder(Arc<Desk>);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.holders -= 1;
+        state.since = Instant::now();
+    }
 }
 
 async fn serve(
@@ -164,8 +248,7 @@ async fn serve(
     channel: &Arc<SerialChannel>,
     key: &str,
 ) -> Result<Option<UnixStream>> {
-    let (usage, used) = watch::channel(Use { users: 0, since: Instant::now() });
-    let usage = Arc::new(usage);
+    let desk = Arc::new(Desk::new(key));
     let (ask, mut asked) = mpsc::channel(1);
     let mut clock = tokio::time::interval(IDLE_LOOK);
     loop {
@@ -174,16 +257,14 @@ async fn serve(
             stream = asked.recv() => return Ok(stream),
             accepted = listener.accept() => {
                 let (stream, _) = accepted.context("accept a command")?;
-                let (channel, key) = (Arc::clone(channel), key.to_owned());
-                let (usage, ask) = (Arc::clone(&usage), ask.clone());
+                let (channel, desk, ask) = (Arc::clone(channel), Arc::clone(&desk), ask.clone());
                 tokio::spawn(async move {
                     // A client that breaks off is its own affair.
-                    let _ = answer(stream, &channel, &key, &usage, &ask).await;
+                    let _ = answer(stream, &*channel, &desk, &ask).await;
                 });
             }
             _ = clock.tick() => {
-                let usage = used.borrow();
-                if usage.users == 0 && usage.since.elapsed() > IDLE {
+                if desk.close(|usage| usage.since.elapsed() > IDLE).is_ok() {
                     return Ok(None);
                 }
             }
@@ -193,37 +274,63 @@ async fn serve(
 
 async fn answer(
     mut stream: UnixStream,
-    channel: &SerialChannel,
-    key: &str,
-    usage: &watch::Sender<Use>,
+    channel: &dyn GuestChannel,
+    desk: &Arc<Desk>,
     ask: &mpsc::Sender<UnixStream>,
 ) -> Result<()> {
     let line = read_line(&mut stream).await?;
-    match line.as_str() {
-        "stream" => match channel.open().await {
-            Ok(mut guest) => {
-                usage.send_modify(|usage| usage.users += 1);
-                let _ = stream.write_all(b"ok\n").await;
-                let _ = tokio::io::copy_bidirectional(&mut stream, &mut guest).await;
-                usage.send_modify(|usage| {
-                    usage.users -= 1;
-                    usage.since = Instant::now();
-                });
+    let (verb, word) = line.split_once(' ').unwrap_or((&line, ""));
+    match verb {
+        "hold" => match desk.hold(word) {
+            Ok(_holder) => {
+                say(&mut stream, Ok(desk.name.clone())).await?;
+                // It says no more; its end is what is waited for.
+                let _ = stream.read_u8().await;
             }
-            Err(error) => stream.write_all(format!("error {error}\n").as_bytes()).await?,
+            Err(error) => say(&mut stream, Err(error)).await?,
         },
-        "info" => {
-            let users = usage.borrow().users;
-            stream.write_all(format!("ok {key} {users}\n").as_bytes()).await?;
+        "check" => say(&mut stream, desk.check(word).map(|()| String::new())).await?,
+        "stream" => {
+            let opened = match desk.check(word) {
+                Ok(()) => channel.open().await.map_err(anyhow::Error::from),
+                Err(error) => Err(error),
+            };
+            match opened {
+                Ok(mut guest) => {
+                    say(&mut stream, Ok(String::new())).await?;
+                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut guest).await;
+                }
+                Err(error) => say(&mut stream, Err(error)).await?,
+            }
         }
-        "stop" => ask.send(stream).await?,
-        _ => stream.write_all(b"error no such request\n").await?,
+        "info" => {
+            let holders = desk.state().holders;
+            say(&mut stream, Ok(format!("{} {holders}", desk.key))).await?;
+        }
+        "stop" => {
+            desk.state().ending = true;
+            ask.send(stream).await?;
+        }
+        "stop-unused" => match desk.close(|_| true) {
+            Ok(()) => ask.send(stream).await?,
+            Err(error) => say(&mut stream, Err(error)).await?,
+        },
+        _ => say(&mut stream, Err(anyhow::anyhow!(UNKNOWN))).await?,
     }
     Ok(())
 }
 
+async fn say(stream: &mut UnixStream, answer: Result<String>) -> std::io::Result<()> {
+    let line = match answer {
+        Ok(words) if words.is_empty() => "ok\n".to_owned(),
+        Ok(words) => format!("ok {words}\n"),
+        Err(error) => format!("error {error}\n"),
+    };
+    stream.write_all(line.as_bytes()).await
+}
+
 /// Reads a line byte by byte: what follows it belongs to someone else.
-async fn read_line(stream: &mut UnixStream) -> std::io::Result<String> {
+pub(crate) async fn read_line(stream: &mut UnixStream) -> std::io::Result<String> {
     let mut line = Vec::new();
     loop {
         match stream.read_u8().await? {
@@ -236,90 +343,100 @@ async fn read_line(stream: &mut UnixStream) -> std::io::Result<String> {
     }
 }
 
-/// A running machine, reached through its keeper.
-#[derive(Clone, Debug)]
-pub struct Kept {
-    socket: PathBuf,
-}
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use banger_guest_client::{BoxedStream, ChannelError};
+    use tokio::task::JoinHandle;
 
-impl Kept {
-    /// Names the machine of this cache, running or not.
-    #[must_use]
-    pub fn of(cache: &Cache) -> Self {
-        Self { socket: cache.run_folder().join(SOCKET) }
-    }
+    use super::*;
 
-    async fn request(&self, line: &str) -> std::io::Result<(UnixStream, String)> {
-        let mut stream = UnixStream::connect(&self.socket).await?;
-        stream.write_all(format!("{line}\n").as_bytes()).await?;
-        let answer = read_line(&mut stream).await?;
-        match answer.strip_prefix("ok") {
-            Some(rest) => Ok((stream, rest.trim_start().to_owned())),
-            None => Err(std::io::Error::other(answer)),
+    /// A guest that says `hello` on every stream.
+    #[derive(Debug)]
+    struct Greeter;
+
+    #[async_trait]
+    impl GuestChannel for Greeter {
+        async fn open(&self) -> Result<BoxedStream, ChannelError> {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(b"hello\n").await.unwrap();
+            Ok(Box::new(ours))
         }
-    }
 
-    /// Returns the running machine's key and how many streams are open; `None` if none runs.
-    pub async fn info(&self) -> Option<(String, usize)> {
-        let (_, words) = self.request("info").await.ok()?;
-        let (key, users) = words.split_once(' ')?;
-        Some((key.to_owned(), users.parse().ok()?))
-    }
-
-    /// Ends the machine; false if none ran.
-    pub async fn stop(&self) -> Result<bool> {
-        if self.info().await.is_none() {
-            return Ok(false);
+        async fn wait_ready(&self) -> Result<(), ChannelError> {
+            Ok(())
         }
-        match self.request("stop").await {
-            Ok(_) => Ok(true),
-            // It ended by itself, or another asked first.
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(true),
-            Err(error) => Err(error).context("stop the KVM host"),
-        }
+
+        async fn closed(&self) {}
     }
 
-    /// Does work in the machine; its failure says so where that has ended meanwhile.
-    pub async fn during<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        match work.await {
-            // Who is about to end it answers no more, or not any more with a key.
-            Err(error) if self.info().await.is_none() => Err(error.context(
-                "the KVM host ended meanwhile: another command stopped it, or it was killed",
-            )),
-            result => result,
-        }
-    }
-
-    /// Makes calls to the machine's agent.
-    #[must_use]
-    pub fn client(&self) -> AgentClient {
-        let patient = Deadlines {
-            // A nested guest may keep the machine from answering for long.
-            answer: Duration::from_secs(120),
-            ..Deadlines::default()
+    /// Says a line to the keeper; returns the connection, the answer and what serves them.
+    async fn ask(
+        desk: &Arc<Desk>,
+        stop: &mpsc::Sender<UnixStream>,
+        line: &str,
+    ) -> (UnixStream, String, JoinHandle<()>) {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (desk, stop) = (Arc::clone(desk), stop.clone());
+        let served = tokio::spawn(async move {
+            answer(theirs, &Greeter, &desk, &stop).await.unwrap();
+        });
+        ours.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+        // Who stops it is answered when it is gone.
+        let answer = match line {
+            "stop" => String::new(),
+            _ => read_line(&mut ours).await.unwrap(),
         };
-        AgentClient::with_deadlines(Arc::new(self.clone()), patient)
+        (ours, answer, served)
     }
-}
 
-#[async_trait]
-impl GuestChannel for Kept {
-    async fn open(&self) -> Result<BoxedStream, ChannelError> {
-        match self.request("stream").await {
-            Ok((stream, _)) => Ok(Box::new(stream)),
-            Err(source) => Err(ChannelError::Connect { path: self.socket.clone(), source }),
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_holds_the_machine_keeps_it_until_it_lets_go() {
+        let desk = Arc::new(Desk::new("1234"));
+        let (stop, mut stopped) = mpsc::channel(1);
+        let (_, answer, _) = ask(&desk, &stop, "hold 5678").await;
+        assert!(answer.starts_with("error") && answer.contains("1234"), "{answer}");
+        let (lease, answer, served) = ask(&desk, &stop, "hold 1234").await;
+        assert_eq!(answer, format!("ok {}", desk.name));
+        assert_eq!(ask(&desk, &stop, "info").await.1, "ok 1234 1");
+        tokio::select! {
+            (_, answer, _) = ask(&desk, &stop, "stop-unused") => assert_eq!(answer, "error 1 hold it"),
+            _ = stopped.recv() => panic!("it is taken from who holds it"),
         }
+        assert!(desk.close(|_| true).is_err(), "time does not end it either");
+        assert!(stopped.try_recv().is_err());
+        drop(lease);
+        served.await.unwrap();
+        assert_eq!(ask(&desk, &stop, "info").await.1, "ok 1234 0");
+        desk.close(|_| true).unwrap();
+        assert_eq!(ask(&desk, &stop, "hold 1234").await.1, "error the machine ends");
     }
 
-    async fn wait_ready(&self) -> Result<(), ChannelError> {
-        // The socket is there once the agent has answered.
-        self.open().await.map(drop)
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_stops_it_on_purpose_does_so_whoever_holds_it() {
+        let desk = Arc::new(Desk::new("1234"));
+        let (stop, mut stopped) = mpsc::channel(1);
+        let (_lease, _, _) = ask(&desk, &stop, "hold 1234").await;
+        let (_asker, _, _) = ask(&desk, &stop, "stop").await;
+        assert!(stopped.recv().await.is_some());
+        assert_eq!(ask(&desk, &stop, "hold 1234").await.1, "error the machine ends");
     }
 
-    async fn closed(&self) {
-        // The keeper never answers a connection that says nothing, and closes it at its end.
-        if let Ok(mut stream) = UnixStream::connect(&self.socket).await {
-            let _ = stream.read_u8().await;
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_stream_reaches_the_machine_that_it_names_and_no_other() {
+        let (one, other) = (Arc::new(Desk::new("1234")), Arc::new(Desk::new("1234")));
+        let (stop, _) = mpsc::channel(1);
+        for line in ["stream", "stream 1234", &format!("stream {}", one.name)] {
+            for verb in ["stream", "check"] {
+                let line = line.replace("stream", verb);
+                let (_, answer, _) = ask(&other, &stop, &line).await;
+                assert!(answer.starts_with("error that machine has ended"), "{line}: {answer}");
+            }
         }
+        assert_eq!(ask(&one, &stop, &format!("check {}", one.name)).await.1, "ok");
+        let (mut stream, answer, _) = ask(&one, &stop, &format!("stream {}", one.name)).await;
+        assert_eq!(answer, "ok");
+        assert_eq!(read_line(&mut stream).await.unwrap(), "hello");
+        assert_eq!(ask(&one, &stop, "streams").await.1, format!("error {UNKNOWN}"));
     }
 }

@@ -7,6 +7,7 @@
 //!          machine      + the shared kernel, + the guest agent as the initrd
 //!  boot    saved_state  cold once: boot, stop, write memory to a file, keep the disk's overlay
 //!          keeper       a process that owns one QEMU started from that state
+//!          kept         the connections to it: who holds the machine, and streams to its agent
 //!  run     session      calls to the guest agent, each a connection to the keeper
 //!  test    suite        the tests of this tier, one by one, with a look at what they left
 //! ```
@@ -16,12 +17,14 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
+mod checksum;
 mod debian;
 pub mod emulator;
 pub mod host;
 pub mod host_image;
 pub mod inventory;
 pub mod keeper;
+pub mod kept;
 pub mod machine;
 mod monitor;
 pub mod qemu;

@@ -9,14 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, CacheLock, Key};
 use crate::emulator::{Emulator, Retry};
-use crate::host_image::{HostImage, ensure_image};
+use crate::host_image::{HostImage, build_anew, ensure_image};
 use crate::note;
 use crate::qemu::{self, Parts};
 
 /// A change of how a machine is saved or prepared; part of its key.
-const LAYOUT: &str = "banger kvm-host machine 2";
+const LAYOUT: &str = "banger kvm-host machine 3";
 /// What the folders with a kernel's copy begin with.
 const KERNEL: &str = "kernel";
+/// What the folders with an initrd begin with, and where it lies in them.
+const INITRD: &str = "initrd";
+const CPIO: &str = "cpio";
 
 /// Everything a boot needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -36,11 +39,29 @@ impl Machine {
         cache.hold(&image.root)?;
         let kernel = own_kernel(cache, lock)?;
         cache.hold(&kernel.vmlinux())?;
-        let initrd = cache.root().join("initrd");
+        let initrd = own_initrd(&kernel, cache, lock)?;
+        cache.hold(&initrd)?;
+        Self::of(image, &kernel, initrd, Emulator::prepare(cache, lock, retry)?)
+    }
+
+    /// The machine of today's inputs, where all that it is made of is there. Waits for nobody, makes
+    /// nothing and holds nothing.
+    pub fn find(cache: &Cache) -> Result<Option<Self>> {
+        let Some(image) = HostImage::find(cache)? else { return Ok(None) };
+        let shared = banger_harness::kernel_store_now().context("find the shared kernel")?;
+        let shared = shared.map(|store| kernel_at(&store)).transpose()?.flatten();
+        let Some(kernel) = known_kernel(shared.as_ref(), cache)? else { return Ok(None) };
         let agent = agent()?;
-        let initrd = build_initrd(&AgentBinary::new(&agent), &kernel, &initrd)
-            .context("build the initrd")?;
-        let emulator = Emulator::prepare(cache, lock, retry)?;
+        let folder = initrd_folder(&agent, &kernel, cache);
+        if !folder.is_dir() {
+            return Ok(None);
+        }
+        let initrd = build_initrd(&AgentBinary::new(&agent), &kernel, &folder.join(CPIO))
+            .context("find the initrd")?;
+        Self::of(image, &kernel, initrd, Emulator::find(cache)?).map(Some)
+    }
+
+    fn of(image: HostImage, kernel: &Kernel, initrd: PathBuf, emulator: Emulator) -> Result<Self> {
         let mut boot = BootConfig::new(image.uuid);
         let (modules, modules_uuid) =
             kernel.modules_image().context("the shared kernel has no module tree")?;
@@ -71,10 +92,19 @@ impl Machine {
         Ok(Self { key, image, parts })
     }
 
+    /// Reads the image, and builds it anew if it is not what was built.
+    pub fn with_sound_image(self, cache: &Cache, lock: &CacheLock) -> Result<Self> {
+        let Err(error) = self.image.check() else { return Ok(self) };
+        note(format_args!("the root file system: {error:#}"));
+        build_anew(cache, lock)?;
+        Self::prepare(cache, lock, Retry::AfterPause)
+    }
+
     /// Keeps what it is made of from being removed while this process lives; needs the lock.
     pub fn hold(&self, cache: &Cache) -> Result<()> {
         cache.hold(&self.image.root)?;
         cache.hold(&self.parts.vmlinux)?;
+        cache.hold(&self.parts.initrd)?;
         self.parts.emulator.hold(cache)
     }
 }
@@ -95,12 +125,10 @@ fn own_kernel(cache: &Cache, lock: &CacheLock) -> Result<Kernel> {
         Some(store) => kernel_at(&store)?,
         None => None,
     };
+    if let Some(kernel) = known_kernel(shared.as_ref(), cache)? {
+        return Ok(kernel);
+    }
     let Some(shared) = shared else {
-        for folder in cache.by_last_use(KERNEL)? {
-            if let Some(kernel) = kernel_at(&folder)? {
-                return Ok(kernel);
-            }
-        }
         note(format_args!(
             "fetching {} from Debian (some seconds)",
             banger_harness::DEFAULT_KERNEL
@@ -114,21 +142,61 @@ fn own_kernel(cache: &Cache, lock: &CacheLock) -> Result<Kernel> {
     copy_of(&shared, cache, lock)
 }
 
-fn copy_of(kernel: &Kernel, cache: &Cache, lock: &CacheLock) -> Result<Kernel> {
-    let name = &kernel.manifest.name;
-    let key = &kernel.manifest.sha256[..16.min(kernel.manifest.sha256.len())];
-    let folder = cache.root().join(format!("{KERNEL}-{key}"));
-    if folder.is_dir()
-        && let Some(copy) = kernel_at(&folder)?
-    {
-        return Ok(copy);
+/// The copy of the shared kernel, or where that is not there the one that was used last.
+fn known_kernel(shared: Option<&Kernel>, cache: &Cache) -> Result<Option<Kernel>> {
+    let folders = match shared {
+        Some(kernel) => vec![kernel_folder(kernel, cache)],
+        None => cache.by_last_use(KERNEL)?,
+    };
+    for folder in folders {
+        if folder.is_dir()
+            && let Some(kernel) = kernel_at(&folder)?
+        {
+            return Ok(Some(kernel));
+        }
     }
+    Ok(None)
+}
+
+fn kernel_key(kernel: &Kernel) -> &str {
+    let digest = &kernel.manifest.sha256;
+    digest.get(..16).unwrap_or(digest)
+}
+
+fn kernel_folder(kernel: &Kernel, cache: &Cache) -> PathBuf {
+    cache.root().join(format!("{KERNEL}-{}", kernel_key(kernel)))
+}
+
+fn copy_of(kernel: &Kernel, cache: &Cache, lock: &CacheLock) -> Result<Kernel> {
     let staged = cache.stage(lock)?;
     let from = kernel.vmlinux();
     let from = from.parent().context("a kernel lies in a folder")?;
+    let name = &kernel.manifest.name;
     banger_harness::link_folder(from, &staged.path().join(name.as_str()))?;
-    let folder = cache.publish(staged, KERNEL, key)?;
+    let folder = cache.publish(staged, KERNEL, kernel_key(kernel))?;
     kernel_at(&folder)?.context("read the kernel's copy")
+}
+
+fn initrd_key(agent: &[u8], kernel: &Kernel) -> String {
+    Key::default().with(agent).with(&kernel.manifest.sha256).with(kernel.manifest.id).name()
+}
+
+fn initrd_folder(agent: &[u8], kernel: &Kernel, cache: &Cache) -> PathBuf {
+    cache.root().join(format!("{INITRD}-{}", initrd_key(agent, kernel)))
+}
+
+/// The initrd of today's agent for this kernel.
+fn own_initrd(kernel: &Kernel, cache: &Cache, lock: &CacheLock) -> Result<PathBuf> {
+    let agent = agent()?;
+    let folder = initrd_folder(&agent, kernel, cache);
+    if !folder.is_dir() {
+        let staged = cache.stage(lock)?;
+        build_initrd(&AgentBinary::new(&agent), kernel, &staged.path().join(CPIO))
+            .context("build the initrd")?;
+        cache.publish(staged, INITRD, &initrd_key(&agent, kernel))?;
+        cache.remove_former_initrds(lock)?;
+    }
+    build_initrd(&AgentBinary::new(&agent), kernel, &folder.join(CPIO)).context("find the initrd")
 }
 
 /// The guest agent, which cargo builds along with `bangerd` (owner/daemon/build.rs).

@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use crate::emulator::Emulator;
 use crate::machine::Place;
 use crate::monitor::Monitor;
+use crate::saved_state::last_lines;
 
 /// How long QEMU may take to open its sockets, which it does before anything else.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -162,8 +163,8 @@ impl Qemu {
         match connected {
             Ok((agent, monitor)) => Ok(Self { child, monitor, agent: Some(agent) }),
             Err(error) => {
-                let words = std::fs::read_to_string(place.folder.join("qemu.log"));
-                Err(error.context(format!("QEMU: {}", words.unwrap_or_default().trim())))
+                let words = last_lines(&place.folder.join("qemu.log"), 10);
+                Err(error.context(format!("QEMU: {}", words.trim())))
             }
         }
     }

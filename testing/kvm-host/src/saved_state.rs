@@ -11,11 +11,13 @@ use anyhow::{Context, Result, bail, ensure};
 use banger_agent_api::{Argument, ExecCall};
 use banger_engine::seams::RootDisk;
 use banger_guest_client::{AgentClient, GuestChannel};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
 use tokio::net::UnixListener;
 
 use crate::cache::{Cache, CacheLock};
+use crate::checksum::Checksum;
 use crate::machine::{Machine, Place};
 use crate::note;
 use crate::qemu::{Qemu, Start};
@@ -29,8 +31,8 @@ const SAVE_PATIENCE: Duration = Duration::from_secs(300);
 pub(crate) const STATE: &str = "state";
 /// The state's file.
 const MEMORY: &str = "memory";
-/// Where the lengths of both files are written down.
-const LENGTHS: &str = "lengths";
+/// Where the checksums of both files are written down.
+const CHECKSUMS: &str = "checksums.json";
 /// The overlay's name without its ending.
 const DISK: &str = "disk";
 /// Waits until systemd answers (host/customize has the other side) and has started everything, and
@@ -40,6 +42,13 @@ const SETTLE: &str = "mkfifo -m 600 /run/kvm-host-ready 2>/dev/null; \
     state=$(systemctl is-system-running --wait); \
     [ \"$state\" = running ] && sync && exit 0; \
     echo \"systemd says: $state\"; systemctl --failed --no-legend --plain; exit 1";
+
+/// What the files of a state held when they were saved.
+#[derive(Debug, Serialize, Deserialize)]
+struct Checksums {
+    memory: Checksum,
+    disk: Checksum,
+}
 
 /// A saved state in the cache.
 #[derive(Clone, Debug)]
@@ -68,7 +77,7 @@ impl SavedState {
         if !state.folder.is_dir() {
             return None;
         }
-        match state.check().and_then(|()| cache.hold(&state.folder)) {
+        match state.check_lengths().and_then(|()| cache.hold(&state.folder)) {
             Ok(()) => Some(state),
             Err(error) => {
                 let folder = state.folder.display();
@@ -78,25 +87,25 @@ impl SavedState {
         }
     }
 
-    /// The lengths of its files, in bytes.
-    fn lengths(memory: &Path, overlay: &Path) -> Result<String> {
-        let length = |path: &Path| {
-            let found = path.metadata().with_context(|| format!("look at {}", path.display()))?;
-            Ok::<_, anyhow::Error>(found.len())
-        };
-        Ok(format!("{} {}", length(memory)?, length(overlay)?))
+    /// What its files held when they were saved.
+    fn checksums(&self) -> Result<Checksums> {
+        let path = self.folder.join(CHECKSUMS);
+        let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))
     }
 
-    /// Whether its files are as long as they were when it was saved.
-    fn check(&self) -> Result<()> {
-        let known = std::fs::read_to_string(self.folder.join(LENGTHS));
-        let known = known.context("read how long its files were")?;
-        let found = Self::lengths(&self.memory(), &self.overlay())?;
-        ensure!(
-            known == found,
-            "memory and disk had \"{known}\" bytes when they were saved, and have \"{found}\" now"
-        );
-        Ok(())
+    /// Whether its files are as long as they were when it was saved; they are not read.
+    fn check_lengths(&self) -> Result<()> {
+        let known = self.checksums()?;
+        known.memory.check_length(&self.memory())?;
+        known.disk.check_length(&self.overlay())
+    }
+
+    /// Reads its files and refuses them if they are not what was saved.
+    pub fn check(&self) -> Result<()> {
+        let known = self.checksums()?;
+        known.disk.check(&self.overlay())?;
+        known.memory.check(&self.memory())
     }
 
     /// Boots the machine, waits until it has settled, and saves it.
@@ -113,8 +122,12 @@ impl SavedState {
             std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
         }
         let made = Self { folder: staged.path().to_owned() };
-        let lengths = Self::lengths(&made.memory(), &made.overlay())?;
-        std::fs::write(made.folder.join(LENGTHS), lengths).context("write its lengths down")?;
+        let checksums = Checksums {
+            memory: Checksum::of(&made.memory())?,
+            disk: Checksum::of(&made.overlay())?,
+        };
+        std::fs::write(made.folder.join(CHECKSUMS), serde_json::to_vec_pretty(&checksums)?)
+            .context("write its checksums down")?;
         let folder = cache.publish(staged, STATE, &machine.key)?;
         Ok(Self { folder })
     }
@@ -122,8 +135,8 @@ impl SavedState {
 
 async fn boot_and_save(machine: &Machine, folder: &Path) -> Result<()> {
     let started = Instant::now();
-    let size = banger_types::DiskSize::try_from(machine.image.size)
-        .map_err(|_| anyhow::anyhow!("the image has {} bytes", machine.image.size))?;
+    let size = banger_types::DiskSize::try_from(machine.image.size())
+        .map_err(|_| anyhow::anyhow!("the image has {} bytes", machine.image.size()))?;
     let disk = banger_vmm::disk::Qcow2Overlay
         .create(&machine.image.root, folder, DISK, size)
         .await
@@ -184,12 +197,25 @@ async fn save(qemu: &mut Qemu, folder: &Path) -> Result<()> {
     tokio::try_join!(receive, send).map(drop)
 }
 
-/// The end of a text file, for error messages.
+/// The end of a text file, for error messages: what would tell a terminal to do something is
+/// written out.
 pub(crate) fn last_lines(path: &Path, count: usize) -> String {
     let bytes = std::fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..].join("\n")
+    printable(&lines[lines.len().saturating_sub(count)..].join("\n"))
+}
+
+/// Writes out all control characters but tabs and ends of lines.
+fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut result, character| {
+        if character.is_control() && !matches!(character, '\n' | '\t') {
+            result.extend(character.escape_default());
+        } else {
+            result.push(character);
+        }
+        result
+    })
 }
 
 #[cfg(test)]
@@ -200,14 +226,40 @@ mod tests {
     fn a_state_that_is_not_whole_is_refused_with_what_is_wrong() {
         let folder = tempfile::tempdir().unwrap();
         let state = SavedState { folder: folder.path().to_owned() };
-        let why = || format!("{:#}", state.check().unwrap_err());
-        assert!(why().contains("how long its files were"), "{}", why());
-        std::fs::write(state.folder.join(LENGTHS), "6 4").unwrap();
-        assert!(why().contains("memory"), "{}", why());
+        let short = || format!("{:#}", state.check_lengths().unwrap_err());
+        assert!(short().contains(CHECKSUMS), "{}", short());
+        std::fs::write(state.folder.join(CHECKSUMS), "6 4").unwrap();
+        assert!(short().contains(CHECKSUMS), "{}", short());
         std::fs::write(state.memory(), "memory").unwrap();
         std::fs::write(state.overlay(), "disk").unwrap();
+        let checksums = Checksums {
+            memory: Checksum::of(&state.memory()).unwrap(),
+            disk: Checksum::of(&state.overlay()).unwrap(),
+        };
+        std::fs::write(state.folder.join(CHECKSUMS), serde_json::to_vec(&checksums).unwrap())
+            .unwrap();
+        state.check_lengths().unwrap();
         state.check().unwrap();
+        for (path, content) in [(state.memory(), "memoRy"), (state.overlay(), "diSk")] {
+            let before = std::fs::read(&path).unwrap();
+            std::fs::write(&path, content).unwrap();
+            state.check_lengths().unwrap();
+            let error = state.check().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{} is damaged", path.display())), "{error}");
+            std::fs::write(&path, before).unwrap();
+        }
         std::fs::write(state.memory(), "memo").unwrap();
-        assert!(why().contains("\"6 4\"") && why().contains("\"4 4\""), "{}", why());
+        assert!(short().contains("has 4 bytes, and had 6"), "{}", short());
+    }
+
+    #[test]
+    fn what_a_log_says_does_nothing_to_a_terminal() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("qemu.log");
+        std::fs::write(&path, b"first\nUnknown section \x1b[2J\x07\xff\x9b\r\n\tlast\n").unwrap();
+        let words = last_lines(&path, 2);
+        assert_eq!(words, "Unknown section \\u{1b}[2J\\u{7}\u{fffd}\u{fffd}\n\tlast");
+        std::fs::write(&path, "\u{9b}31m").unwrap();
+        assert_eq!(last_lines(&path, 2), "\\u{9b}31m");
     }
 }

@@ -18,7 +18,7 @@ use banger_image::{AgentBinary, CancelFlag, KernelStore, NewKernel, NoProgress, 
 use crate::cache::{Cache, Key};
 use crate::host_image;
 use crate::inventory::Inventory;
-use crate::keeper::Kept;
+use crate::kept::Kept;
 use crate::machine::agent;
 use crate::session::{Command, Put, put};
 use crate::{host, note, vmm_binaries};
@@ -27,6 +27,11 @@ use crate::{host, note, vmm_binaries};
 const PROGRAM: &str = "inside";
 /// The product's programs, which are sent too.
 const PROGRAMS: [&str; 3] = ["banger", "bangerd", "bangerd-root"];
+/// The feature whose `bangerd` fails where a test says, where it is set aside (where `cargo xtask test`
+/// has it, too), and its name in the machine.
+const FAULT_HOOKS: &str = "banger-daemon/fault-hooks";
+const ASIDE: &str = "target/fault-hooks/bangerd";
+const FAULTY: &str = "bangerd-faulty";
 /// Where everything is sent.
 const FOLDER: &str = "/data";
 /// Tells what was sent last, so that it is not sent again.
@@ -42,13 +47,15 @@ const RUNNING: &str = "/data/.running";
 pub const INSIDE: &str = "BANGER_KVM_HOST";
 /// How long a test may take whose name begins so; the first that fits. Five to ten times what it
 /// takes on a quiet machine: nested guests run under two translators.
-const LIMITS: [(&str, Duration); 7] = [
+const LIMITS: [(&str, Duration); 9] = [
+    ("crash_pairs::", Duration::from_secs(500)),
     ("nested::", Duration::from_secs(300)),
     ("installed::", Duration::from_secs(400)),
     ("machines::", Duration::from_secs(600)),
     ("orphans::", Duration::from_secs(300)),
     ("removal::", Duration::from_secs(300)),
     ("root_disk::", Duration::from_secs(300)),
+    ("walls::", Duration::from_secs(600)),
     ("", Duration::from_secs(90)),
 ];
 /// How many rounds the races have; passed on, and then each test may take as long as it needs.
@@ -120,35 +127,33 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
     let names = names(&program, options.filter.as_deref())?;
     ensure!(!names.is_empty(), "no test of the KVM host has such a name");
     let _alone = cache.lock_tests()?;
-    let mut client = host::boot(cache).await?.client();
-    let mut before;
-    if claim(&client).await? {
-        send(cache, &client, &program, &binaries).await?;
-        before = Inventory::take(&client).await?;
-    } else {
-        note("a run of tests was ended in the middle; the machine starts afresh");
-        (client, before) = afresh(cache, &program, &binaries).await?;
-    }
-    let kept = Kept::of(cache);
+    let sent = Sent { cache, program: &program, binaries: &binaries };
+    let mut stage = match Stage::set(host::boot(cache).await?, &sent).await? {
+        Some(stage) => stage,
+        None => {
+            note("a run of tests was ended in the middle; the machine starts afresh");
+            Stage::afresh(&sent).await?
+        }
+    };
     let mut cases = Vec::new();
     for name in &names {
-        let mut case = attempt(&kept, &client, name, &before).await;
+        let mut case = stage.attempt(name).await;
         tell(&case);
         // What a failed test left is no other test's failure, nor that of its own second try.
         if case.failure.is_some() {
-            (client, before) = afresh(cache, &program, &binaries).await?;
+            stage = Stage::afresh(&sent).await?;
             let first = case;
-            case = attempt(&kept, &client, name, &before).await;
+            case = stage.attempt(name).await;
             tell(&case);
             case.first_failure = first.failure;
             case.output = first.output + &case.output;
         }
         if case.failure.is_some() {
-            (client, before) = afresh(cache, &program, &binaries).await?;
+            stage = Stage::afresh(&sent).await?;
         }
         cases.push(case);
     }
-    Command::new(["/bin/rmdir", RUNNING])?.collect(&client, MOMENT).await?;
+    stage.strike().await?;
     report(options.report.as_deref(), &cases)?;
     let count = |verdict| cases.iter().filter(|case| case.verdict() == verdict).count();
     let (passed, failed, skipped) = (count(PASS), count(FAIL), count(SKIP));
@@ -156,36 +161,65 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs one test; a machine that ends meanwhile is a failure of that test.
-async fn attempt(kept: &Kept, client: &AgentClient, name: &str, before: &Inventory) -> Case {
-    let started = Instant::now();
-    kept.during(one(client, name, before)).await.unwrap_or_else(|error| Case {
-        name: name.to_owned(),
-        seconds: started.elapsed().as_secs_f64(),
-        output: String::new(),
-        failure: Some(format!("{error:#}")),
-        first_failure: None,
-    })
+/// What every machine is given before tests run in it.
+#[derive(Debug)]
+struct Sent<'a> {
+    cache: &'a Cache,
+    program: &'a Path,
+    binaries: &'a Path,
 }
 
-/// Marks the machine as one in which tests run; false if it was already.
-async fn claim(client: &AgentClient) -> Result<bool> {
-    let (_, status) = Command::new(["/bin/mkdir", RUNNING])?.collect(client, MOMENT).await?;
-    Ok(status == Some(ExitStatus::Code(0)))
+/// A machine that is ready for tests, and held for as long as they run.
+#[derive(Debug)]
+struct Stage {
+    kept: Kept,
+    client: AgentClient,
+    before: Inventory,
 }
 
-/// Starts the machine anew from its saved state, ready for tests.
-async fn afresh(
-    cache: &Cache,
-    program: &Path,
-    binaries: &Path,
-) -> Result<(AgentClient, Inventory)> {
-    host::stop(cache, false).await?;
-    let client = host::boot(cache).await?.client();
-    ensure!(claim(&client).await?, "the saved state of the KVM host holds {RUNNING}");
-    send(cache, &client, program, binaries).await?;
-    let before = Inventory::take(&client).await?;
-    Ok((client, before))
+impl Stage {
+    /// Makes a machine ready; `None` if tests run in it already, or have been broken off.
+    async fn set(kept: Kept, sent: &Sent<'_>) -> Result<Option<Self>> {
+        let client = kept.client();
+        let work = async {
+            // Marks the machine as one in which tests run.
+            let claim = Command::new(["/bin/mkdir", RUNNING])?;
+            let (_, status) = claim.collect(&client, MOMENT).await?;
+            if status != Some(ExitStatus::Code(0)) {
+                return Ok(None);
+            }
+            send(sent, &client).await?;
+            Inventory::take(&client).await.map(Some)
+        };
+        let before = kept.during(work).await.context("make the KVM host ready for tests")?;
+        Ok(before.map(|before| Self { kept, client, before }))
+    }
+
+    /// Starts the machine anew from its saved state.
+    async fn afresh(sent: &Sent<'_>) -> Result<Self> {
+        let kept = host::restart(sent.cache).await?;
+        let stage = Self::set(kept, sent).await?;
+        stage.with_context(|| format!("the saved state of the KVM host holds {RUNNING}"))
+    }
+
+    /// Runs one test; a machine that ends meanwhile is a failure of that test.
+    async fn attempt(&self, name: &str) -> Case {
+        let started = Instant::now();
+        let run = self.kept.during(one(&self.client, name, &self.before));
+        run.await.unwrap_or_else(|error| Case {
+            name: name.to_owned(),
+            seconds: started.elapsed().as_secs_f64(),
+            output: String::new(),
+            failure: Some(format!("{error:#}")),
+            first_failure: None,
+        })
+    }
+
+    /// Leaves the machine to whoever tests next.
+    async fn strike(self) -> Result<()> {
+        let remove = Command::new(["/bin/rmdir", RUNNING])?;
+        self.kept.during(remove.collect(&self.client, MOMENT)).await.map(drop)
+    }
 }
 
 fn say(line: impl std::fmt::Display) {
@@ -210,11 +244,22 @@ fn cargo() -> std::process::Command {
 
 /// Builds the test program and the product's programs; returns the first one's path.
 fn build() -> Result<PathBuf> {
-    let mut programs = cargo();
-    programs.args(["build", "--quiet", "--locked", "--package", "banger-cli"]);
-    programs.args(["--package", "banger-daemon", "--package", "banger-helper"]);
-    let status = programs.status().context("run cargo")?;
-    ensure!(status.success(), "banger does not build: {status}");
+    let programs = |more: &[&str]| {
+        let mut programs = cargo();
+        programs.args(["build", "--quiet", "--locked", "--package", "banger-cli"]);
+        programs.args(["--package", "banger-daemon", "--package", "banger-helper"]).args(more);
+        let status = programs.status().context("run cargo")?;
+        ensure!(status.success(), "banger does not build: {status}");
+        Ok(())
+    };
+    programs(&["--features", FAULT_HOOKS])?;
+    let aside = banger_harness::repository().join(ASIDE);
+    if let Some(folder) = aside.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
+    std::fs::copy(banger_harness::program_folder().join("bangerd"), &aside)
+        .with_context(|| format!("copy bangerd to {}", aside.display()))?;
+    programs(&[])?;
     let mut command = cargo();
     command.args(["test", "--no-run", "--quiet", "--locked", "--package", "banger-kvm-host"]);
     command.args(["--test", PROGRAM, "--message-format", "json"]);
@@ -248,8 +293,9 @@ fn names(program: &Path, filter: Option<&str>) -> Result<Vec<String>> {
 }
 
 /// Sends what is not there yet.
-async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Path) -> Result<()> {
-    let machine = host::parts(cache)?;
+async fn send(sent: &Sent<'_>, client: &AgentClient) -> Result<()> {
+    let (program, binaries) = (sent.program, sent.binaries);
+    let machine = host::parts(sent.cache)?;
     let kernel = machine.vmlinux.parent().context("the kernel lies in a folder")?.to_owned();
     let stripped = tempfile::tempdir().context("make a folder")?;
     let own = stripped.path().join(PROGRAM);
@@ -266,6 +312,9 @@ async fn send(cache: &Cache, client: &AgentClient, program: &Path, binaries: &Pa
         std::fs::write(stripped.path().join(BUSYBOX), rootfs)
             .context("write a root file system")?;
     }
+    files.push(stripped.path().join(FAULTY));
+    let faulty = strip(&banger_harness::repository().join(ASIDE), stripped.path())?;
+    std::fs::rename(faulty, stripped.path().join(FAULTY)).context("name the faulty bangerd")?;
     let folder = banger_harness::program_folder();
     for name in PROGRAMS {
         files.push(strip(&folder.join(name), stripped.path())?);

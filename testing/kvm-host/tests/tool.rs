@@ -3,15 +3,17 @@
 
 use std::ffi::CString;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use banger_harness::{GUEST_DEADLINE, Terminal, skip, wait_for};
 use banger_kvm_host::cache::Cache;
 use banger_kvm_host::inventory::Inventory;
-use banger_kvm_host::keeper::Kept;
-use banger_kvm_host::session::MARK;
+use banger_kvm_host::kept::{Keeper, Kept};
+use banger_kvm_host::session::{self, MARK};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 /// What the tool ends with where a command's own exit code is expected and there is none.
@@ -23,13 +25,18 @@ fn tool(words: &[&str]) -> Command {
     command
 }
 
-/// Whether this machine can have a KVM host; says so where not.
+/// Whether this machine can have a KVM host; says so where not. Waits until no other tests, such as
+/// another clone's, have the machine, and keeps them out until this process ends.
 fn can_run() -> bool {
-    let reason = banger_kvm_host::host_image::impossible();
-    if let Some(reason) = &reason {
-        skip("kvm-host", reason);
+    static ALONE: OnceLock<std::fs::File> = OnceLock::new();
+    if let Some(reason) = banger_kvm_host::host_image::impossible() {
+        skip("kvm-host", &reason);
+        return false;
     }
-    reason.is_none()
+    let cache = Cache::open().expect("the cache");
+    let alone = || cache.lock_tests().expect("the right to test");
+    ALONE.get_or_init(alone);
+    true
 }
 
 fn run(words: &[&str]) -> Output {
@@ -117,6 +124,8 @@ fn what_cannot_be_sent_or_fetched_is_named() {
     if !can_run() {
         return;
     }
+    // Where another clone's machine runs, each command would say so as well.
+    assert!(tool(&["boot"]).status().expect("run the tool").success());
     let refused = |words: &[&str], code: i32, word: &str| {
         let output = run(words);
         let errors = text(&output.stderr);
@@ -220,6 +229,14 @@ impl OwnCache {
         Some(Self { root, _changes: changes })
     }
 
+    /// The key of the machine that runs.
+    fn key(&self) -> String {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let keeper = Keeper::of(&Cache::at(self.root.clone()).expect("the cache"));
+        let info = runtime.expect("a runtime").block_on(keeper.info());
+        info.expect("a machine runs").0
+    }
+
     fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.root).expect("the cache").flatten();
         let mut names: Vec<_> =
@@ -234,6 +251,13 @@ impl Drop for OwnCache {
         let _ = tool(&["stop"]).status();
         let _ = rustix::mount::unmount(&self.root, UnmountFlags::DETACH);
     }
+}
+
+/// Holds the machine that runs.
+async fn hold() -> Kept {
+    let keeper = Keeper::of(&Cache::open().expect("the cache"));
+    let (key, _) = keeper.info().await.expect("a machine runs");
+    keeper.hold(&key).await.expect("a keeper that can be asked").expect("it goes on")
 }
 
 fn start(words: &[&str]) -> Child {
@@ -293,6 +317,94 @@ fn who_stops_or_cleans_the_machine_of_others_leaves_them_a_clear_word_and_nothin
     assert!(left.iter().all(|name| name.ends_with("lock")), "{left:?}");
 }
 
+/// A folder with this clone's programs and another agent, as another clone would have it.
+fn other_clone() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ours = banger_harness::program_folder();
+    let name = "agent/x86_64-unknown-linux-gnu/agent/banger-vsock-agent";
+    let mut agent = std::fs::read(ours.with_file_name(name)).expect("the agent");
+    agent.push(0);
+    let theirs = folder.path().join(name);
+    std::fs::create_dir_all(theirs.parent().expect("a folder")).expect("a folder");
+    std::fs::write(theirs, agent).expect("another agent");
+    std::os::unix::fs::symlink(ours, folder.path().join("debug")).expect("a link");
+    folder
+}
+
+#[test]
+fn another_clone_does_not_take_the_machine_from_who_holds_it() {
+    let Some(_cache) = OwnCache::enter() else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    assert!(tool(&["boot"]).status().expect("run the tool").success());
+    let held = runtime.block_on(hold());
+    let word = || {
+        let command = session::Command::new(["/bin/echo", "a word"]).expect("a command");
+        runtime.block_on(held.during(command.collect(&held.client(), GUEST_DEADLINE)))
+    };
+    assert_eq!(word().expect("it answers").0, b"a word\n");
+    let clone = other_clone();
+    let mut boot = tool(&["boot"]);
+    let boot = boot.env("BANGER_BIN_DIR", clone.path().join("debug")).output().expect("the tool");
+    assert!(!boot.status.success() && text(&boot.stderr).contains("in use by 1"), "{boot:?}");
+    assert_eq!(word().expect("it goes on").0, b"a word\n");
+    // Made anew of the same parts it is another one, too.
+    for words in [["stop"], ["boot"]] {
+        assert!(tool(&words).status().expect("run the tool").success());
+    }
+    let error = format!("{:#}", word().expect_err("another machine"));
+    assert!(error.starts_with("the KVM host ended meanwhile"), "{error}");
+}
+
+#[test]
+fn who_uses_a_machine_of_other_parts_is_told_and_where_it_is_damaged_nobody_is_let_in() {
+    let Some(cache) = OwnCache::enter() else { return };
+    assert!(tool(&["boot"]).status().expect("run the tool").success());
+    let clone = other_clone();
+    let output = tool(&["run", "--", "echo", "a word"])
+        .env("BANGER_BIN_DIR", clone.path().join("debug"))
+        .output()
+        .expect("run the tool");
+    assert_eq!(text(&output.stdout), "a word\n", "{output:?}");
+    let errors = text(&output.stderr);
+    assert!(errors.contains("made of other parts") && errors.contains("host boot"), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    assert_eq!(text(&run(&["--", "true"]).stderr), "", "nor is who boots it told so");
+
+    let key = cache.key();
+    assert!(tool(&["stop"]).status().expect("run the tool").success());
+    // What lies in a state's middle is some page of the machine's memory: QEMU loads anything.
+    let memory = cache.root.join(format!("state-{key}/memory"));
+    let file = std::fs::File::options().write(true).read(true).open(&memory).expect("the state");
+    let middle = file.metadata().expect("its length").len() / 2;
+    let mut bytes = [0; 4];
+    file.read_exact_at(&mut bytes, middle).expect("read the state");
+    file.write_all_at(&bytes.map(|byte| !byte), middle).expect("change the state");
+    let mut boot = start(&["boot"]);
+    let mut lines = BufReader::new(boot.stderr.take().expect("its errors")).lines();
+    let said = lines.by_ref().map_while(Result::ok).find(|line| line.contains("is damaged"));
+    let said = said.expect("what is wrong");
+    // The next machine would be a cold one.
+    boot.kill().expect("kill the tool");
+    boot.wait().expect("its end");
+    assert!(said.contains(memory.to_str().expect("a path that is text")), "{said}");
+    let keeper = Keeper::of(&Cache::open().expect("the cache"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    assert_eq!(runtime.expect("a runtime").block_on(keeper.info()), None);
+}
+
+#[test]
+fn a_bad_number_of_kept_keys_is_refused_before_anything_is_done() {
+    for bad in ["x", "0", "-3"] {
+        let mut build = tool(&["build"]);
+        let output = build.env("BANGER_BUILD_CACHE_KEYS", bad).output().expect("run the tool");
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(errors.contains("BANGER_BUILD_CACHE_KEYS") && errors.contains(bad), "{errors}");
+        assert!(output.stdout.is_empty() && errors.lines().count() == 1, "{output:?}");
+    }
+}
+
 #[test]
 fn a_command_beside_the_tests_is_not_taken_for_theirs() {
     if !can_run() {
@@ -302,7 +414,7 @@ fn a_command_beside_the_tests_is_not_taken_for_theirs() {
     let runtime = runtime.expect("a runtime");
     // The tool starts it: its keeper is the tool's own program.
     assert!(tool(&["boot"]).status().expect("run the tool").success());
-    let host = Kept::of(&Cache::open().expect("the cache"));
+    let host = runtime.block_on(hold());
     let before = runtime.block_on(Inventory::take(&host.client())).expect("a look");
     let (mut beside, its_pid) = start_sleep(&[]);
     // What a test leaves behind has no such mark.
@@ -325,7 +437,7 @@ fn what_is_on_its_way_out_is_waited_for_and_what_stays_is_found() {
     let runtime = runtime.expect("a runtime");
     // The tool starts it: its keeper is the tool's own program.
     assert!(tool(&["boot"]).status().expect("run the tool").success());
-    let host = Kept::of(&Cache::open().expect("the cache"));
+    let host = runtime.block_on(hold());
     let before = runtime.block_on(Inventory::take(&host.client())).expect("a look");
     // A process, a mount and a device that stay until all are told to go.
     let script =

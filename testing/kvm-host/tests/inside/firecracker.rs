@@ -6,11 +6,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use banger_agent_api::{Argument, BootConfig, ExecCall, InitChoice, StaticNetwork};
+use banger_agent_api::{Argument, BootConfig, ExecCall, InitChoice, NetworkState, StaticNetwork};
 use banger_guest_client::{AgentClient, ChannelError, Deadlines, GuestChannel, VsockUdsChannel};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
+
+use crate::patience::look_for;
 
 /// How long a nested guest may take to its first word; the runner's limit is beyond it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
@@ -108,14 +110,11 @@ pub(crate) async fn agent(socket: &Path, words: impl Fn() -> String) -> AgentCli
     let channel = Arc::new(VsockUdsChannel::new(socket));
     let made = async {
         // The socket has its name a moment before Firecracker listens on it.
-        loop {
-            match channel.wait_ready().await {
-                Err(ChannelError::Connect { .. }) => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                result => break result,
-            }
-        }
+        look_for(async || match channel.wait_ready().await {
+            Err(ChannelError::Connect { .. }) => None,
+            result => Some(result),
+        })
+        .await
     };
     let ready = tokio::time::timeout(PATIENCE, made).await;
     match ready {
@@ -178,6 +177,15 @@ impl Drop for Stranger {
         let _ = pidfd_send_signal(&self.handle, Signal::KILL);
         self.ends();
     }
+}
+
+/// Waits until the guest has its network: its agent may answer before that.
+pub(crate) async fn network(agent: &AgentClient) {
+    let is_up = async || {
+        let health = agent.health().await.expect("the guest's health");
+        (health.network != NetworkState::Pending).then_some(())
+    };
+    tokio::time::timeout(PATIENCE, look_for(is_up)).await.expect("the guest's network");
 }
 
 /// Does asynchronous work in this thread.

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use banger_helper_api::{ErrorCode, Method};
 use banger_privileged_tests::running::Peer;
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::Inside;
 use crate::disk::sparse;
+use crate::patience::look_until;
 use crate::tool::run;
 
 pub(crate) const OWNER: &str = "alice";
@@ -37,21 +38,42 @@ pub(crate) struct Installed;
 
 impl Installed {
     pub(crate) fn new(inside: &Inside) -> Self {
+        Self::from(&inside.data)
+    }
+
+    /// Installs the programs of a folder.
+    fn from(programs: &Path) -> Self {
         let undo = Self;
-        let banger = inside.data.join("banger");
+        let banger = programs.join("banger");
         run(banger.to_str().expect("a path"), ["system", "install", "--owner", OWNER]);
         undo
     }
 
     /// The same, with Firecracker beside it.
     pub(crate) fn with_firecracker(inside: &Inside) -> Self {
+        Self::put_firecracker(inside);
+        Self::new(inside)
+    }
+
+    /// The same with a `bangerd` that fails where a test says.
+    pub(crate) fn with_faults(inside: &Inside) -> Self {
+        Self::put_firecracker(inside);
+        let folder = tempfile::tempdir_in(&inside.data).expect("a folder");
+        for (from, to) in
+            [("banger", "banger"), ("bangerd-faulty", "bangerd"), ("bangerd-root", "bangerd-root")]
+        {
+            fs::hard_link(inside.data.join(from), folder.path().join(to)).expect("a program");
+        }
+        Self::from(folder.path())
+    }
+
+    fn put_firecracker(inside: &Inside) {
         fs::create_dir(PROGRAMS).expect("a folder");
         for name in ["firecracker", "jailer"] {
             let place = Path::new(PROGRAMS).join(name);
             fs::copy(inside.data.join(name), &place).expect("a program");
             fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).expect("a mode");
         }
-        Self::new(inside)
     }
 }
 
@@ -94,12 +116,8 @@ pub(crate) fn main_pid(unit: &str) -> String {
     run("systemctl", ["show", "--value", "--property", "MainPID", unit]).trim().to_owned()
 }
 
-pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+pub(crate) fn wait_until(what: &str, holds: impl FnMut() -> bool) {
+    look_until(what, PATIENCE, holds);
 }
 
 /// Whether `bangerd` answers its owner, and its helper answers it.

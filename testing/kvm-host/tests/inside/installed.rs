@@ -3,20 +3,22 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use banger_agent_api::{NetworkState, StaticNetwork};
+use banger_agent_api::StaticNetwork;
 use banger_helper_api::{ErrorCode, Method};
 use banger_privileged_tests::vmm::tiny_kernel;
 use serde_json::json;
 
-use crate::Inside;
 use crate::disk::{self, busybox_root};
 use crate::firecracker::{Guest, ROOT_UUID, Stranger, agent, block_on, exec};
 use crate::installation::{
     GATEWAY, GUEST, Installed, MAC, MACHINES, Machine, RECORDS, SNAPSHOT, TAP, as_owner, ask,
     both_answer, call, give, main_pid, make_parts, mounts_of_anybody, owner, said, wait_until,
 };
+use crate::patience::holds_in_folder;
 use crate::tool::run;
+use crate::{Inside, firecracker};
 
 /// A field of `/proc/PID/status`.
 fn status(process: impl std::fmt::Display, field: &str) -> Vec<String> {
@@ -138,9 +140,7 @@ fn machines_outlive_the_services_and_the_next_helper_takes_them_down() {
     as_owner(|| {
         block_on(async {
             let agent = agent(&one.vsock(), || one.log()).await;
-            while agent.health().await.expect("its health").network == NetworkState::Pending {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
+            firecracker::network(&agent).await;
             exec(&agent, &["/bin/busybox", "sh", "-c", "echo kept > /root/written"]).await;
             agent.sync().await.expect("write everything out");
         });
@@ -228,7 +228,10 @@ fn assert_evidence() {
 /// Uninstalls, and asserts that what is the owner's stays and nothing else does.
 fn uninstall() {
     run("/usr/local/bin/banger", ["system", "uninstall"]);
-    wait_until("the machines' cgroup goes with its unit", || !Path::new(MACHINES).exists());
+    let machines = Path::new(MACHINES);
+    let slice = machines.parent().expect("a slice");
+    let is_gone = holds_in_folder(slice, Duration::from_secs(60), || !machines.exists());
+    assert!(is_gone, "the machines' cgroup goes with its unit");
     let found = run("find", ["/etc", "/usr", "/opt", "/run", "/var", "-xdev", "-name", "*banger*"]);
     // The test machine's own devices are named after banger, too; the owner's files count as one.
     let is_other =

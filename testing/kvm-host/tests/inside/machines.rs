@@ -9,13 +9,18 @@ use crate::installation::{Installed, OWNER, banger_as, main_pid, said, wait_unti
 use crate::tool::run;
 
 /// An installation with Firecracker, a kernel and an image; undone when dropped.
-struct Ready {
+pub(crate) struct Ready {
     _installed: Installed,
 }
 
 impl Ready {
-    fn new(inside: &Inside) -> Self {
-        let ready = Self { _installed: Installed::with_firecracker(inside) };
+    pub(crate) fn new(inside: &Inside) -> Self {
+        Self::of(inside, Installed::with_firecracker(inside))
+    }
+
+    /// An installation, with a kernel and an image.
+    pub(crate) fn of(inside: &Inside, installed: Installed) -> Self {
+        let ready = Self { _installed: installed };
         let kernels = "/var/lib/banger/kernels";
         run("cp", ["-r", "-T", text(&inside.data.join("kernels")), kernels]);
         run("chown", ["-R", &format!("{OWNER}:"), kernels]);
@@ -66,7 +71,7 @@ fn text(path: &Path) -> &str {
 }
 
 /// Runs the owner's banger, which must succeed.
-fn banger(words: &[&str]) -> String {
+pub(crate) fn banger(words: &[&str]) -> String {
     let output = banger_as(OWNER, words);
     assert!(
         output.status.success(),
@@ -77,7 +82,7 @@ fn banger(words: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn show(vm: &str) -> serde_json::Value {
+pub(crate) fn show(vm: &str) -> serde_json::Value {
     serde_json::from_str(&banger(&["vm", "show", vm, "--json"])).expect("JSON")
 }
 

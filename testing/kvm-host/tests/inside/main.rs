@@ -4,6 +4,7 @@
 //! They panic like tests, and leave nothing behind: the runner compares.
 #![forbid(unsafe_code)]
 
+mod crash_pairs;
 mod device_mapper;
 mod disk;
 mod dns;
@@ -11,10 +12,12 @@ mod firecracker;
 mod installation;
 mod installed;
 mod jail_cgroup;
+mod jail_device;
 mod machine;
 mod machines;
 mod nested;
 mod orphans;
+mod patience;
 mod privileged_disk;
 mod removal;
 mod resolver_routing;
@@ -22,13 +25,14 @@ mod root_disk;
 mod snapshot_race;
 mod system;
 mod tool;
+mod walls;
 
 use std::path::PathBuf;
 
 /// The machine, known to be the right one.
 pub(crate) struct Inside {
-    /// What was sent: firecracker, jailer, vmlinux, initrd, banger, bangerd, bangerd-root,
-    /// busybox.tar and kernels/.
+    /// What was sent: firecracker, jailer, vmlinux, initrd, banger, bangerd, bangerd-root, bangerd-faulty
+    /// (with fault hooks), busybox.tar and kernels/.
     pub(crate) data: PathBuf,
 }
 

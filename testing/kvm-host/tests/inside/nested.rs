@@ -4,11 +4,11 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 use std::process::Command;
 
-use banger_agent_api::{InitKind, NetworkState, StaticNetwork};
+use banger_agent_api::{InitKind, StaticNetwork};
 
 use crate::Inside;
 use crate::disk::{Snapshot, busybox_root, sparse};
-use crate::firecracker::{Guest, ROOT_UUID, Started, Stranger, block_on, exec};
+use crate::firecracker::{Guest, ROOT_UUID, Started, Stranger, block_on, exec, network};
 use crate::tool::{Undo, run};
 
 /// The user under whom the jailer runs Firecracker; nobody else's.
@@ -100,7 +100,7 @@ fn a_jailed_guest_has_a_snapshot_disk_and_a_tap() {
     }
     let (major, minor) = (snapshot.number.major.to_string(), snapshot.number.minor.to_string());
     run("mknod", ["-m", "600", text(&root.join("disk")), "b", &major, &minor]);
-    let network = StaticNetwork {
+    let address = StaticNetwork {
         address: [172, 30, 9, 2].into(),
         prefix: 24,
         gateway: Some([172, 30, 9, 1].into()),
@@ -111,7 +111,7 @@ fn a_jailed_guest_has_a_snapshot_disk_and_a_tap() {
         initrd: "initrd",
         disk: "disk",
         vsock: "v.sock",
-        tap: Some((TAP, network)),
+        tap: Some((TAP, address)),
         arguments: "",
     };
     std::fs::write(root.join("vm.json"), guest.configuration().to_string())
@@ -144,10 +144,7 @@ fn a_jailed_guest_has_a_snapshot_disk_and_a_tap() {
         let group = std::fs::read_to_string(format!("{process}/cgroup")).expect("its cgroup");
         assert!(group.trim().ends_with("/firecracker/one"), "{group}");
 
-        // The agent may answer before its network is up.
-        while agent.health().await.expect("the guest's health").network == NetworkState::Pending {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+        network(&agent).await;
         run("ping", ["-c", "3", "-i", "0.3", "-W", "20", "172.30.9.2"]);
         exec(&agent, &["/bin/busybox", "sh", "-c", "echo kept > /root/written"]).await;
         agent.sync().await.expect("write everything out");

@@ -18,6 +18,7 @@ use banger_privileged_tests::{Fixture, OWNER};
 
 use crate::Inside;
 use crate::disk::{self, sparse};
+use crate::patience::{holds_in_folder, holds_of_devices};
 use crate::tool::run;
 
 const MIB: u64 = 1 << 20;
@@ -104,10 +105,7 @@ fn left(fixture: &Fixture) -> Vec<String> {
         found.extend(records.flatten().map(|it| it.file_name().to_string_lossy().into_owned()));
         found
     };
-    let end = Instant::now() + Duration::from_secs(20);
-    while !look().is_empty() && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    holds_of_devices(Duration::from_secs(20), || look().is_empty());
     look()
 }
 
@@ -287,11 +285,8 @@ fn a_helper_that_is_killed_leaves_only_what_its_name_ends() {
             .spawn()
             .expect("a process");
         let begun = fixture.own.join("begun");
-        let end = Instant::now() + Duration::from_secs(60);
-        while !begun.exists() {
-            assert!(Instant::now() < end, "it begins");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let patience = Duration::from_secs(60);
+        assert!(holds_in_folder(&fixture.own, patience, || begun.exists()), "it begins");
         std::thread::sleep(Duration::from_micros(round * 1709));
         child.kill().expect("kill it");
         child.wait().expect("its end");

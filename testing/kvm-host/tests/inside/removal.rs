@@ -24,8 +24,6 @@ fn commands(heading: &str) -> &'static str {
 /// owner and mode, except where this machine's own services write.
 fn paint() -> Vec<String> {
     const LOOK: &str = r#"
-        # What the test before removed, udev may still be removing.
-        udevadm settle --timeout=10
         find /etc /home /opt /srv /usr/local /var/cache /var/lib \
             \( -path /var/lib/systemd -o -path /var/lib/dpkg \) -prune \
             -o -printf '%p %y %m %U:%G %l\n'
@@ -33,7 +31,8 @@ fn paint() -> Vec<String> {
         find /run /dev -xdev \
             \( -path /run/systemd -o -path /run/udev -o -path /run/log -o -name by-diskseq \) -prune \
             -o -printf '%p %y %m %U:%G %l\n'
-        find /run/systemd /run/udev /run/log -name '*banger*'
+        # Not udev's notes of links: it forgets those of devices that are gone when it likes.
+        find /run/systemd /run/udev /run/log -path /run/udev/links -prune -o -name '*banger*' -print
         find /sys/fs/cgroup -type d -path '*banger*'
         ls /sys/class/net | sed 's/^/interface /'
         dmsetup ls

@@ -2,6 +2,7 @@
 
 use std::net::UdpSocket;
 use std::os::unix::fs::chown;
+use std::time::Duration;
 
 use banger_gates::{BridgeName, Owner, Policy, request};
 use banger_helper_api::{CreateTapParams, EnsureBridgeParams, SyncResolverRoutingParams};
@@ -9,6 +10,7 @@ use banger_host::{Host, Resolver};
 
 use crate::Inside;
 use crate::dns::{BOX, answer};
+use crate::patience::look_until;
 use crate::tool::{Undo, run};
 
 const BRIDGE: &str = "br-fc-dns";
@@ -38,17 +40,14 @@ fn host(folder: &std::path::Path) -> Host {
 }
 
 /// Asks until the answer is as wanted: resolved hears of a link's carrier from the kernel.
-fn resolves(name: &str, wanted: bool) -> bool {
-    (0..100).any(|_| {
+fn resolves(name: &str, wanted: bool, server: &str) {
+    let what = format!("{name} is resolved: {wanted}, by {server}");
+    look_until(&what, Duration::from_secs(30), || {
         let query = ["query", "--legend=no", "--cache=no", name];
         let output = std::process::Command::new("resolvectl").args(query).output();
         let output = output.expect("run resolvectl");
-        let found = String::from_utf8_lossy(&output.stdout).contains(&BOX.to_string());
-        if found != wanted {
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
-        found == wanted
-    })
+        String::from_utf8_lossy(&output.stdout).contains(&BOX.to_string()) == wanted
+    });
 }
 
 #[test]
@@ -113,13 +112,13 @@ fn the_helper_routes_names_below_vm_and_takes_it_back() {
         assert!(settings("domain").contains("~vm"));
         assert!(settings("default-route").contains("no"));
         assert!(settings("dns").contains(address));
-        assert!(resolves("box.vm", true), "{address}");
-        assert!(resolves("box.test", false), "{address}");
+        resolves("box.vm", true, address);
+        resolves("box.test", false, address);
         for _ in 0..2 {
             assert_eq!(host.clear_resolver_routing(&name).expect("cleared"), Resolver::Told);
         }
         assert_eq!(before, ["dns", "domain", "default-route"].map(settings));
-        assert!(resolves("box.vm", false), "{address}");
+        resolves("box.vm", false, address);
     }
     drop(open);
 }

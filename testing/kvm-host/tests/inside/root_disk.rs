@@ -38,7 +38,40 @@ fn snapshots_keep_the_contract_of_root_disks() {
     let installed = Installed::new(&inside);
     let place = place();
     wait(async || contract::root_disk(&disks(), &place).await);
+    tell_how_long_they_take(&place);
     drop(installed);
+}
+
+/// Makes snapshots with their devices over a large image and over a small one with as much in it, and
+/// says how long each took, in microseconds; `cargo xtask bench disks` reads that.
+#[expect(clippy::print_stdout, reason = "the measured times")]
+fn tell_how_long_they_take(place: &Path) {
+    let rounds = std::env::var("BANGER_RACE_ROUNDS").ok().and_then(|text| text.parse().ok());
+    let bases = [("large", 8 << 10), ("small", 64)].map(|(name, mib)| {
+        let base = give(&format!("disks/{name}"), |path| {
+            let file = sparse(path, mib * MIB);
+            file.write_all_at(&vec![b'b'; 32 << 20], 0).expect("fill the base");
+        });
+        (name, base, size(mib))
+    });
+    for turn in 0..rounds.unwrap_or(1) {
+        let mut order = [&bases[0], &bases[1]];
+        // Each comes as often after the other's removal, part of which goes on behind it.
+        order.rotate_left(turn % 2);
+        for (name, base, size) in order {
+            let vm = VmId::random();
+            let began = std::time::Instant::now();
+            let disk = wait(async || disks().create(base, place, "root", *size).await);
+            let disk = disk.expect("a disk");
+            wait(async || disks().attach(&disk, &vm).await).expect("a device");
+            println!("snapshot over the {name} image: {} us", began.elapsed().as_micros());
+            wait(async || disks().detach(&vm).await).expect("the device ends");
+            assert!(wait(async || disks().remove(&disk).await).expect("it goes"));
+        }
+    }
+    for (_, base, _) in bases {
+        std::fs::remove_file(base).expect("remove the image");
+    }
 }
 
 /// A snapshot with its device, which root opens, as the helper gives it to a jail.
