@@ -4,6 +4,7 @@
 //! product's own client of the guest agent and this crate is not.
 
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
@@ -13,7 +14,7 @@ use crate::{kernel, kvm_host, say};
 /// What to measure; `testing/bench` knows the words.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// boot, disks, exec, helper and network (as root), image, kernel, kvm-host, sizes or all
+    /// boot, disks, exec, helper, machines and network (as root), image, kernel, kvm-host, sizes or all
     #[arg(default_value = "all")]
     what: String,
     /// Write the results into docs/benchmarks.md
@@ -34,15 +35,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     say("building what is measured");
     let built = ["build", "--quiet", "--locked", "--release"];
+    let is_wanted = |name: &str| [name, "all"].contains(&options.what.as_str());
+    let held = if is_wanted("machines") && banger_harness::is_root() {
+        Some(held_bangerd(&built)?)
+    } else {
+        None
+    };
     // The root helper alone needs nothing of the others.
     let programs = match options.what.as_str() {
         "helper" | "network" => ["banger-helper"].as_slice(),
-        "all" => &["banger-cli", "banger-daemon", "banger-helper"],
+        "all" | "machines" => &["banger-cli", "banger-daemon", "banger-helper"],
         _ => &["banger-cli", "banger-daemon"],
     };
     let packages = programs.iter().flat_map(|name| ["--package", name]);
     must_succeed(cargo().args(built).args(packages))?;
-    if ["helper", "all"].contains(&options.what.as_str())
+    if (is_wanted("helper") || is_wanted("machines"))
         && banger_harness::is_root()
         && banger_harness::vmm_binaries().is_none()
     {
@@ -62,7 +69,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if let Some(kernel) = own_kernel {
         command.arg("--own-kernel").arg(kernel.package()?);
     }
-    if ["kvm-host", "all"].contains(&options.what.as_str()) {
+    if let Some(bangerd) = held {
+        command.arg("--held-bangerd").arg(bangerd);
+    }
+    if is_wanted("kvm-host") || is_wanted("disks") {
         let program = kvm_host::test_program()?;
         command.arg("--kvm-host").arg(program.get_program());
         command.arg("--xtask").arg(std::env::current_exe().context("find this program")?);
@@ -78,4 +88,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     // It becomes the program: a signal that is meant for this task reaches it then.
     Err(command.exec()).context("run banger-bench")
+}
+
+/// Builds a `bangerd` for release with fault hooks, whose guests' agents it plays itself, and sets it
+/// aside.
+fn held_bangerd(built: &[&str]) -> Result<PathBuf> {
+    let features = ["--package", "banger-daemon", "--features", "banger-daemon/fault-hooks"];
+    must_succeed(cargo().args(built).args(features))?;
+    let target = crate::root()?.join("target");
+    let aside = target.join("fault-hooks/bangerd-release");
+    let folder = aside.parent().context("a folder for it")?;
+    std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    std::fs::copy(target.join("release/bangerd"), &aside)
+        .with_context(|| format!("copy bangerd to {}", aside.display()))?;
+    Ok(aside)
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -20,9 +20,53 @@ const DATA: usize = 32 << 20;
 /// Disks per round and image.
 const DISKS: u32 = 10;
 
-/// Measures every back end that a directory of this machine allows; dm-snapshot is measured where the
-/// device-mapper is, in the KVM host.
-pub(crate) fn measure(rounds: u32) -> Result<Vec<Number>> {
+/// What the limit of all is.
+const MOST: Limit = Limit::AtMostTimes(1.2);
+/// What the peer of all is.
+const PEER: &str = "over one of 64 MiB with as much in it";
+
+/// Measures every back end that a directory of this machine allows, and dm-snapshot where the
+/// device-mapper is: in the KVM host, if the program that runs it is here.
+pub(crate) fn measure(rounds: u32, kvm_host: Option<&Path>) -> Result<Vec<Number>> {
+    let mut numbers = in_directories(rounds)?;
+    match kvm_host {
+        Some(kvm_host) => numbers.extend(snapshots(rounds, kvm_host)?),
+        None => say("skipped: dm-snapshot: it is measured by `cargo xtask bench disks`"),
+    }
+    Ok(numbers)
+}
+
+/// The times that the driver's own test in the KVM host tells: a snapshot with its device, by the
+/// installed root helper.
+fn snapshots(rounds: u32, kvm_host: &Path) -> Result<Option<Number>> {
+    let folder = tempfile::tempdir().context("make a directory")?;
+    let report = folder.path().join("report.xml");
+    let mut command = Command::new(kvm_host);
+    command.args(["test", "snapshots_keep_the_contract", "--report"]).arg(&report);
+    command.env("BANGER_RACE_ROUNDS", (rounds * DISKS).to_string()).stdin(Stdio::null());
+    ensure!(command.status().context("run the KVM host")?.success(), "the snapshots' test failed");
+    let text = std::fs::read_to_string(&report).context("read the test's report")?;
+    let times = |image: &str| -> Vec<Duration> {
+        let start = format!("snapshot over the {image} image: ");
+        let lines = text.lines().filter_map(|line| line.strip_prefix(&start)?.strip_suffix(" us"));
+        lines.filter_map(|micros| micros.parse().ok()).map(Duration::from_micros).collect()
+    };
+    let (larges, smalls) = (times("large"), times("small"));
+    if larges.is_empty() {
+        say("skipped: dm-snapshot: this machine cannot have a KVM host");
+        return Ok(None);
+    }
+    ensure!(larges.len() == smalls.len(), "the snapshots' test told half of its times");
+    Ok(Some(Number {
+        name: "disks: a new dm-snapshot over an image of 8 GiB, in the KVM host".to_owned(),
+        ours: median_us(&larges),
+        peer: Some((PEER.to_owned(), median_us(&smalls))),
+        unit: "µs",
+        limit: MOST,
+    }))
+}
+
+fn in_directories(rounds: u32) -> Result<Vec<Number>> {
     let plain = tempfile::tempdir().context("make a directory")?;
     let mut numbers = vec![
         compare(&Qcow2Overlay, "qcow2-overlay", plain.path(), rounds)?,
@@ -107,8 +151,8 @@ fn compare(disk: &dyn RootDisk, name: &str, place: &Path, rounds: u32) -> Result
     Ok(Number {
         name: format!("disks: a new {name} over an image of 8 GiB"),
         ours: median_us(&larges),
-        peer: Some(("over one of 64 MiB with as much in it".to_owned(), median_us(&smalls))),
+        peer: Some((PEER.to_owned(), median_us(&smalls))),
         unit: "µs",
-        limit: Limit::AtMostTimes(1.2),
+        limit: MOST,
     })
 }

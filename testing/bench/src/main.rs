@@ -9,8 +9,10 @@ mod disks;
 mod exec;
 mod helper;
 mod image;
+mod jailer;
 mod kernel;
 mod kvm_host;
+mod machines;
 mod network;
 mod number;
 mod record;
@@ -18,7 +20,7 @@ mod sizes;
 
 use std::any::Any;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -47,6 +49,8 @@ enum What {
     Kernel,
     /// The KVM host's part of `make test`
     KvmHost,
+    /// Machines under Firecracker through the daemon, one and four at once; needs root
+    Machines,
     /// The guests' network: NAT and names; needs root
     Network,
     /// Memory and files
@@ -57,10 +61,11 @@ enum What {
 
 impl What {
     /// The parts in the order of the page; the longest is last.
-    const PARTS: [Self; 9] = [
+    const PARTS: [Self; 10] = [
         Self::Boot,
         Self::Exec,
         Self::Helper,
+        Self::Machines,
         Self::Network,
         Self::Disks,
         Self::Image,
@@ -94,12 +99,15 @@ struct Arguments {
     /// The package of banger's own kernel; without it, that is left out
     #[arg(long)]
     own_kernel: Option<PathBuf>,
-    /// The program that runs the KVM host; without it, that is left out
+    /// The program that runs the KVM host; without it, what is measured there is left out
     #[arg(long)]
     kvm_host: Option<PathBuf>,
     /// The program of `cargo xtask`, which runs the KVM host's tests as `make test` does
     #[arg(long)]
     xtask: Option<PathBuf>,
+    /// A `bangerd` built for release with fault hooks; without it, `machines` are left out
+    #[arg(long)]
+    held_bangerd: Option<PathBuf>,
     /// Measure nothing: be the echo that the root helper is compared with, at this socket
     #[arg(long, hide = true, requires = "answer")]
     answer_at: Option<PathBuf>,
@@ -115,12 +123,16 @@ fn say(line: impl std::fmt::Display) {
     let _ = out.flush();
 }
 
+/// What is at a place ends with this process.
+fn keep_place(base: &Path) {
+    PLACES.lock().unwrap_or_else(PoisonError::into_inner).push(base.to_owned());
+}
+
 /// A place with the release build and the default image; its machines have a network of QEMU's own.
 fn environment() -> Environment {
     let programs = banger_harness::repository().join("target/release");
     let environment = Environment::new(Contents::Debian).with_programs(programs);
-    let base = environment.base().to_owned();
-    PLACES.lock().unwrap_or_else(PoisonError::into_inner).push(base);
+    keep_place(environment.base());
     // The bare VMM beside it starts from the same command line, in which a tap is an open descriptor.
     environment.banger(["config", "set", "network.mode", "user"]).ok();
     environment.stop_daemon();
@@ -144,7 +156,11 @@ fn measure(part: What, arguments: &Arguments) -> Result<Vec<Number>> {
         What::Boot => boot::measure(arguments.rounds),
         What::Exec => exec::measure(arguments.rounds),
         What::Helper => helper::measure(arguments.rounds),
-        What::Disks => disks::measure(arguments.rounds),
+        What::Disks => disks::measure(arguments.rounds, arguments.kvm_host.as_deref()),
+        What::Machines => match &arguments.held_bangerd {
+            Some(bangerd) => machines::measure(bangerd, arguments.rounds),
+            None => left_out("machines; `cargo xtask bench machines` measures them"),
+        },
         What::Network => network::measure(arguments.rounds),
         What::Image => image::measure(arguments.rounds.min(3)),
         What::Sizes => sizes::measure(),

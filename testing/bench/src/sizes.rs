@@ -10,6 +10,10 @@ use crate::number::{Limit, Number};
 
 /// A MiB, exact in a float.
 const MIB: f64 = 1_048_576.0;
+/// Machines beside the first.
+const MORE: u32 = 8;
+/// How long the daemon rests before it is looked at.
+const REST: Duration = Duration::from_secs(3);
 
 #[expect(clippy::cast_precision_loss, reason = "sizes of programs are far below 2^52")]
 pub(crate) fn mib(bytes: u64) -> f64 {
@@ -43,7 +47,7 @@ fn at_most(name: &str, ours: f64, most: f64) -> Number {
 pub(crate) fn measure() -> Result<Vec<Number>> {
     let environment = environment();
     environment.banger(["vm", "list"]).ok();
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(REST);
     let daemon = environment.daemon().context("the daemon runs")?;
     let idle = daemon.resident().context("the daemon's memory")?;
 
@@ -54,6 +58,13 @@ pub(crate) fn measure() -> Result<Vec<Number>> {
     let agent_kib: u64 =
         text.lines().filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum();
     let with_vm = daemon.resident().context("the daemon's memory")?;
+    for number in 0..MORE {
+        let name = format!("more-{number}");
+        environment.banger(["vm", "run", "-d", "--memory", "256M", "--name", &name]).ok();
+    }
+    std::thread::sleep(REST);
+    let with_more = daemon.resident().context("the daemon's memory")?;
+    let each = (mib(with_more) - mib(with_vm)) / f64::from(MORE);
     environment.finish();
 
     let agent = agent_binary(&banger_harness::repository().join("target/agent"))
@@ -68,6 +79,7 @@ pub(crate) fn measure() -> Result<Vec<Number>> {
             unit: "MiB",
             limit: Limit::None,
         },
+        at_most("sizes: `bangerd`, resident, for each running machine after the first", each, 1.0),
         at_most("sizes: the agent's binary", mib(size), 3.0),
         at_most(
             "sizes: the agent in the guest, all its processes, resident",
