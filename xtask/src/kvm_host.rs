@@ -24,14 +24,12 @@ pub(crate) struct Options {
 
 /// Builds the program with what it puts into the machine, and returns a run of it.
 pub(crate) fn program() -> Result<Command> {
-    // `banger` pulls the kernel that the tests share, and the daemon's build makes the agent.
-    let packages = ["--package", "banger-cli", "--package", "banger-daemon"];
-    must_succeed(
-        cargo()
-            .args(["build", "--quiet", "--locked"])
-            .args(packages)
-            .args(["--package", "banger-kvm-host"]),
-    )?;
+    // `banger` pulls the kernel that the tests share, for which it starts the other two; and the
+    // daemon's build makes the agent.
+    let packages = ["banger-cli", "banger-daemon", "banger-helper", "banger-kvm-host"];
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--locked"]);
+    must_succeed(build.args(packages.iter().flat_map(|name| ["--package", name])))?;
     let folder = std::env::current_exe().context("find this program")?;
     let folder = folder.parent().context("a program lies in a folder")?;
     let mut command = Command::new(folder.join("banger-kvm-host"));

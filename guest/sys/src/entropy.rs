@@ -5,6 +5,9 @@ use std::os::fd::AsRawFd;
 /// RNDADDENTROPY of linux/random.h: `_IOW('R', 0x03, int[2])`.
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
 
+/// RNDRESEEDCRNG of linux/random.h: `_IO('R', 0x07)`.
+const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+
 /// Most bytes of one call.
 const LIMIT: usize = 512;
 
@@ -16,7 +19,8 @@ struct PoolInfo {
     buffer: [u8; LIMIT],
 }
 
-/// Mixes up to 512 of `bytes` into the kernel's pool and credits 8 bits for each; needs root.
+/// Mixes up to 512 of `bytes` into the kernel's pool and credits 8 bits for each; what is read from
+/// then on depends on them. Needs root.
 pub fn credit_entropy(bytes: &[u8]) -> std::io::Result<()> {
     let device = std::fs::OpenOptions::new().write(true).open("/dev/urandom")?;
     let count = bytes.len().min(LIMIT);
@@ -26,5 +30,17 @@ pub fn credit_entropy(bytes: &[u8]) -> std::io::Result<()> {
     // SAFETY: the descriptor is open for the whole call, and `info` is a live, initialised
     // rand_pool_info whose buffer holds at least buffer_size bytes, which is all the kernel reads.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const info) };
-    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if result != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // Else guests that go on from one saved state would read the same numbers for up to a minute:
+    // that long the kernel goes on from the seed that it has.
+    // SAFETY: the descriptor is open for the whole call, which takes no argument.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) };
+    match std::io::Error::last_os_error() {
+        _ if result == 0 => Ok(()),
+        // There is no seed yet; the first one has these bytes in it.
+        error if error.raw_os_error() == Some(libc::ENODATA) => Ok(()),
+        error => Err(error),
+    }
 }

@@ -312,8 +312,8 @@ pub(crate) fn stop_daemon(environment: &Environment) {
 fn pull(environment: &Environment, kind: &str, name: &str) -> Result<()> {
     banger(environment, &[kind, "pull", name]).map_err(|error| {
         anyhow!(
-            "{error:#}\nTry again when this machine reaches its Debian mirror (`apt-get update` \
-             tells), or copy the build cache from a machine that has it"
+            "{error:#}\nIf this machine does not reach its Debian mirror (`apt-get update` tells), try \
+             again when it does, or copy the build cache from a machine that has it"
         )
     })
 }

@@ -9,7 +9,8 @@
 //!   state-KEY/        a machine's saved memory and disk overlay, 220 MB
 //!   .staging-*        being made; removed by the next one who holds the lock
 //!   lock              held by whoever builds, boots or cleans
-//!   run/, run.lock    the running machine; the lock is held by its keeper
+//!   run/, run.lock    the machine that runs for people; the lock is held by its keeper
+//!   run-tests/, ...   the same of the machine that tests run in
 //! <build cache>/vmm-binaries-VERSION/
 //! ```
 //!
@@ -59,15 +60,50 @@ pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The KVM host's part of the build cache.
+/// Of the two machines that may run at a time, which: a failed test has its machine start afresh,
+/// and nobody else's command is to end with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// The one of `boot`, `run` and `shell`.
+    People,
+    /// The one of `test`.
+    Tests,
+}
+
+impl Seat {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::People, Self::Tests];
+
+    const fn run_folder(self) -> &'static str {
+        match self {
+            Self::People => "run",
+            Self::Tests => "run-tests",
+        }
+    }
+}
+
+/// The KVM host's part of the build cache, as it is for one of the two machines.
 #[derive(Clone, Debug)]
 pub struct Cache {
     root: PathBuf,
+    seat: Seat,
 }
 
 /// The right to change the cache; given up when dropped.
 #[derive(Debug)]
 pub struct CacheLock(#[expect(dead_code, reason = "holds the lock")] File);
+
+/// Locks the file; says whom it waits for, if it has to.
+fn wait_for(file: &File, whom: &str) -> std::io::Result<()> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            crate::note(format_args!("waiting for {whom}"));
+            file.lock()
+        }
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
 
 impl Cache {
     /// Opens the cache below [`banger_harness::build_cache`], making the folder.
@@ -82,7 +118,19 @@ impl Cache {
         std::fs::create_dir_all(&root).with_context(|| format!("make {}", root.display()))?;
         let root =
             root.canonicalize().with_context(|| format!("find the path of {}", root.display()))?;
-        Ok(Self { root })
+        Ok(Self { root, seat: Seat::People })
+    }
+
+    /// Returns the same cache for this one of the machines.
+    #[must_use]
+    pub fn of(&self, seat: Seat) -> Self {
+        Self { seat, ..self.clone() }
+    }
+
+    /// Which machine is meant.
+    #[must_use]
+    pub const fn seat(&self) -> Seat {
+        self.seat
     }
 
     /// The folder itself.
@@ -94,7 +142,13 @@ impl Cache {
     /// The running machine's folder.
     #[must_use]
     pub fn run_folder(&self) -> PathBuf {
-        self.root.join("run")
+        self.root.join(self.seat.run_folder())
+    }
+
+    /// What the keeper of the last machine had to say.
+    #[must_use]
+    pub fn keeper_log(&self) -> PathBuf {
+        self.root.join(format!("{}.log", self.seat.run_folder()))
     }
 
     fn lock_file(&self, name: &str) -> Result<File> {
@@ -110,14 +164,7 @@ impl Cache {
     /// Waits for the right to change the cache, and removes what a killed holder left unfinished.
     pub fn lock(&self) -> Result<CacheLock> {
         let file = self.lock_file("lock")?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                crate::note("waiting for another who builds or boots the KVM host");
-                file.lock().context("wait for the cache's lock")?;
-            }
-            Err(TryLockError::Error(error)) => return Err(error).context("lock the cache"),
-        }
+        wait_for(&file, "another who builds or boots the KVM host").context("lock the cache")?;
         if let Err(error) = self.remove_where(|name| name.starts_with(".staging-")) {
             // What a killed one started may be ending still; who comes next removes it.
             crate::note(format_args!("something unfinished stays for now: {error:#}"));
@@ -127,7 +174,7 @@ impl Cache {
 
     /// Waits until no keeper runs, and keeps the next one from starting.
     pub fn lock_run(&self) -> Result<File> {
-        let file = self.lock_file("run.lock")?;
+        let file = self.lock_file(&format!("{}.lock", self.seat.run_folder()))?;
         file.lock().context("wait for the running machine's lock")?;
         Ok(file)
     }
@@ -135,7 +182,7 @@ impl Cache {
     /// Waits until no other run of the tests goes on: each looks at what is left in the machine.
     pub fn lock_tests(&self) -> Result<File> {
         let file = self.lock_file("test.lock")?;
-        file.lock().context("wait for another run of the tests")?;
+        wait_for(&file, "another run of the tests").context("wait for another run of the tests")?;
         Ok(file)
     }
 
@@ -189,14 +236,14 @@ impl Cache {
         keyed::by_last_use(&self.root, kind)
     }
 
-    /// Removes the saved states with these keys; needs the lock and no running machine.
+    /// Removes the saved states with these keys; needs the lock and no running machine of either kind.
     pub fn forget_states(&self, _lock: &CacheLock, keys: &[String]) -> Result<()> {
         self.remove_where(|name| {
             name.strip_prefix("state-").is_some_and(|key| keys.iter().any(|it| it == key))
         })
     }
 
-    /// Removes everything but the locks; needs the lock and no running machine.
+    /// Removes everything but the locks; needs the lock and no running machine of either kind.
     pub fn clear(&self, _lock: &CacheLock) -> Result<()> {
         self.remove_where(|name| !name.ends_with("lock"))
     }

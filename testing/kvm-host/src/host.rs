@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-use crate::cache::{Cache, CacheLock};
+use crate::cache::{Cache, CacheLock, Seat};
 use crate::emulator::Retry;
 use crate::keeper::write_order;
 use crate::kept::{Keeper, Kept};
@@ -17,9 +17,11 @@ use crate::saved_state::{STATE, SavedState, last_lines};
 
 /// The keeper's name for itself on this program's command line.
 pub const KEEP: &str = "keep";
+/// Says there that the machine is that of tests.
+const OF_TESTS: &str = "--tests";
 /// What is said to who uses a machine that `boot` would not have started.
 const OTHER_PARTS: &str = "the machine that runs is made of other parts than this clone's; to have \
-     this clone's: cargo xtask kvm-host boot";
+     this clone's: cargo xtask kvm-host";
 /// How long the keeper may take to say that the machine is ready.
 const READY_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -42,11 +44,12 @@ pub async fn find_or_boot(cache: &Cache) -> Result<Kept> {
     if let Some((key, _)) = keeper.info().await
         && let Some(kept) = keeper.hold(&key).await?
     {
+        let verb = if cache.seat() == Seat::Tests { "test" } else { "boot" };
         match Machine::find(cache) {
             Ok(Some(machine)) if machine.key == key => {}
-            Ok(_) => note(OTHER_PARTS),
-            // The machine runs all the same; `boot` says what to do.
-            Err(error) => note(format_args!("{OTHER_PARTS}; {error:#}")),
+            Ok(_) => note(format_args!("{OTHER_PARTS} {verb}")),
+            // The machine runs all the same; that verb says what to do.
+            Err(error) => note(format_args!("{OTHER_PARTS} {verb}; {error:#}")),
         }
         return Ok(kept);
     }
@@ -126,13 +129,14 @@ async fn start_keeper(cache: &Cache, machine: &Machine) -> Result<()> {
     std::fs::create_dir(&folder).context("make the machine's folder")?;
     std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700))
         .context("close the machine's folder")?;
-    let log_path = cache.root().join("keeper.log");
+    let log_path = cache.keeper_log();
     let started = async {
         write_order(&folder, machine)?;
         let log = std::fs::File::create(&log_path).context("make the keeper's log")?;
         // Not its path: cargo may have built it anew since.
         let mut child = Command::new("/proc/self/exe")
             .arg(KEEP)
+            .args((cache.seat() == Seat::Tests).then_some(OF_TESTS))
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -161,12 +165,17 @@ async fn start_keeper(cache: &Cache, machine: &Machine) -> Result<()> {
     started
 }
 
-/// Ends the running machine, and forgets how it was when it had booted if told to; false if none
-/// ran.
+/// Ends the running machines, that of tests too, and forgets how they were when they had booted if
+/// told to; false if none ran.
 pub async fn stop(cache: &Cache, forget: bool) -> Result<bool> {
     let lock = cache.lock()?;
-    let running = Keeper::of(cache).info().await;
-    let stopped = stop_locked(cache, &lock).await?;
+    let mut running = Vec::new();
+    let mut stopped = false;
+    for seat in Seat::ALL {
+        let cache = cache.of(seat);
+        running.extend(Keeper::of(&cache).info().await);
+        stopped |= stop_locked(&cache, &lock).await?;
+    }
     if forget && !cache.by_last_use(STATE)?.is_empty() {
         // That of the machine that ran may be another clone's; the next one here is of our inputs.
         let own = Machine::prepare(cache, &lock, Retry::AfterPause)?.key;
@@ -183,9 +192,11 @@ async fn stop_locked(cache: &Cache, _lock: &CacheLock) -> Result<bool> {
     Ok(stopped)
 }
 
-/// Ends the running machine and removes everything that was built for it.
+/// Ends the running machines and removes everything that was built for them.
 pub async fn clean(cache: &Cache) -> Result<()> {
     let lock = cache.lock()?;
-    stop_locked(cache, &lock).await?;
+    for seat in Seat::ALL {
+        stop_locked(&cache.of(seat), &lock).await?;
+    }
     cache.clear(&lock)
 }

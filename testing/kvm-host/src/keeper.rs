@@ -63,12 +63,11 @@ pub(crate) fn write_order(folder: &Path, machine: &Machine) -> Result<()> {
 
 /// Runs as the keeper of the machine that the run folder describes; says `ready` on standard output
 /// when commands can run in it.
-pub async fn keep() -> Result<()> {
-    let cache = Cache::open()?;
+pub async fn keep(cache: &Cache) -> Result<()> {
     let folder = cache.run_folder();
     // Held until this process ends.
     let _lock = cache.lock_run()?;
-    let result = live(&cache, &folder).await;
+    let result = live(cache, &folder).await;
     let _ = std::fs::remove_dir_all(&folder);
     match result {
         Ok(Some(mut asker)) => {

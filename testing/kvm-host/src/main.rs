@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use banger_guest_client::AgentClient;
-use banger_kvm_host::cache::Cache;
+use banger_kvm_host::cache::{Cache, Seat};
 use banger_kvm_host::session::{self, Get, Put};
 use banger_kvm_host::{host, keeper, note, suite, vmm_binaries};
 use clap::{Parser, Subcommand};
@@ -31,6 +31,9 @@ enum Action {
     /// Run a command in the machine, starting that if needed; its exit code is passed on, and 125
     /// is a failure of this tool
     Run {
+        /// In the machine that tests run in
+        #[arg(long)]
+        tests: bool,
         /// Send a file or folder first; the folder in the machine is /data where none is named
         #[arg(long, value_name = "LOCAL[:FOLDER]")]
         put: Vec<Put>,
@@ -44,11 +47,15 @@ enum Action {
         #[arg(required = true, last = true)]
         command: Vec<std::ffi::OsString>,
     },
-    /// Run this tier's tests in the machine, starting that if needed
+    /// Run this tier's tests in a machine of their own, starting that if needed
     Test(suite::Options),
     /// Open a shell in the machine, starting that if needed
-    Shell,
-    /// End the machine
+    Shell {
+        /// In the machine that tests run in
+        #[arg(long)]
+        tests: bool,
+    },
+    /// End the machine, and that of tests
     Stop {
         /// Also remove its saved state, so that the next boot is a cold one
         #[arg(long)]
@@ -61,7 +68,11 @@ enum Action {
     VmmBinaries,
     /// Own a running machine (started by boot)
     #[command(hide = true, name = host::KEEP)]
-    Keep,
+    Keep {
+        /// It is the machine that tests run in
+        #[arg(long)]
+        tests: bool,
+    },
 }
 
 async fn run(action: Action) -> Result<ExitCode> {
@@ -74,14 +85,14 @@ async fn run(action: Action) -> Result<ExitCode> {
         Action::Boot => {
             host::boot(&cache).await?;
         }
-        Action::Run { put, get, user, command } => {
-            let kept = host::find_or_boot(&cache).await?;
+        Action::Run { tests, put, get, user, command } => {
+            let kept = host::find_or_boot(&seated(&cache, tests)).await?;
             let code = kept.during(run_one(&kept.client(), put, get, user, command)).await?;
             return Ok(ExitCode::from(code));
         }
-        Action::Test(options) => return suite::run(&cache, &options).await,
-        Action::Shell => {
-            let kept = host::find_or_boot(&cache).await?;
+        Action::Test(options) => return suite::run(&cache.of(Seat::Tests), &options).await,
+        Action::Shell { tests } => {
+            let kept = host::find_or_boot(&seated(&cache, tests)).await?;
             let shell = session::Command::new(["/bin/bash", "-l"])?;
             let status = kept.during(shell.terminal(&kept.client())).await?;
             return Ok(ExitCode::from(status.shell_code()));
@@ -93,9 +104,14 @@ async fn run(action: Action) -> Result<ExitCode> {
         }
         Action::Clean => host::clean(&cache).await?,
         Action::VmmBinaries => say(vmm_binaries::ensure()?.display())?,
-        Action::Keep => keeper::keep().await?,
+        Action::Keep { tests } => keeper::keep(&seated(&cache, tests)).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The cache for the machine that is meant.
+fn seated(cache: &Cache, tests: bool) -> Cache {
+    cache.of(if tests { Seat::Tests } else { Seat::People })
 }
 
 /// Runs a command between sending and fetching files, and returns its exit code.
@@ -126,7 +142,7 @@ fn say(line: impl std::fmt::Display) -> Result<()> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let failure = match arguments.action {
-        Action::Run { .. } | Action::Shell => ExitCode::from(TOOL_FAILED),
+        Action::Run { .. } | Action::Shell { .. } => ExitCode::from(TOOL_FAILED),
         _ => ExitCode::FAILURE,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -74,6 +74,9 @@ const MOMENT: Duration = Duration::from_secs(60);
 pub struct Options {
     /// Only tests whose name contains this
     filter: Option<String>,
+    /// Leave the machine as the first test that fails leaves it: `kvm-host shell --tests`
+    #[arg(long)]
+    stay: bool,
     /// Write a JUnit report
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -87,6 +90,8 @@ struct Case {
     output: String,
     /// Why it failed, if it did.
     failure: Option<String>,
+    /// It left something behind, which is a failure however a second try ends.
+    leaked: bool,
     /// Why it failed at its first try, where it was tried again.
     first_failure: Option<String>,
 }
@@ -117,6 +122,7 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
             seconds: 0.0,
             output,
             failure: None,
+            leaked: false,
             first_failure: None,
         };
         report(options.report.as_deref(), &[case])?;
@@ -136,11 +142,17 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
         }
     };
     let mut cases = Vec::new();
+    let mut is_left = false;
     for name in &names {
         let mut case = stage.attempt(name).await;
         tell(&case);
+        if case.failure.is_some() && options.stay {
+            cases.push(case);
+            is_left = true;
+            break;
+        }
         // What a failed test left is no other test's failure, nor that of its own second try.
-        if case.failure.is_some() {
+        if case.failure.is_some() && !case.leaked {
             stage = Stage::afresh(&sent).await?;
             let first = case;
             case = stage.attempt(name).await;
@@ -153,7 +165,11 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
         }
         cases.push(case);
     }
-    stage.strike().await?;
+    if is_left {
+        note("the machine is as that test left it: cargo xtask kvm-host shell --tests");
+    } else {
+        stage.strike().await?;
+    }
     report(options.report.as_deref(), &cases)?;
     let count = |verdict| cases.iter().filter(|case| case.verdict() == verdict).count();
     let (passed, failed, skipped) = (count(PASS), count(FAIL), count(SKIP));
@@ -211,6 +227,7 @@ impl Stage {
             seconds: started.elapsed().as_secs_f64(),
             output: String::new(),
             failure: Some(format!("{error:#}")),
+            leaked: false,
             first_failure: None,
         })
     }
@@ -411,12 +428,13 @@ async fn one(client: &AgentClient, name: &str, before: &Inventory) -> Result<Cas
         Some(status) => Some(format!("it ended with {status:?}")),
     };
     let left = before.leftovers(client).await?;
-    if !left.is_empty() {
+    let leaked = !left.is_empty();
+    if leaked {
         let words = format!("it left behind:\n  {}", left.join("\n  "));
         failure = Some(failure.map_or_else(|| words.clone(), |failure| failure + "\n" + &words));
     }
     let output = String::from_utf8_lossy(&output).into_owned();
-    Ok(Case { name: name.to_owned(), seconds, output, failure, first_failure: None })
+    Ok(Case { name: name.to_owned(), seconds, output, failure, leaked, first_failure: None })
 }
 
 /// Writes a JUnit report in the form of nextest's.
@@ -476,6 +494,7 @@ mod tests {
             seconds: 1.0,
             output: "</system-out>\u{1b}[1m & \"x\"".to_owned(),
             failure: failure.map(str::to_owned),
+            leaked: false,
             first_failure: None,
         };
         report(Some(&path), &[case("a::b", None), case("c", Some("<failure"))]).unwrap();

@@ -26,7 +26,7 @@ fn tool(words: &[&str]) -> Command {
 }
 
 /// Whether this machine can have a KVM host; says so where not. Waits until no other tests, such as
-/// another clone's, have the machine, and keeps them out until this process ends.
+/// another clone's, go on, and keeps them out until this process ends.
 fn can_run() -> bool {
     static ALONE: OnceLock<std::fs::File> = OnceLock::new();
     if let Some(reason) = banger_kvm_host::host_image::impossible() {
@@ -42,6 +42,11 @@ fn can_run() -> bool {
 fn run(words: &[&str]) -> Output {
     tool(&["run"]).args(words).output().expect("run the tool")
 }
+
+/// Tells one machine from the next, which begins in the same saved state: the first who asks in a
+/// machine names it.
+const NAME: &str = "f=$(mktemp -p /run) && cat /proc/sys/kernel/random/uuid > $f && \
+    { ln $f /run/name 2>/dev/null; rm $f; cat /run/name; }";
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -185,8 +190,8 @@ fn two_who_boot_at_once_have_one_machine() {
     for mut child in children {
         assert!(child.wait().expect("its end").success());
     }
-    let boots = [(); 2].map(|()| run(&["--", "cat", "/proc/sys/kernel/random/boot_id"]).stdout);
-    assert!(!boots[0].is_empty() && boots[0] == boots[1], "{boots:?}");
+    let names = [(); 2].map(|()| run(&["--", "sh", "-c", NAME]).stdout);
+    assert!(!names[0].is_empty() && names[0] == names[1], "{names:?}");
 }
 
 /// A view of the build cache in which this test, and what it starts, sees what was built before,
@@ -226,6 +231,7 @@ impl OwnCache {
         rustix::mount::mount("overlay", &root, "overlay", MountFlags::empty(), options.as_c_str())
             .expect("an overlay");
         std::fs::remove_dir_all(root.join("run")).expect("forget the machine of the others");
+        let _ = std::fs::remove_dir_all(root.join("run-tests"));
         Some(Self { root, _changes: changes })
     }
 
@@ -241,6 +247,7 @@ impl OwnCache {
         let entries = std::fs::read_dir(&self.root).expect("the cache").flatten();
         let mut names: Vec<_> =
             entries.map(|it| it.file_name().to_string_lossy().into_owned()).collect();
+        names.retain(|name| name != "lock" && !name.ends_with(".lock") && !name.ends_with(".log"));
         names.sort();
         names
     }
@@ -296,7 +303,7 @@ fn who_stops_or_cleans_the_machine_of_others_leaves_them_a_clear_word_and_nothin
     let Some(cache) = OwnCache::enter() else { return };
     let built = cache.names();
     // Three who need a machine where none runs have one.
-    let id = ["run", "--", "cat", "/proc/sys/kernel/random/boot_id"];
+    let id = ["run", "--", "sh", "-c", NAME];
     let outputs = [&id[..], &["boot"], &id].map(start).map(end);
     assert!(outputs.iter().all(|output| output.status.success()), "{outputs:?}");
     assert!(!outputs[0].stdout.is_empty() && outputs[0].stdout == outputs[2].stdout, "{outputs:?}");
@@ -313,8 +320,30 @@ fn who_stops_or_cleans_the_machine_of_others_leaves_them_a_clear_word_and_nothin
     let cleaned = tool(&["clean"]).output().expect("run the tool");
     assert!(cleaned.status.success() && cleaned.stdout.is_empty(), "{cleaned:?}");
     assert_stopped(sleep);
-    let left = cache.names();
-    assert!(left.iter().all(|name| name.ends_with("lock")), "{left:?}");
+    assert_eq!(cache.names(), Vec::<String>::new());
+}
+
+#[test]
+fn the_machine_of_tests_is_another_and_its_end_is_nobody_elses() {
+    let Some(cache) = OwnCache::enter() else { return };
+    let (mut sleep, pid) = start_sleep(&[]);
+    let name = || run(&["--", "sh", "-c", NAME]).stdout;
+    let name_of_tests = || run(&["--tests", "--", "sh", "-c", NAME]).stdout;
+    let (ours, theirs) = (name(), name_of_tests());
+    // They begin in one saved state, but not with its random numbers.
+    assert!(!ours.is_empty() && !theirs.is_empty() && ours != theirs, "{}", text(&ours));
+    assert_eq!((name(), name_of_tests()), (ours.clone(), theirs.clone()));
+    // It ends in the middle of a command, as a machine whose test has failed does.
+    let ended = run(&["--tests", "--", "sh", "-c", "echo o > /proc/sysrq-trigger; sleep 1000"]);
+    assert_eq!(ended.status.code(), Some(TOOL_FAILED), "{ended:?}");
+    assert!(run(&["--", "kill", "-0", &pid]).status.success());
+    assert_eq!(name(), ours);
+    let next = name_of_tests();
+    assert!(!next.is_empty() && next != theirs, "it has nothing of the one before");
+    assert!(tool(&["stop"]).status().expect("run the tool").success());
+    let folders = ["run", "run-tests"].map(|it| cache.root.join(it).exists());
+    assert_eq!(folders, [false, false], "stop ends both");
+    assert!(sleep.wait().expect("its end").code() == Some(TOOL_FAILED));
 }
 
 /// A folder with this clone's programs and another agent, as another clone would have it.
