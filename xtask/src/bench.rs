@@ -41,11 +41,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     } else {
         None
     };
-    // The root helper alone needs nothing of the others.
+    // The root helper alone needs nothing of the others; root's banger needs it.
     let programs = match options.what.as_str() {
         "helper" | "network" => ["banger-helper"].as_slice(),
-        "all" | "machines" => &["banger-cli", "banger-daemon", "banger-helper"],
-        _ => &["banger-cli", "banger-daemon"],
+        _ => &["banger-cli", "banger-daemon", "banger-helper"],
     };
     let packages = programs.iter().flat_map(|name| ["--package", name]);
     must_succeed(cargo().args(built).args(packages))?;

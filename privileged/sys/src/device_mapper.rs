@@ -1,9 +1,10 @@
 //! The kernel's device-mapper, by its own ioctls (`<linux/dm-ioctl.h>`, Linux
 //! `Documentation/admin-guide/device-mapper/`).
 //!
-//! A device lives in four steps: [`DeviceMapper::create`] gives it a name, [`DeviceMapper::load`] a
-//! table, [`DeviceMapper::resume`] makes the table live, [`DeviceMapper::remove`] ends it. Its node
-//! is `/dev/dm-MINOR`, which the kernel makes by itself; nothing here waits for udev.
+//! A device lives in four steps: [`DeviceMapper::create`] gives it a name and a UUID, which is a word
+//! of its maker's and finds it from then on, [`DeviceMapper::load`] a table,
+//! [`DeviceMapper::resume`] makes the table live, [`DeviceMapper::remove`] ends it. Its node is
+//! `/dev/dm-MINOR`, which the kernel makes by itself; nothing here waits for udev.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -30,7 +31,9 @@ const OFFSET_OPEN_COUNT: usize = 24;
 const OFFSET_FLAGS: usize = 28;
 const OFFSET_DEVICE: usize = 40;
 const OFFSET_NAME: usize = 48;
+const OFFSET_UUID: usize = 176;
 
+const PERSISTENT_DEVICE: u32 = 1 << 3;
 const BUFFER_FULL: u32 = 1 << 8;
 
 /// The commands used here: `_IOWR(0xfd, number, struct dm_ioctl)`.
@@ -80,7 +83,11 @@ pub struct DeviceNumber {
 }
 
 impl DeviceNumber {
-    /// The kernel's encoding in this interface (`huge_encode_dev`).
+    /// The kernel's encoding in this interface (`huge_encode_dev`), of a minor number alone.
+    fn encode_minor(minor: u32) -> u64 {
+        u64::from(minor & 0xff) | (u64::from(minor & !0xff) << 12)
+    }
+
     fn decode(device: u64) -> Self {
         let major = (device >> 8) & 0xfff;
         let minor = (device & 0xff) | ((device >> 12) & 0xfff00);
@@ -117,8 +124,8 @@ impl DeviceMapper {
         Ok(control.map(|control| Self { control }))
     }
 
-    fn run(&self, command: Command, name: &str, mut buffer: Buffer) -> io::Result<Vec<u8>> {
-        if !is_name(name) {
+    fn run(&self, command: Command, uuid: &str, mut buffer: Buffer) -> io::Result<Vec<u8>> {
+        if !is_name(uuid) {
             return Err(io::Error::new(ErrorKind::InvalidInput, "no name of a device"));
         }
         let size = buffer.len();
@@ -127,7 +134,7 @@ impl DeviceMapper {
         }
         buffer.put_u32(OFFSET_DATA_SIZE, u32::try_from(size).unwrap_or(u32::MAX));
         buffer.put_u32(OFFSET_DATA_START, u32::try_from(HEADER).unwrap_or(u32::MAX));
-        buffer.put(OFFSET_NAME, name.as_bytes());
+        buffer.put(OFFSET_UUID, uuid.as_bytes());
         // The kernel copies `data_size` bytes in and at most as many out.
         with_buffer(&self.control, command.request(), size, &mut buffer)?;
         let bytes = buffer.bytes();
@@ -140,9 +147,16 @@ impl DeviceMapper {
     /// Makes a device without a table.
     ///
     /// # Errors
-    /// A name that is taken (`ResourceBusy`).
-    pub fn create(&self, name: &str) -> io::Result<DeviceNumber> {
-        let answer = self.run(Command::Create, name, Buffer::zeroed(HEADER))?;
+    /// A name or UUID that is taken (`ResourceBusy`), a minor number that is (ENXIO); one that is none.
+    pub fn create(&self, name: &str, uuid: &str, minor: u32) -> io::Result<DeviceNumber> {
+        if !is_name(name) {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "no name of a device"));
+        }
+        let mut buffer = Buffer::zeroed(HEADER);
+        buffer.put(OFFSET_NAME, name.as_bytes());
+        buffer.put_u32(OFFSET_FLAGS, PERSISTENT_DEVICE);
+        buffer.put(OFFSET_DEVICE, &DeviceNumber::encode_minor(minor).to_ne_bytes());
+        let answer = self.run(Command::Create, uuid, buffer)?;
         Ok(DeviceNumber::decode(u64_at(&answer, OFFSET_DEVICE)))
     }
 
@@ -150,28 +164,28 @@ impl DeviceMapper {
     ///
     /// # Errors
     /// A table that the kernel does not take; its log says why.
-    pub fn load(&self, name: &str, target: &Target) -> io::Result<()> {
+    pub fn load(&self, uuid: &str, target: &Target) -> io::Result<()> {
         let row = row(target).ok_or(ErrorKind::InvalidInput)?;
         let mut buffer = Buffer::zeroed(HEADER + row.len());
         buffer.put(HEADER, &row);
         buffer.put_u32(OFFSET_TARGET_COUNT, 1);
-        self.run(Command::Load, name, buffer).map(drop)
+        self.run(Command::Load, uuid, buffer).map(drop)
     }
 
     /// Makes the loaded table live.
     ///
     /// # Errors
     /// No such device.
-    pub fn resume(&self, name: &str) -> io::Result<()> {
-        self.run(Command::Suspend, name, Buffer::zeroed(HEADER)).map(drop)
+    pub fn resume(&self, uuid: &str) -> io::Result<()> {
+        self.run(Command::Suspend, uuid, Buffer::zeroed(HEADER)).map(drop)
     }
 
-    /// A device as it is; none if there is none of that name.
+    /// A device as it is; none if there is none of that UUID.
     ///
     /// # Errors
     /// More targets than fit the answer.
-    pub fn find(&self, name: &str) -> io::Result<Option<Device>> {
-        let answer = if_there(self.run(Command::TableStatus, name, Buffer::zeroed(ANSWER)))?;
+    pub fn find(&self, uuid: &str) -> io::Result<Option<Device>> {
+        let answer = if_there(self.run(Command::TableStatus, uuid, Buffer::zeroed(ANSWER)))?;
         Ok(answer.map(|answer| Device {
             number: DeviceNumber::decode(u64_at(&answer, OFFSET_DEVICE)),
             users: u32_at(&answer, OFFSET_OPEN_COUNT),
@@ -183,8 +197,8 @@ impl DeviceMapper {
     ///
     /// # Errors
     /// A device that is in use (`ResourceBusy`).
-    pub fn remove(&self, name: &str) -> io::Result<bool> {
-        let removed = self.run(Command::Remove, name, Buffer::zeroed(HEADER));
+    pub fn remove(&self, uuid: &str) -> io::Result<bool> {
+        let removed = self.run(Command::Remove, uuid, Buffer::zeroed(HEADER));
         if_there(removed).map(|removed| removed.is_some())
     }
 }
@@ -286,6 +300,10 @@ mod tests {
     fn numbers_are_read_as_the_kernel_writes_them() {
         let number = DeviceNumber::decode(0x0010_fd02);
         assert_eq!(number, DeviceNumber { major: 253, minor: 0x102 });
+        for minor in [0, 0xff, 0x100, 0xfffff] {
+            let number = DeviceNumber::decode(DeviceNumber::encode_minor(minor));
+            assert_eq!(number, DeviceNumber { major: 0, minor });
+        }
         assert_eq!(Command::Create.request(), 0xc138_fd03);
     }
 }

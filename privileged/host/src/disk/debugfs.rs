@@ -3,8 +3,8 @@
 //! What is in an image is the guest's work and may be made to break its reader, so the tools run
 //! as the owner, whose file it is anyway, and a tool that was taken over has nothing that the owner
 //! has not. The image is their standard input, opened by the helper; what else they need lies in
-//! their working directory, a file system in memory that is mounted nowhere and vanishes with them.
-//! A snapshot's node there, made by number, is the owner's; all other files are root's.
+//! their working directory, a file system in memory that is mounted nowhere and vanishes with who
+//! holds it. A snapshot's node there, made by number, is the owner's; all other files are root's.
 
 use std::fs::File;
 use std::io::Write;

@@ -121,32 +121,21 @@ impl Host {
     pub(super) fn claim(&self, parameter: Name, file: (u64, u64)) -> Result<Claim<'_>> {
         let _machines = self.machines();
         self.check_unused(parameter, (file, false), &[])?;
-        self.hold(parameter, file)
-    }
-
-    /// Keeps others from a change, and from the end of a device, machines or not.
-    fn hold(&self, parameter: Name, file: (u64, u64)) -> Result<Claim<'_>> {
         let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         Refusal::when(!changing.insert(file), parameter, "another request has it")?;
         Ok(Claim { host: self, file })
     }
 
-    fn open_to_read(&self, image: &Volume) -> Result<(Option<Claim<'_>>, Image)> {
-        let (claim, image) = match image {
+    fn open_to_read(&self, image: &Volume) -> Result<Image> {
+        let image = match image {
             Volume::Device(device) => {
-                let number = self.device_number(IMAGE, device, false)?;
-                let claim = self.hold(IMAGE, (number, 0))?;
-                let is_other = self.device_number(IMAGE, device, false)? != number;
-                Refusal::when(is_other, IMAGE, "another device by now")?;
-                (Some(claim), Image::device(self, number)?)
+                Image::device(self, self.device_number(IMAGE, device, false)?)?
             }
-            Volume::File(path) => {
-                (None, Image::file(self, self.state.open_file(IMAGE, path, false)?)?)
-            }
+            Volume::File(path) => Image::file(self, self.state.open_file(IMAGE, path, false)?)?,
         };
         match image.superblock()? {
             Superblock::Foreign => Err(Refusal::new(IMAGE, "no ext4 file system").into()),
-            _ => Ok((claim, image)),
+            _ => Ok(image),
         }
     }
 
@@ -173,9 +162,8 @@ impl Host {
     fn open_idle(&self, parameter: Name, device: &DmDevice) -> Result<(Claim<'_>, Image)> {
         let number = self.device_number(parameter, device, true)?;
         let claim = self.claim(parameter, (number, 0))?;
-        // Nobody has opened or removed it meanwhile.
-        let is_other = self.device_number(parameter, device, true)? != number;
-        Refusal::when(is_other, parameter, "another device by now")?;
+        // Nobody has opened it meanwhile.
+        self.device_number(parameter, device, true)?;
         Ok((claim, Image::device(self, number)?))
     }
 
@@ -185,7 +173,7 @@ impl Host {
     /// Refused: no ext4 file system, no such file, no regular file, one that is too long. An image
     /// that is damaged, or in use and just changing.
     pub fn read_ext4_file(&self, grant: &ReadFile) -> Result<Vec<u8>> {
-        let (_claim, image) = self.open_to_read(&grant.image)?;
+        let image = self.open_to_read(&grant.image)?;
         let path = grant.path.as_str();
         let inode = image.inodes(&[path])?.into_iter().flatten().next();
         let inode = inode.ok_or_else(|| refused(PATH, path, "not in the image"))?;

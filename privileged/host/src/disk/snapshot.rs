@@ -6,8 +6,14 @@
 //! on only the device-mapper. So a kill before the table leaves at most a device of that name with
 //! nothing in it, a kill after it a device that holds its loop devices; removing the name frees
 //! all. The record is written between the two, when the name is won and nothing holds the loops.
+//!
+//! A device is its owner's by its UUID, and its number is nobody's before or after: who kept a node
+//! of it by another name or descriptor would have what gets the number next, and that is root's if
+//! the kernel may choose. [`Host::next_minor`] counts on over restarts of helper and host.
 
-use std::io::{ErrorKind, Seek, SeekFrom};
+use std::fs::File;
+use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use banger_gates::request::Snapshot;
@@ -15,6 +21,8 @@ use banger_gates::{DmDevice, DmName, Name, Refusal, SnapshotParts};
 use banger_helper_api::SnapshotHandles;
 use banger_privileged_sys::device_mapper::{Device, DeviceMapper, Target};
 use banger_privileged_sys::loop_device::LoopDevice;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::loops::{LoopRecord, attach, identity};
@@ -25,6 +33,10 @@ pub(super) const KIND: &str = "snapshot";
 /// In sectors of 512 bytes.
 const CHUNK: u32 = 8;
 const SECTOR: u64 = 512;
+/// The minor numbers given (Linux `MINORBITS`: 20). The kernel gives the lowest that is free.
+const MINORS: std::ops::Range<u32> = 1 << 19..1 << 20;
+/// How many of them may be taken in a row.
+const TRIES: u32 = 64;
 /// How long a device may be in use that should not be: udev opens each new one for a moment.
 const BUSY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -69,7 +81,15 @@ impl Host {
         let parameters = format!("{} {} P {CHUNK}", number(&base_loop)?, number(&cow_loop)?);
         let target = Target { start: 0, length, kind: "snapshot".to_owned(), parameters };
         let mapper = mapper()?.ok_or("the kernel has none").during("use", "the device-mapper")?;
-        match mapper.create(name) {
+        let uuid = self.uuid(&grant.name);
+        let mut created = mapper.create(name, &uuid, self.next_minor()?);
+        // A number that another has: the count was lost, or it is somebody's choice.
+        let is_taken = |error: &io::Error| Errno::from_io_error(error) == Some(Errno::NXIO);
+        let mut tries = 0..TRIES;
+        while created.as_ref().is_err_and(is_taken) && tries.next().is_some() {
+            created = mapper.create(name, &uuid, self.next_minor()?);
+        }
+        match created {
             Err(error) if error.kind() == ErrorKind::ResourceBusy => {
                 return Err(Refusal::new("dm_name", "there is a device of this name").into());
             }
@@ -77,8 +97,8 @@ impl Host {
         }
         let finish = || {
             self.records.put(KIND, name, &SnapshotRecord { loops })?;
-            mapper.load(name, &target).during("create", name)?;
-            mapper.resume(name).during("create", name)
+            mapper.load(&uuid, &target).during("create", name)?;
+            mapper.resume(&uuid).during("create", name)
         };
         if let Err(error) = finish() {
             return Err(match self.remove_dm_snapshot(&grant.name) {
@@ -98,15 +118,11 @@ impl Host {
     /// there is no failure.
     ///
     /// # Errors
-    /// The device is in use, five seconds long, or a machine has it that is not cleaned up.
+    /// The device is in use, five seconds long.
     pub fn remove_dm_snapshot(&self, name: &DmName) -> Result<()> {
-        let (name, mapper) = (name.as_str(), mapper()?);
-        let found = mapper.as_ref().map(|mapper| mapper.find(name)).transpose();
-        // A jail has a device by its number, which is another's once this one is gone.
-        let number = found.during("look at", name)?.flatten().map(|found| number_of(&found));
-        let _claim = number.map(|number| self.claim("dm_name", (number, 0))).transpose()?;
+        let (uuid, name, mapper) = (self.uuid(name), name.as_str(), mapper()?);
         let end = Instant::now() + BUSY;
-        while let Some(Err(error)) = mapper.as_ref().map(|mapper| mapper.remove(name)) {
+        while let Some(Err(error)) = mapper.as_ref().map(|mapper| mapper.remove(&uuid)) {
             if error.kind() != ErrorKind::ResourceBusy || Instant::now() >= end {
                 return Err(HostError::of("remove", name)(error));
             }
@@ -134,6 +150,30 @@ impl Host {
         Ok(())
     }
 
+    /// What the kernel knows a snapshot by: another owner's of the same name is another.
+    fn uuid(&self, name: &DmName) -> String {
+        format!("banger-{}-{}", self.policy.owner.uid(), name.as_str())
+    }
+
+    /// A minor number that no snapshot had before, of any owner, until all have been given.
+    fn next_minor(&self) -> Result<u32> {
+        let path = self.policy.jails.with_file_name("last-minor");
+        let count = || -> io::Result<u32> {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = File::from(rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?);
+            file.lock()?;
+            let mut last = [0; 4];
+            // A new one is empty.
+            let _ = file.read_exact_at(&mut last, 0);
+            let next = u32::from_le_bytes(last).checked_add(1);
+            let next = next.filter(|next| MINORS.contains(next)).unwrap_or(MINORS.start);
+            file.write_all_at(&next.to_le_bytes(), 0)?;
+            file.sync_data()?;
+            Ok(next)
+        };
+        count().during("count in", path.display())
+    }
+
     /// The kernel's number of a snapshot; one that nobody has open if `is_idle`.
     ///
     /// # Errors
@@ -146,30 +186,27 @@ impl Host {
     ) -> Result<u64> {
         let end = Instant::now() + BUSY;
         loop {
-            let found = find_snapshot(parameter, device)?;
+            let found = self.find_snapshot(parameter, device)?;
             if !is_idle || found.users == 0 {
-                return Ok(number_of(&found));
+                return Ok(rustix::fs::makedev(found.number.major, found.number.minor));
             }
             Refusal::when(Instant::now() >= end, parameter, "the device is in use")?;
             std::thread::sleep(PAUSE);
         }
     }
-}
 
-fn number_of(device: &Device) -> u64 {
-    rustix::fs::makedev(device.number.major, device.number.minor)
-}
-
-fn find_snapshot(parameter: Name, device: &DmDevice) -> Result<Device> {
-    let find = |mapper: DeviceMapper| mapper.find(device.name().as_str());
-    let found = mapper()?.map(find).transpose().during("look at", device.path())?.flatten();
-    let found = found.ok_or_else(|| Refusal::new(parameter, "no such device"))?;
-    let target = match found.targets.as_slice() {
-        [target] if target.kind == "snapshot" => target,
-        _ => return Err(Refusal::new(parameter, "not a snapshot").into()),
-    };
-    // Used and all sectors, or a word: `Invalid`, `Overflow`.
-    let reason = format!("the snapshot is broken: {}", target.parameters);
-    Refusal::when(!target.parameters.contains('/'), parameter, reason)?;
-    Ok(found)
+    fn find_snapshot(&self, parameter: Name, device: &DmDevice) -> Result<Device> {
+        let find = |mapper: DeviceMapper| mapper.find(&self.uuid(device.name()));
+        let found = mapper()?.map(find).transpose().during("look at", device.path())?.flatten();
+        let found =
+            found.ok_or_else(|| Refusal::new(parameter, "no such device of the owner's"))?;
+        let target = match found.targets.as_slice() {
+            [target] if target.kind == "snapshot" => target,
+            _ => return Err(Refusal::new(parameter, "not a snapshot").into()),
+        };
+        // Used and all sectors, or a word: `Invalid`, `Overflow`.
+        let reason = format!("the snapshot is broken: {}", target.parameters);
+        Refusal::when(!target.parameters.contains('/'), parameter, reason)?;
+        Ok(found)
+    }
 }

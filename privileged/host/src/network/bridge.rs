@@ -12,6 +12,8 @@ use super::routing::{is_default, set};
 use super::{alias, turn};
 use crate::{During, Host, Result};
 
+/// Where the host's name servers are named (resolv.conf(5); the second: systemd-resolved's own).
+const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 /// What an interface may do to the host: forward, and nothing that makes it trust what comes in.
 const SETTINGS: [(&str, &str, &str); 9] = [
     ("ipv6", "disable_ipv6", "1"),
@@ -107,7 +109,15 @@ impl Host {
         let addresses = addresses.into_iter().map(|(index, ip, prefix)| (ip, prefix, vec![index]));
         let routes = netlink.routes()?.into_iter();
         let routes = routes.map(|route| (route.network, route.prefix, route.interfaces));
-        for (ip, prefix, interfaces) in addresses.chain(routes) {
+        // What the default route leads to is seen by nobody; the name servers there are known.
+        let is_known = known.bridges.get(name).is_some_and(|bridge| !has_other(bridge));
+        let files = if is_known { &[] } else { &RESOLVERS[..] };
+        let texts = files.iter().map(|path| std::fs::read_to_string(path).unwrap_or_default());
+        let texts: Vec<_> = texts.collect();
+        let servers = texts.iter().flat_map(|text| text.lines()).filter_map(|line| {
+            Some((line.strip_prefix("nameserver ")?.trim().parse().ok()?, 32, Vec::new()))
+        });
+        for (ip, prefix, interfaces) in addresses.chain(routes).chain(servers) {
             let other = interfaces.iter().find(|index| Some(**index) != own);
             let length = prefix.min(network.prefix());
             let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
@@ -117,7 +127,7 @@ impl Host {
                 continue;
             }
             let other = other.map(|index| netlink.link_at(*index)).transpose()?.flatten();
-            let other = other.map_or("no interface".to_owned(), |link| link.name);
+            let other = other.map_or("a route or name server".to_owned(), |link| link.name);
             let reason = format!("the subnet overlaps with {ip}/{prefix} of {other}");
             return Err(Refusal::new("bridge_ip", reason).into());
         }

@@ -16,7 +16,7 @@ use banger_gates::request::Launch;
 use banger_gates::{JailId, JailRoot, ManagedPath, Refusal, State};
 use banger_helper_api::ErrorCode;
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
 use super::executable::Executable;
 use super::jail::{self, Jail};
@@ -78,16 +78,16 @@ impl Host {
         check_loops(&uses, None)?;
         let jail = Jail::create(&self.policy, &launch.id)?;
         let mut launched = Launched { links: self.links_of(launch), disks, process: None };
+        let mut group = None;
         let start = || {
             let log = Log::open(self, &launch.log, old_log)?;
             launched.disks.push((identity(&log.file)?, false));
             self.remember(&launch.id, &launched)?;
             drop(unwritten);
-            self.check_devices(&sources)?;
             let root = jail.root()?;
             self.stage(&root, launch, &sources)?;
             self.make_links(launch)?;
-            self.run_jailer(launch, &firecracker, &jailer, &log)?;
+            self.run_jailer(launch, &firecracker, &jailer, &log, &mut group)?;
             let process = self.take_over(launch, &root, &log, &mut launched)?;
             jail.set_open(true)?;
             self.remember(&launch.id, &launched)?;
@@ -97,11 +97,16 @@ impl Host {
             self.machines().insert(launch.api_socket.relative().to_owned(), process);
             Ok(pid)
         };
-        start().map_err(|error| match self.tear_down(&launch.id, Some(jail), Some(&launched)) {
-            Ok(()) => error,
-            Err(left) => {
-                let both = format!("{}; and undoing it failed: {}", chain(&error), chain(&left));
-                HostError::of("launch", launch.id.as_str())(both)
+        start().map_err(|error| {
+            if let Some(group) = group {
+                end_group(group);
+            }
+            match self.tear_down(&launch.id, Some(jail), Some(&launched)) {
+                Ok(()) => error,
+                Err(left) => {
+                    let both = format!("{}; undoing it failed: {}", chain(&error), chain(&left));
+                    HostError::of("launch", launch.id.as_str())(both)
+                }
             }
         })
     }
@@ -152,6 +157,7 @@ impl Host {
         firecracker: &Executable,
         jailer: &Executable,
         log: &Log,
+        group: &mut Option<Pid>,
     ) -> Result<()> {
         let (owner, id) = (self.policy.owner, launch.id.as_str());
         let mut command = Command::new(descriptor_path(&jailer.descriptor));
@@ -188,6 +194,7 @@ impl Host {
         let spawned = std::thread::scope(|scope| scope.spawn(spawn).join());
         let spawned = spawned.unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
         let mut child = spawned.during(RUN, id)?;
+        *group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         match tool::wait(&mut child, JAILER_LIMIT) {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(log.failed("jail", &launch.id, status.to_string())),
@@ -241,6 +248,21 @@ impl Host {
                 }
                 _ => process.ends_within(STEP),
             };
+        }
+    }
+}
+
+/// Ends what a jailer that failed left, also what has not executed Firecracker yet: its process
+/// group. As long as one of it is the helper's child that is not reaped, nobody else's has its id.
+fn end_group(group: Pid) {
+    let end = Instant::now() + END_LIMIT;
+    let has_ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    while Instant::now() < end
+        && let Ok(ended) = waitid(WaitId::Pgid(Some(group)), has_ended)
+    {
+        if ended.is_none() {
+            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+            std::thread::sleep(STEP);
         }
     }
 }

@@ -80,18 +80,6 @@ impl Host {
         Ok(Sources { kernel, initrd: initrd.transpose()?, disks, is_dynamic })
     }
 
-    /// That the devices have the numbers that they had: until the launch was written down they
-    /// could be removed.
-    pub(super) fn check_devices(&self, sources: &Sources<'_>) -> Result<()> {
-        sources.disks.iter().try_for_each(|it| match (&it.0.source, &it.1) {
-            (Volume::Device(device), Source::Device(number)) => {
-                let is_other = self.device_number(DRIVE, device, false)? != *number;
-                Ok(Refusal::when(is_other, DRIVE, "another device by now")?)
-            }
-            _ => Ok(()),
-        })
-    }
-
     /// Puts it into the root of a jail.
     pub(super) fn stage(&self, root: &OwnedFd, launch: &Launch, from: &Sources<'_>) -> Result<()> {
         let owner = self.policy.owner;
@@ -105,8 +93,7 @@ impl Host {
             let put = || match source {
                 Source::File(file) if disk.is_read_only => mount_file(file, root, &name, true),
                 Source::File(file) => link_or_mount(file, root, &name),
-                // Root's, and by the group: who owned it could give it another name or mode, and
-                // have by that whatever device gets the number later.
+                // Root's, and by the group: who owned it could change its mode.
                 Source::Device(device) => {
                     let write = if disk.is_read_only { Mode::empty() } else { Mode::WGRP };
                     let (node, mode) = (FileType::BlockDevice, Mode::RGRP | write);

@@ -50,10 +50,16 @@ fn what_the_device_mapper_cannot_do_is_an_error() {
     let name = "banger-test-refused";
     assert!(mapper.resume(name).is_err());
     assert!(mapper.find(name).expect("an answer").is_none());
-    assert!(mapper.create("a/b").is_err());
-    mapper.create(name).expect("a new device");
-    let error = mapper.create(name).expect_err("the name is taken");
-    assert_eq!(error.kind(), ErrorKind::ResourceBusy, "{error}");
+    let minor = 1_000_000;
+    assert!(mapper.create("a/b", name, minor).is_err() && mapper.create(name, "", minor).is_err());
+    let number = mapper.create(name, name, minor).expect("a new device");
+    assert_eq!(number.minor, minor);
+    for (name, uuid) in [(name, "u"), ("n", name)] {
+        let error = mapper.create(name, uuid, minor + 1).expect_err("it is taken");
+        assert_eq!(error.kind(), ErrorKind::ResourceBusy, "{error}");
+    }
+    let error = mapper.create("n", "u", minor).expect_err("it is taken");
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::NXIO.raw_os_error()), "{error}");
     let target = |kind: &str, parameters: &str| Target {
         start: 0,
         length: 8,

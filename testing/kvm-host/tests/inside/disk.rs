@@ -41,6 +41,23 @@ pub(crate) fn node(number: DeviceNumber) -> PathBuf {
     PathBuf::from(format!("/dev/dm-{}", number.minor))
 }
 
+/// The number that the kernel would give to the next device: the lowest that is free.
+fn lowest_minor() -> u32 {
+    let is_free = |minor: &u32| !Path::new(&format!("/sys/block/dm-{minor}")).exists();
+    (0..).find(is_free).expect("a number")
+}
+
+/// The node of a device by its name, whoever made it.
+pub(crate) fn node_of(name: &str) -> PathBuf {
+    let devices = std::fs::read_dir("/sys/block").expect("the devices").flatten();
+    let is_it = |path: &Path| {
+        std::fs::read_to_string(path.join("dm/name")).is_ok_and(|found| found.trim_end() == name)
+    };
+    let mut devices = devices.map(|it| it.path());
+    let found = devices.find(|path| is_it(path)).expect("a device of that name");
+    Path::new("/dev").join(found.file_name().expect("a name"))
+}
+
 /// The names of all devices of this machine.
 pub(crate) fn names() -> Vec<String> {
     let devices = std::fs::read_dir("/sys/block").expect("the devices").flatten();
@@ -68,7 +85,7 @@ impl Snapshot {
         let base = LoopDevice::attach(&open(base, false), true).expect("a loop device");
         let changes = LoopDevice::attach(&open(changes, true), false).expect("a loop device");
         let mapper = mapper();
-        let number = mapper.create(name).expect("a new device");
+        let number = mapper.create(name, name, lowest_minor()).expect("a new device");
         // Persistent, in chunks of 8 sectors (Documentation/admin-guide/device-mapper/snapshot.rst).
         let parameters = format!("{} {} P 8", base.path().display(), changes.path().display());
         let target = Target { start: 0, length: sectors, kind: "snapshot".to_owned(), parameters };

@@ -14,7 +14,7 @@ use banger_helper_api::{
 use banger_host::{Host, HostError};
 use banger_privileged_sys::device_mapper::Target;
 use banger_privileged_sys::loop_device::LoopDevice;
-use banger_privileged_tests::{Fixture, OWNER};
+use banger_privileged_tests::{Directories, Fixture, OWNER};
 
 use crate::Inside;
 use crate::disk::{self, sparse};
@@ -88,7 +88,7 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, HostError>) -> String {
 }
 
 fn node(name: &str) -> PathBuf {
-    disk::node(disk::mapper().find(name).expect("an answer").expect("a device").number)
+    disk::node_of(name)
 }
 
 /// Every loop device and snapshot of this machine, and the records; whoever looks at a loop device
@@ -202,7 +202,8 @@ fn what_is_no_snapshot_of_ours_is_left_alone() {
     let (image, cow) = disks(&fixture);
     let mapper = disk::mapper();
     // A device of the name with nothing in it, as a helper leaves it that was killed.
-    mapper.create(NAME).expect("a device");
+    let uuid = &format!("banger-{OWNER}-{NAME}");
+    mapper.create(NAME, uuid, 1 << 19).expect("a device");
     assert!(refusal(create(host, &image, &cow, NAME)).contains("dm_name"));
     assert!(refusal(read(host, "/etc/a")).contains("not a snapshot"));
     let kind = |kind: &str| Target {
@@ -211,8 +212,8 @@ fn what_is_no_snapshot_of_ours_is_left_alone() {
         kind: kind.to_owned(),
         parameters: String::new(),
     };
-    mapper.load(NAME, &kind("zero")).expect("a table");
-    mapper.resume(NAME).expect("a device");
+    mapper.load(uuid, &kind("zero")).expect("a table");
+    mapper.resume(uuid).expect("a device");
     for text in
         [refusal(read(host, "/etc/a")), refusal(write(host, "/a", b"x")), refusal(fsck(host))]
     {
@@ -236,6 +237,70 @@ fn what_is_no_snapshot_of_ours_is_left_alone() {
     let again = Host::open(host.policy().clone(), &fixture.own).expect("a host");
     std::fs::remove_file(&cow).expect("delete the file");
     cleanup(&again, &handles).expect("end it");
+    assert_nothing_left(&fixture);
+}
+
+#[test]
+fn another_owners_snapshot_is_none() {
+    let Some(_) = Inside::get() else { return };
+    let fixture = Fixture::new();
+    let host = &fixture.host;
+    let (image, cow) = disks(&fixture);
+    let handles = create(host, &image, &cow, NAME).expect("a snapshot");
+    let others = Directories::new();
+    for path in [&others.state, &others.runtime] {
+        chown(path, Some(OWNER + 1), Some(OWNER + 1)).expect("a directory of another owner's");
+    }
+    let owner = banger_gates::Owner::new(OWNER + 1, OWNER + 1).expect("an owner");
+    let other = Host::open(Policy { owner, ..others.policy() }, &others.own).expect("a host");
+    for text in [
+        refusal(read(&other, "/etc/a")),
+        refusal(write(&other, "/etc/a", b"x")),
+        refusal(fsck(&other)),
+    ] {
+        assert!(text.contains("no such device of the owner's"), "{text}");
+    }
+    // There is none for it to remove, and its own of the name cannot be made.
+    remove(&other, NAME).expect("nothing to remove");
+    let bare =
+        SnapshotHandles { base_loop: String::new(), cow_loop: String::new(), ..handles.clone() };
+    cleanup(&other, &bare).expect("nothing to clean up");
+    assert_eq!(read(host, "/etc/a").expect("a file"), b"base");
+    cleanup(host, &handles).expect("end it");
+    assert_nothing_left(&fixture);
+}
+
+#[test]
+fn numbers_of_devices_are_counted_on_until_all_have_been_given() {
+    let Some(_) = Inside::get() else { return };
+    let fixture = Fixture::new();
+    let (image, cow) = disks(&fixture);
+    let last = fixture.root().join("last-minor");
+    let number = |host: &Host| {
+        let handles = create(host, &image, &cow, NAME).expect("a snapshot");
+        let node = node(NAME);
+        cleanup(host, &handles).expect("end it");
+        let minor = node.to_str().and_then(|node| node.strip_prefix("/dev/dm-")).expect("a node");
+        minor.parse::<u32>().expect("a number")
+    };
+    let first = number(&fixture.host);
+    assert!(first >= 1 << 19, "{first}");
+    // The helper starts again.
+    let again = Host::open(fixture.host.policy().clone(), &fixture.own).expect("a host");
+    assert_eq!(number(&again), first + 1);
+    let mode = std::os::unix::fs::MetadataExt::mode(&last.metadata().expect("the count"));
+    assert_eq!(mode & 0o777, 0o600);
+    for (written, next) in
+        [(&[0xff, 0xff, 0x0f, 0][..], 1 << 19), (b"", 1 << 19), (&[9; 9], 1 << 19)]
+    {
+        std::fs::write(&last, written).expect("another count");
+        assert_eq!(number(&again), next, "after {written:?}");
+    }
+    // A link in its place is not followed.
+    std::fs::remove_file(&last).expect("no count");
+    std::os::unix::fs::symlink("/etc/hostname", &last).expect("a link");
+    assert!(create(&again, &image, &cow, NAME).is_err());
+    std::fs::remove_file(&last).expect("no link");
     assert_nothing_left(&fixture);
 }
 

@@ -11,7 +11,7 @@ use banger_types::VmId;
 use banger_vmm::disk::DmSnapshotDisk;
 
 use crate::Inside;
-use crate::disk::{mapper, node, read_at, sparse};
+use crate::disk::{node_of, read_at, sparse};
 use crate::installation::{Installed, SOCKET, as_owner, give};
 
 const MIB: u64 = 1 << 20;
@@ -86,8 +86,7 @@ impl<'a> Attached<'a> {
         let vm = VmId::random();
         wait(async || disks().attach(disk, &vm).await).expect("a device");
         // By its number, as the helper does: the name is udev's to make, some time.
-        let found = mapper().find(&format!("fc-rootfs-{vm}")).expect("an answer");
-        let device = node(found.expect("the device").number);
+        let device = node_of(&format!("fc-rootfs-{vm}"));
         let device = std::fs::File::options().read(true).write(true).open(device);
         Self { disk, vm, device: device.expect("open the device") }
     }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use banger_gates::{Owner, Policy};
 use banger_host::Host;
-use banger_privileged_tests::{Fixture, OWNER, enter_own_network};
+use banger_privileged_tests::{Fixture, OWNER, enter_own_mounts, enter_own_network};
 
 use crate::is_root;
 use crate::world::{
@@ -221,4 +221,34 @@ fn sixteen_at_once_make_one_bridge_and_their_own_taps() {
         }
     });
     assert!(!run("nft list ruleset").contains("tap-fc-2"));
+}
+
+#[test]
+fn a_subnet_with_a_name_server_of_the_hosts_is_not_taken() {
+    if !is_root() {
+        return;
+    }
+    enter_own_network();
+    enter_own_mounts();
+    let host = Fixture::new();
+    // Reached by the default route, so that no other route tells of it.
+    run("ip link add name up0 type veth peer name up1");
+    run("ip address add 10.20.30.40/24 dev up0");
+    run("ip link set up0 up");
+    run("ip route add default via 10.20.30.1");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = "# of the office\nsearch example.org\nnameserver 192.0.2.1\nnameserver 10.1.1.53\n";
+    std::fs::write(file.path(), text).unwrap();
+    rustix::mount::mount_bind(file.path(), "/etc/resolv.conf").unwrap();
+    let near = || bridge_params_of("br-fc", "10.1.1.1", "24", None);
+    refused("bridge_ip", || ensure_bridge(&host, near()));
+    refused("bridge_ip", || {
+        ensure_bridge(&host, bridge_params_of("br-fc", "10.1.1.53", "24", None))
+    });
+    let beside = || bridge_params_of("br-fc", "10.1.2.1", "24", None);
+    assert!(ensure_bridge(&host, beside()).unwrap());
+    refused("bridge_ip", || ensure_bridge(&host, near()));
+    // systemd-resolved names the bridge's own address there once guests' names are routed to it.
+    std::fs::write(file.path(), "nameserver 10.1.2.1\n").unwrap();
+    assert!(!ensure_bridge(&host, beside()).unwrap());
 }

@@ -206,6 +206,21 @@ fn a_machine_that_needs_more_open_files_than_its_limit_does_not_start() {
     scene.assert_clean();
 }
 
+/// The jailer has a child by then, which executes Firecracker whatever becomes of the jailer.
+#[test]
+fn a_jailer_that_dies_late_leaves_no_process() {
+    let Some(scene) = scene() else { return };
+    for round in 0..20 {
+        let mut params = scene.params(&format!("late{round}"));
+        params["limits"] = json!({ "file_size": 1 });
+        let error = scene.launch(params).unwrap_err();
+        assert!(matches!(error, HostError::Failed { operation: "jail", .. }), "{error:?}");
+        let left = children();
+        assert!(left.is_empty(), "round {round}: {left:?}");
+    }
+    scene.assert_clean();
+}
+
 /// Firecracker's "file size limit": what it writes may not become longer, as a snapshot of its
 /// memory would.
 #[test]
