@@ -77,9 +77,8 @@ impl Built {
 /// Builds the kernel and says where it is.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let jobs = options.jobs.unwrap_or_else(jobs);
-    let before = cached()?;
     let built = ensure(jobs)?;
-    if options.verify && before.is_some() {
+    if options.verify {
         verify(&built, jobs)?;
     }
     for name in ["bzImage", "vmlinux"] {

@@ -365,8 +365,12 @@ fn fuzzed(faults: &mut Vec<String>) -> Count {
     }
 }
 
+fn summary(root: &Path) -> std::path::PathBuf {
+    root.join("target/test-summary.txt")
+}
+
 fn remember(root: &Path, total: Count) -> Result<()> {
-    let path = root.join("target/test-summary.txt");
+    let path = summary(root);
     std::fs::write(&path, format!("{total}\n")).with_context(|| format!("write {}", path.display()))
 }
 
@@ -377,6 +381,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let floors = Floors::read(&root)?;
     let is_root = rustix::process::geteuid().is_root();
     let mut faults = Vec::new();
+    // That of an earlier run is not this one's.
+    let _ = std::fs::remove_file(summary(&root));
 
     let mut total = Count::default();
     let mut tiers = options.tier.clone();
@@ -417,7 +423,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for tier in tiers {
         let began = Instant::now();
         say(format_args!("tier {}", tier.name()));
-        let cases = run.tier(tier)?;
+        // A tier that could not run is a failure, and takes nothing from the others.
+        let cases = run.tier(tier).unwrap_or_else(|error| {
+            faults.push(format!("{error:#}"));
+            let name = format!("tier {}", tier.name());
+            vec![Case { name, outcome: Outcome::Failed, flaky: false }]
+        });
         faults.extend(run.faults(tier, &cases, &floors));
         let mut count = Count::of(&cases);
         if tier == Tier::Pure && options.filter.is_none() {

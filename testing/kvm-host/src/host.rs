@@ -103,8 +103,14 @@ async fn boot_locked(cache: &Cache, lock: &CacheLock) -> Result<Kept> {
     if SavedState::find(cache, &machine).is_none() {
         machine = machine.with_sound_image(cache, lock)?;
         if let Err(error) = SavedState::make(cache, lock, &machine).await {
+            if is_full(&error) {
+                return Err(error);
+            }
             note(format_args!("the machine did not boot and is tried once more: {error:#}"));
-            SavedState::make(cache, lock, &machine).await?;
+            SavedState::make(cache, lock, &machine).await.context(
+                "what the machine is made of may be damaged; to have it built and fetched anew: \
+                 cargo xtask kvm-host clean, and make clean-images for what tests share",
+            )?;
         }
         fresh = true;
     }
@@ -122,6 +128,14 @@ async fn boot_locked(cache: &Cache, lock: &CacheLock) -> Result<Kept> {
     let kept = keeper.hold(&machine.key).await?.context("the KVM host ended as soon as it ran")?;
     note(format_args!("ready after {:.1} s", started.elapsed().as_secs_f64()));
     Ok(kept)
+}
+
+/// Whether the disk is full: another try would fail alike.
+fn is_full(error: &anyhow::Error) -> bool {
+    let is = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::StorageFull;
+    error.chain().any(|cause| {
+        cause.downcast_ref().is_some_and(is) || cause.to_string().contains("No space left")
+    })
 }
 
 async fn start_keeper(cache: &Cache, machine: &Machine) -> Result<()> {

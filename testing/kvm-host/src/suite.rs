@@ -134,47 +134,77 @@ pub async fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
     ensure!(!names.is_empty(), "no test of the KVM host has such a name");
     let _alone = cache.lock_tests()?;
     let sent = Sent { cache, program: &program, binaries: &binaries };
-    let mut stage = match Stage::set(host::boot(cache).await?, &sent).await? {
-        Some(stage) => stage,
-        None => {
-            note("a run of tests was ended in the middle; the machine starts afresh");
-            Stage::afresh(&sent).await?
-        }
-    };
     let mut cases = Vec::new();
-    let mut is_left = false;
-    for name in &names {
-        let mut case = stage.attempt(name).await;
+    // What went before is told, whatever becomes of the machine.
+    if let Err(error) = run_all(&names, &sent, options.stay, &mut cases).await {
+        let case = Case {
+            name: "machine".to_owned(),
+            seconds: 0.0,
+            output: String::new(),
+            failure: Some(format!("{error:#}")),
+            leaked: false,
+            first_failure: None,
+        };
         tell(&case);
-        if case.failure.is_some() && options.stay {
-            cases.push(case);
-            is_left = true;
-            break;
-        }
-        // What a failed test left is no other test's failure, nor that of its own second try.
-        if case.failure.is_some() && !case.leaked {
-            stage = Stage::afresh(&sent).await?;
-            let first = case;
-            case = stage.attempt(name).await;
-            tell(&case);
-            case.first_failure = first.failure;
-            case.output = first.output + &case.output;
-        }
-        if case.failure.is_some() {
-            stage = Stage::afresh(&sent).await?;
-        }
         cases.push(case);
-    }
-    if is_left {
-        note("the machine is as that test left it: cargo xtask kvm-host shell --tests");
-    } else {
-        stage.strike().await?;
     }
     report(options.report.as_deref(), &cases)?;
     let count = |verdict| cases.iter().filter(|case| case.verdict() == verdict).count();
     let (passed, failed, skipped) = (count(PASS), count(FAIL), count(SKIP));
     say(format_args!("kvm-host: {passed} passed, {failed} failed, {skipped} skipped"));
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the tests one by one; an error is the machine's.
+async fn run_all(
+    names: &[String],
+    sent: &Sent<'_>,
+    stays: bool,
+    cases: &mut Vec<Case>,
+) -> Result<()> {
+    let mut stage = match Stage::set(host::boot(sent.cache).await?, sent).await? {
+        Some(stage) => stage,
+        None => {
+            note("a run of tests was ended in the middle; the machine starts afresh");
+            Stage::afresh(sent).await?
+        }
+    };
+    let mut is_left = false;
+    for name in names {
+        let mut case = stage.attempt(name).await;
+        tell(&case);
+        if case.failure.is_some() && stays {
+            cases.push(case);
+            is_left = true;
+            break;
+        }
+        // What a failed test left is no other test's failure, nor that of its own second try.
+        if case.failure.is_some() && !case.leaked {
+            stage = match Stage::afresh(sent).await {
+                Ok(stage) => stage,
+                Err(error) => {
+                    cases.push(case);
+                    return Err(error);
+                }
+            };
+            let first = case;
+            case = stage.attempt(name).await;
+            tell(&case);
+            case.first_failure = first.failure;
+            case.output = first.output + &case.output;
+        }
+        let has_failed = case.failure.is_some();
+        cases.push(case);
+        if has_failed {
+            stage = Stage::afresh(sent).await?;
+        }
+    }
+    if is_left {
+        note("the machine is as that test left it: cargo xtask kvm-host shell --tests");
+    } else {
+        stage.strike().await?;
+    }
+    Ok(())
 }
 
 /// What every machine is given before tests run in it.

@@ -61,7 +61,14 @@ fn digest(path: &Path) -> Result<String> {
 }
 
 fn is_whole(folder: &Path) -> bool {
-    PROGRAMS.iter().all(|(name, wanted)| digest(&folder.join(name)).is_ok_and(|had| had == *wanted))
+    use std::os::unix::fs::PermissionsExt;
+    let is_executable = |path: &Path| {
+        path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o555 == 0o555)
+    };
+    PROGRAMS.iter().all(|(name, wanted)| {
+        let path = folder.join(name);
+        is_executable(&path) && digest(&path).is_ok_and(|had| had == *wanted)
+    })
 }
 
 fn must_have(path: &Path, wanted: &str) -> Result<()> {
@@ -123,7 +130,9 @@ fn reason(words: &str) -> String {
         let cause = cause.rsplit_once(">: ").map_or(cause, |(_, cause)| cause);
         Some(cause.trim_matches(['\'', '"', '(', ')']))
     });
-    let last = || lines().rfind(|line| line.starts_with("ERROR")).or_else(|| lines().next_back());
+    // A traceback follows, which ends with the cause.
+    let is_cause = |line: &&str| line.starts_with("ERROR") && !line.ends_with("Exception:");
+    let last = || lines().rfind(is_cause).or_else(|| lines().next_back());
     let reason = retry.map(|cause| format!("the index cannot be reached: {cause}"));
     let reason = reason.or_else(|| last().map(str::to_owned));
     reason.unwrap_or_else(|| "it gives no reason".to_owned())
@@ -182,6 +191,16 @@ mod tests {
             std::fs::write(folder.path().join(name), "#!/bin/sh\n").unwrap();
         }
         assert!(!is_whole(folder.path()));
+        if let Some(fetched) = banger_harness::vmm_binaries() {
+            let folder = tempfile::tempdir().unwrap();
+            for (name, _) in PROGRAMS {
+                std::fs::copy(fetched.join(name), folder.path().join(name)).unwrap();
+            }
+            assert!(is_whole(folder.path()));
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+            std::fs::set_permissions(folder.path().join("jailer"), mode).unwrap();
+            assert!(!is_whole(folder.path()), "it cannot be executed");
+        }
         let wheel = folder.path().join("x.whl");
         std::fs::write(&wheel, "PK").unwrap();
         let error = find_wheel(folder.path()).unwrap_err().to_string();
@@ -232,6 +251,9 @@ mod tests {
         assert_eq!(error.lines().count(), 1, "{error}");
         assert_eq!(reason("\nERROR: no room\nWARNING: x\n"), "ERROR: no room");
         assert_eq!(reason("something\n"), "something");
+        let full = "ERROR: Exception:\nTraceback (most recent call last):\n  x\nOSError: [Errno 28] No \
+                    space left on device\n";
+        assert_eq!(reason(full), "OSError: [Errno 28] No space left on device");
         assert!(reason(" \n").contains("no reason"));
     }
 }

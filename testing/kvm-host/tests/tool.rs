@@ -472,9 +472,9 @@ fn what_is_on_its_way_out_is_waited_for_and_what_stays_is_found() {
     let script =
         "set -e; mkdir -p /data/on-its-way; cd /data/on-its-way; rm -f go; mkfifo -m 600 go
         truncate -s 1M file; loop=$(losetup -f --show file); mkdir -p mnt; mount -t tmpfs none mnt
-        ip link add on-its-way type dummy
+        ip link add on-its-way type dummy; dmsetup create on-its-way --notable
         (env -u MARK setsid sh -c \"read -r _ < go; ip link delete on-its-way; losetup -d $loop; \
-        sleep 1; umount mnt\" </dev/null >/dev/null 2>&1 &)"
+        dmsetup remove on-its-way; sleep 1; umount mnt\" </dev/null >/dev/null 2>&1 &)"
             .replace("MARK", MARK);
     let output = run(&["--", "sh", "-c", &script]);
     assert!(output.status.success(), "{output:?}");
@@ -482,6 +482,7 @@ fn what_is_on_its_way_out_is_waited_for_and_what_stays_is_found() {
     let has = |word: &str| left.iter().any(|line| line.contains(word));
     assert!(
         has("interface on-its-way")
+            && has("dm device on-its-way")
             && has("on-its-way/file")
             && has("on-its-way/mnt")
             && has("process"),
