@@ -13,11 +13,16 @@ pub struct Identity {
     pub uid: u32,
 }
 
-/// Refuses root, and narrows what this process and its children can do.
+/// Refuses root and sockets of others, and narrows what this process and its children can do.
 pub fn harden() -> Result<Identity, StartError> {
     let (real, effective) = (rustix::process::getuid(), rustix::process::geteuid());
     if real.is_root() || effective.is_root() {
         return Err(StartError::Root);
+    }
+    // sd_listen_fds(3): it makes its socket itself, where nobody else can have made it.
+    let listen_pid = std::env::var("LISTEN_PID").ok().and_then(|pid| pid.parse().ok());
+    if listen_pid == Some(std::process::id()) {
+        return Err(StartError::PassedSocket);
     }
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     rustix::thread::set_no_new_privs(true).map_err(|errno| StartError::Io {

@@ -11,6 +11,9 @@ pub enum StartError {
     /// Somebody started it as root.
     #[error("bangerd never runs as root")]
     Root,
+    /// Somebody passed a socket to it.
+    #[error("bangerd takes no socket from others (LISTEN_FDS)")]
+    PassedSocket,
     /// A directory is not what it must be.
     #[error("{} {problem}", path.display())]
     Directory {
@@ -75,6 +78,10 @@ impl StartError {
                     "run any `banger` command: it starts bangerd as an unprivileged user"
                         .to_owned(),
                 ),
+            ),
+            Self::PassedSocket => (
+                ErrorCode::OperationFailed,
+                Some("start it without a systemd socket unit: it makes its own socket".to_owned()),
             ),
             Self::Directory { hint, .. } => (ErrorCode::OperationFailed, Some(hint.clone())),
             Self::Locked { .. } => (

@@ -1,9 +1,8 @@
 //! The daemon as a process: who may run it, where, how it ends.
 
-use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
-use std::time::Duration;
 
 use crate::support::{DROPPED_UID, Place, is_root};
 use rustix::process::Signal;
@@ -58,25 +57,19 @@ fn it_says_who_and_where_it_is_and_is_small_when_idle() {
 }
 
 #[test]
-fn it_takes_no_socket_that_is_passed_to_it() {
+fn a_socket_that_is_passed_to_it_is_refused() {
     let place = Place::new();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let command = place.command().with_listener(&place, &listener);
-    drop(listener);
-    let daemon = command.start().unwrap();
-    let passed = format!("/proc/{}/fd/3", daemon.pid());
-    assert!(std::fs::read_link(passed).unwrap().to_str().unwrap().starts_with("socket:"));
-    // Its own socket answers, that one takes connections (the kernel does) and says nothing.
-    assert_eq!(place.get("/v1/ping")["pid"], daemon.pid());
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream
-        .write_all(b"GET /v1/ping HTTP/1.1\r\nhost: banger\r\nconnection: close\r\n\r\n")
-        .unwrap();
-    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    let kind = stream.read(&mut [0]).map_err(|error| error.kind());
-    assert_eq!(kind, Err(std::io::ErrorKind::WouldBlock), "a stranger's socket is served");
-    assert_eq!(place.get("/v1/ping")["pid"], daemon.pid());
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let unix = std::os::unix::net::UnixListener::bind(place.path("passed")).unwrap();
+    for listener in [OwnedFd::from(tcp), OwnedFd::from(unix)] {
+        let command = place.command().with_listener(&place, listener);
+        let error = command.start().err().expect("it serves a stranger's socket");
+        assert!(error["message"].as_str().unwrap().contains("LISTEN_FDS"), "{error}");
+        assert!(!place.socket().exists());
+    }
+    // The variables of another process, which a parent may have left, are none of its business.
+    let daemon = place.command().variable("LISTEN_PID", "1").variable("LISTEN_FDS", "1").start();
+    assert_eq!(place.get("/v1/ping")["pid"], daemon.unwrap().pid());
 }
 
 #[test]

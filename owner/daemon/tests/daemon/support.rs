@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -160,18 +159,23 @@ pub struct DaemonCommand {
 
 impl DaemonCommand {
     /// The same with a listening socket passed to it as systemd does (sd_listen_fds(3)).
-    pub fn with_listener(self, place: &Place, listener: &TcpListener) -> Self {
+    pub fn with_listener(self, place: &Place, listener: OwnedFd) -> Self {
         // A shell gives the descriptor its number; the daemon's own is closed by then.
         let program = place.path("bangerd");
         std::fs::copy(env!("CARGO_BIN_EXE_bangerd"), &program).unwrap();
         let script = "exec 3<&0 < /dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\"";
         let mut command = Command::new("/bin/sh");
         command.env_clear().args(["-c", script]).arg(program).args(self.command.get_args());
-        command.stdin(OwnedFd::from(listener.try_clone().unwrap())).stdout(Stdio::piped());
+        command.stdin(listener).stdout(Stdio::piped());
         if is_root() {
             command.uid(DROPPED_UID).gid(DROPPED_UID);
         }
         Self { command, ..self }
+    }
+
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
     }
 
     pub fn arg(mut self, argument: &str) -> Self {
