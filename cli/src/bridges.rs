@@ -1,6 +1,7 @@
-//! The end of bridges that nobody uses. The root helper makes them and never ends one; once it has
-//! ended, root's command line takes away what it made in the host's network and has written down:
-//! the bridge, its rules, and forwarding that was switched on for guests.
+//! The end of bridges that nobody uses, where no root helper is left to do it: an installed one that
+//! systemd has ended, or one that was killed. Root's command line takes away what it made in the
+//! host's network and has written down: the bridge, its rules, and forwarding that was switched on
+//! for guests.
 
 use std::fs::{self, File};
 use std::io::Write;

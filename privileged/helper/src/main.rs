@@ -40,8 +40,10 @@ fn serve(arguments: Arguments) -> Result<(), Box<dyn std::error::Error + Send + 
     let parent = is_direct.then(watch_parent).transpose()?;
     notify::ready(is_direct)?;
     listener::accept(&listener, &host, parent.as_ref())?;
+    // Serving ends only where a parent does: this was one daemon's helper.
+    let ended = host.end_bridges();
     settings::leave(&settings.own, &settings.socket);
-    Ok(())
+    Ok(ended?)
 }
 
 /// In direct mode the parent is the process that becomes bangerd, and nobody is served without it.

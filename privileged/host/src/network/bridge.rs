@@ -43,8 +43,7 @@ impl Host {
     /// overlaps with an address or a route of another interface (a default route is none); another
     /// subnet for a bridge that has taps. A bridge that was made here is gone after a failure.
     pub fn ensure_bridge(&self, grant: &Bridge) -> Result<bool> {
-        let _turn = turn()?;
-        let netlink = Netlink::open()?;
+        let (_turn, netlink) = turn()?;
         let name = grant.network.bridge().as_str();
         let known = self.known_network();
         let found = netlink.link(name)?;
@@ -70,16 +69,38 @@ impl Host {
     /// # Errors
     /// What fails in the firewall or below `/proc/sys`.
     pub fn refresh_network(&self) -> Result<bool> {
-        let _turn = turn()?;
+        let (_turn, netlink) = turn()?;
         let known = self.known_network();
         if known.bridges.is_empty() {
             return Ok(false);
         }
-        let mut changed = self.settle_firewall(&Netlink::open()?, &[])?;
+        let mut changed = self.settle_firewall(&netlink, &[])?;
         for name in known.bridges.keys() {
-            changed |= super::firewalld::trust(name)?;
+            changed |= super::firewalld::trust(name, true)?;
         }
         Ok(changed)
+    }
+
+    /// Ends the bridges that nothing is on, with what the firewall and firewalld have of them, and
+    /// with the last one forwarding that was switched on for guests.
+    ///
+    /// # Errors
+    /// What fails at the kernel or in the firewall; what is not ended is still recorded then.
+    pub fn end_bridges(&self) -> Result<()> {
+        let (_turn, netlink) = turn()?;
+        for (name, bridge) in self.known_network().bridges {
+            match netlink.link(&name)? {
+                Some(link) if netlink.has_ports(link.index)? => continue,
+                Some(link) => drop(netlink.delete(link.index).during("delete", &name)?),
+                None => {}
+            }
+            super::firewalld::trust(&name, false)?;
+            self.record_bridge(&name, None)?;
+            let mut also = words(&bridge.network);
+            also.extend(self.end_uplinks()?);
+            self.settle_firewall(&netlink, &also.iter().map(String::as_str).collect::<Vec<_>>())?;
+        }
+        Ok(())
     }
 
     fn may_be_bridge(
@@ -178,7 +199,7 @@ impl Host {
         let was = before.map_or_else(Vec::new, |before| words(&before.network));
         let was: Vec<&str> = was.iter().map(String::as_str).collect();
         changed |= self.settle_firewall(netlink, &was)?;
-        changed |= super::firewalld::trust(name)?;
+        changed |= super::firewalld::trust(name, true)?;
         if let Some(old) = before.map(|before| &before.network).filter(|old| *old != network) {
             let removed = netlink.remove_address(link.index, old.address(), old.prefix());
             removed.during("set up", name)?;

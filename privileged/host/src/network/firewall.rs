@@ -47,19 +47,18 @@ struct Ours<'a> {
 
 impl Ours<'_> {
     fn has(&self, (set, element): &Element) -> bool {
-        if set.ends_with(" routed") {
-            return self.routing.is_router;
-        }
-        element.split([' ', '"', '/']).any(|word| {
-            let in_subnet = |ip: Ipv4Addr| {
-                let mut networks = self.known.bridges.values().map(|bridge| &bridge.network);
-                networks.any(|n| n.has_guest(ip) || n.address() == ip || n.network() == ip)
-            };
-            self.known.bridges.contains_key(word)
-                || self.known.taps.contains_key(word)
-                || self.also.contains(&word)
-                || word.parse().is_ok_and(in_subnet)
-        })
+        let mut words = element.split([' ', '"', '/']);
+        set.ends_with(" routed") && self.routing.is_router
+            || words.any(|word| {
+                let in_subnet = |ip: Ipv4Addr| {
+                    let mut networks = self.known.bridges.values().map(|bridge| &bridge.network);
+                    networks.any(|n| n.has_guest(ip) || n.address() == ip || n.network() == ip)
+                };
+                self.known.bridges.contains_key(word)
+                    || self.known.taps.contains_key(word)
+                    || self.also.contains(&word)
+                    || word.parse().is_ok_and(in_subnet)
+            })
     }
 }
 

@@ -17,17 +17,18 @@ fn ask(argument: &str) -> Result<(bool, String)> {
     Ok((outcome.status.success(), outcome.error))
 }
 
-/// Puts a bridge into the zone until firewalld is reloaded; returns whether it was not in it.
-/// Nothing is done where firewalld does not run.
-pub(super) fn trust(bridge: &str) -> Result<bool> {
+/// Puts a bridge into the zone until firewalld is reloaded, or takes it out; returns whether it was
+/// otherwise. Nothing is done where firewalld does not run.
+pub(super) fn trust(bridge: &str, is_trusted: bool) -> Result<bool> {
     if !Tool::is_there(PATHS) || !Path::new(RUNNING).exists() {
         return Ok(false);
     }
-    if ask(&format!("--query-interface={bridge}"))?.0 {
+    if ask(&format!("--query-interface={bridge}"))?.0 == is_trusted {
         return Ok(false);
     }
-    match ask(&format!("--change-interface={bridge}"))? {
+    let verb = if is_trusted { "change" } else { "remove" };
+    match ask(&format!("--{verb}-interface={bridge}"))? {
         (true, _) => Ok(true),
-        (false, error) => Err(HostError::of("ask firewalld to trust", bridge)(error)),
+        (false, error) => Err(HostError::of("ask firewalld to trust or to forget", bridge)(error)),
     }
 }

@@ -28,11 +28,12 @@ pub use resolver::Resolver;
 /// Root's alone in every network namespace, and of each its own: what a lock needs.
 const LOCK: &str = "/proc/sys/net/ipv4/tcp_fastopen_key";
 
-/// Waits until no other thread or process of banger's changes this network; until it is dropped.
-fn turn() -> Result<File> {
+/// Waits until no other thread or process of banger's changes this network, until the file is
+/// dropped; returns the socket to change it by, too.
+fn turn() -> Result<(File, Netlink)> {
     let file = File::open(LOCK).during("open", LOCK)?;
     rustix::fs::flock(&file, FlockOperation::LockExclusive).during("lock", LOCK)?;
-    Ok(file)
+    Ok((file, Netlink::open()?))
 }
 
 /// What a bridge of an owner is called besides its name, so that another's helper lets it be.

@@ -3,7 +3,6 @@
 use banger_gates::Refusal;
 use banger_gates::request::Nat;
 
-use super::netlink::Netlink;
 use super::{is_set_up, turn};
 use crate::{Host, Result};
 
@@ -15,8 +14,7 @@ impl Host {
     /// Refused: a tap that is not the owner's or no port of a bridge that is set up; an address that
     /// is no guest's there, not the one the tap was made for, or another tap's.
     pub fn ensure_nat(&self, grant: &Nat) -> Result<bool> {
-        let _turn = turn()?;
-        let netlink = Netlink::open()?;
+        let (_turn, netlink) = turn()?;
         let name = grant.tap.as_str();
         let known = self.known_network();
         let before = known.taps.get(name);

@@ -10,7 +10,7 @@ use banger_helper_api::EnsureBridgeParams;
 use serde::{Deserialize, Serialize};
 
 use super::netlink::Netlink;
-use super::routing::Routing;
+use super::routing::{self, Routing};
 use crate::{Host, Result};
 
 const BRIDGE: &str = "bridge";
@@ -113,6 +113,16 @@ impl Host {
         gone.into_iter().try_for_each(|name| self.records.remove(UPLINK, name))?;
         let new = routing.guarded.iter().filter(|name| !known.uplinks.contains(*name));
         new.into_iter().try_for_each(|name| self.records.put(UPLINK, name, &()))
+    }
+
+    /// Without a bridge, has interfaces that forward for guests do so no more; returns their names.
+    pub(super) fn end_uplinks(&self) -> Result<BTreeSet<String>> {
+        let Known { bridges, uplinks, .. } = self.known_network();
+        for name in uplinks.iter().filter(|_| bridges.is_empty()) {
+            routing::set("ipv4", name, "forwarding", "0")?;
+            self.records.remove(UPLINK, name)?;
+        }
+        Ok(uplinks)
     }
 
     pub(super) fn record_tap(&self, name: &str, tap: Option<&TapRecord>) -> Result<()> {

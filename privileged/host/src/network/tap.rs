@@ -27,8 +27,7 @@ impl Host {
     /// or a port of another bridge, an address of a guest behind another tap. A tap that another process has open cannot be opened. A tap that
     /// was made here is gone after a failure.
     pub fn create_tap(&self, grant: &Tap) -> Result<(bool, Option<OwnedFd>)> {
-        let _turn = turn()?;
-        let netlink = Netlink::open()?;
+        let (_turn, netlink) = turn()?;
         let (name, bridge_name) = (grant.name.as_str(), grant.network.bridge().as_str());
         self.check_known(&grant.network)?;
         let bridge = netlink.link(bridge_name)?;
@@ -141,8 +140,7 @@ impl Host {
     /// # Errors
     /// Refused: an interface that is no tap of the owner's.
     pub fn delete_tap(&self, name: &TapName) -> Result<bool> {
-        let _turn = turn()?;
-        let netlink = Netlink::open()?;
+        let (_turn, netlink) = turn()?;
         let name = name.as_str();
         let mut changed = false;
         if let Some(link) = netlink.link(name)? {

@@ -131,6 +131,8 @@ fn guests_reach_whom_they_may_and_nobody_else() {
     // Only one of them has a way out, and not to private networks.
     assert!(pings(&environment, "one", OUTSIDE));
     assert!(!pings(&environment, "two", OUTSIDE));
+    let forwards = || environment.in_network("cat /proc/sys/net/ipv4/conf/up0/forwarding");
+    assert_eq!(forwards(), "1\n");
     assert!(!pings(&environment, "one", LAN));
 
     // All of it changes while they run.
@@ -188,8 +190,14 @@ fn guests_reach_whom_they_may_and_nobody_else() {
     environment.banger(["config", "set", "network.subnet", "10.9.7.1/24"]).ok();
     assert_eq!(start(&environment, "four", &[]), "10.9.7.2");
     assert!(pings(&environment, "four", "10.9.7.1"));
-    // Without the bridge's rules nothing of ours is left.
+    // A daemon that ends by itself, as an idle one does, takes the bridge with it, and all rules.
     environment.banger(["vm", "delete", "four"]).ok();
+    assert_ne!(environment.in_network("ip -o link show type bridge"), "");
+    environment.daemon().expect("it runs").signal(rustix::process::Signal::TERM);
+    banger_harness::wait_for("the bridge's end", banger_harness::GUEST_DEADLINE, || {
+        let bridges = environment.in_network("ip -o link show type bridge");
+        (bridges.is_empty() && rules().is_empty() && forwards() == "0\n").then_some(())
+    });
     drop(world);
     environment.finish();
 }
