@@ -17,6 +17,22 @@ const METADATA: &str = "169.254.169.254";
 const HIDDEN: u16 = 7001;
 const OPEN: u16 = 7002;
 
+/// Says three times that the guest is a router, and which addresses are to be had by it (RFC 4861, 4.2
+/// and 4.6.2). The kernel fills in the checksum; 255 hops say that nobody has forwarded it.
+const ADVERTISE: &str = "\
+import socket, struct
+link = socket.if_nametoindex('eth0')
+out = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+out.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+prefix = socket.inet_pton(socket.AF_INET6, '2001:db8:7::')
+router = struct.pack('!BBHBBHII', 134, 0, 0, 64, 0, 1800, 0, 0)
+addresses = struct.pack('!BBBBIII', 3, 4, 64, 0xc0, 86400, 14400, 0) + prefix
+for _ in range(3):
+    out.sendto(router + addresses, ('ff02::1', 0, 0, link))
+";
+/// What an address of that prefix begins with.
+const ADVERTISED: &str = "2001:db8:7:";
+
 /// Does something in another network, on a thread of its own.
 fn within<T: Send + 'static>(
     network: &str,
@@ -221,5 +237,53 @@ fn root_in_a_guest_gets_no_further_than_its_frames() {
         (is_gone && environment.in_network("nft list ruleset") == before).then_some(())
     });
     drop(world);
+    environment.finish();
+}
+
+#[test]
+fn nobody_hears_a_guest_that_says_it_is_a_router() {
+    if !banger_harness::is_root() {
+        skip("root", "only root has a helper without an installation");
+        return;
+    }
+    let environment = Environment::new(Contents::Debian);
+    for name in ["a", "b"] {
+        environment.banger(["vm", "run", "-d", "--group", "web", "--name", name]).ok();
+    }
+    let b = environment.show("b")["address"].as_str().unwrap().to_owned();
+    // A host that would believe a router, but for the walls.
+    let bridge = environment.in_network("ip -o link show type bridge");
+    let bridge = bridge.split(": ").nth(1).unwrap().to_owned();
+    let believe = |link: &str| {
+        for (key, value) in [("accept_ra", 1), ("disable_ipv6", 0)] {
+            environment.in_network(&format!("sysctl -qw net.ipv6.conf.{link}.{key}={value}"));
+        }
+    };
+    believe(&bridge);
+    let heard_by_b = || environment.exec("b", ["ip", "-6", "-o", "address"]).ok().out();
+    let b_believes = environment.exec("b", ["cat", "/proc/sys/net/ipv6/conf/eth0/accept_ra"]);
+    assert_eq!(b_believes.ok().out(), "1\n");
+    // The guest's link-local address is not to be had before it is known to be nobody else's.
+    let advertise = || environment.exec("a", ["python3", "-c", ADVERTISE]).run().exit_code();
+    let advertised = || {
+        wait_for("a word of the guest", GUEST_DEADLINE, || (advertise() == Some(0)).then_some(()));
+        // What is sent later arrives, so that is not under way any more.
+        assert!(pings(&environment, "a", &b));
+    };
+    advertised();
+    let host =
+        || environment.in_network("ip -6 -o address") + &environment.in_network("ip -6 route");
+    assert!(host().contains(&format!(" {bridge} ")), "it has IPv6 there: {}", host());
+    assert!(!host().contains(ADVERTISED), "{}", host());
+    assert!(!heard_by_b().contains(ADVERTISED), "{}", heard_by_b());
+
+    // The same words are believed where no wall is.
+    wait_for("an address by the guest's word", GUEST_DEADLINE, || {
+        // The helper puts them back once a minute.
+        environment.in_network("nft flush ruleset");
+        advertised();
+        (host().contains(ADVERTISED) && heard_by_b().contains(ADVERTISED)).then_some(())
+    });
+    environment.banger(["vm", "delete", "a", "b"]).ok();
     environment.finish();
 }
