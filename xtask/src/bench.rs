@@ -43,7 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     // The root helper alone needs nothing of the others; root's banger needs it.
     let programs = match options.what.as_str() {
-        "helper" | "network" => ["banger-helper"].as_slice(),
+        "helper" => ["banger-helper"].as_slice(),
         _ => &["banger-cli", "banger-daemon", "banger-helper"],
     };
     let packages = programs.iter().flat_map(|name| ["--package", name]);

@@ -57,7 +57,7 @@ impl Network {
     }
 
     /// Does something in it, on a thread of its own.
-    fn within<T: Send + 'static>(
+    pub(super) fn within<T: Send + 'static>(
         &self,
         act: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<JoinHandle<Result<T>>> {
