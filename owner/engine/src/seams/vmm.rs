@@ -92,8 +92,8 @@ pub struct LaunchPlan {
     pub disks: Vec<PlannedDisk>,
     /// The network card, if any.
     pub nic: Option<Nic>,
-    /// A private, existing directory (0700) for the VM's sockets; short, because a socket's path
-    /// has at most 107 bytes (unix(7)).
+    /// A private, existing directory (0700) for the VM's sockets, named after the beginning of its id
+    /// (`VmId::short`), because a socket's path has at most 107 bytes (unix(7)).
     pub runtime_dir: PathBuf,
     /// Where the serial console goes; the driver keeps it below its size cap of 4 MiB by moving the
     /// older half to the same name with `.1` appended. A later start appends.

@@ -98,6 +98,15 @@ pub(super) fn mark(marks: &Path, vm: &VmId) -> Result<(), VmmError> {
         .map_err(|source| VmmError::Io { act: format!("making {}", path.display()), source })
 }
 
+/// Returns whose jail may be left where the runtime directory and the claim in it are lost, as a reboot
+/// of the host loses both: the marked VM that the directory is named after.
+pub(super) fn marked_for(marks: &Path, runtime_dir: &Path) -> Option<VmId> {
+    let names = std::fs::read_dir(marks).into_iter().flatten().flatten();
+    let mut ids = names.filter_map(|entry| entry.file_name().to_str()?.parse::<VmId>().ok());
+    let is_its = |vm: &VmId| runtime_dir.file_name().is_some_and(|name| name == vm.short());
+    ids.find(is_its)
+}
+
 /// Undoes [`mark`]; one that is not there is no failure.
 pub(super) fn unmark(marks: &Path, vm: &VmId) -> Result<(), VmmError> {
     let path = marks.join(vm.as_str());

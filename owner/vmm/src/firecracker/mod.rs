@@ -297,7 +297,8 @@ impl FirecrackerVmm {
 
     async fn clean_up(&self, runtime_dir: &Path) -> Result<bool, VmmError> {
         let files = RuntimeFiles::below(runtime_dir);
-        if let Some(vm) = files.claimed_by()? {
+        let marked = || files::marked_for(&self.0.marks, runtime_dir);
+        if let Some(vm) = files.claimed_by()?.or_else(marked) {
             self.remove_jail(&vm, &files).await?;
         }
         files.remove()
