@@ -25,6 +25,8 @@ pub(super) fn of(launch: &Launch) -> Vec<u8> {
             "drive_id": disk.id.as_str(),
             "path_on_host": format!("/{}", disk_name(disk)),
             "is_root_device": disk.is_root,
+            // Else the guest is told of no cache, and what it flushes stays in the host's memory.
+            "cache_type": "Writeback",
             "is_read_only": disk.is_read_only,
             "rate_limiter": disk.rate_limiter,
         })
