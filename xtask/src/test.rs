@@ -88,10 +88,10 @@ impl Tier {
             Self::Pure => {
                 "not package(banger-e2e) and not package(banger-privileged-tests) \
                  and not binary_id(banger-kvm-host::inside) \
-                 and not binary_id(banger-kvm-host::tool)"
+                 and not binary_id(/^banger-kvm-host::(tool|reboot)$/)"
             }
             // Those inside the machine are run by `banger-kvm-host`.
-            Self::KvmHost => "binary_id(banger-kvm-host::tool)",
+            Self::KvmHost => "binary_id(/^banger-kvm-host::(tool|reboot)$/)",
             Self::Kernel => {
                 "package(banger-privileged-tests) \
                  or (package(banger-e2e) and not test(/^(guest|own_kernel)::/))"

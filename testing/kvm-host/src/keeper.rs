@@ -93,7 +93,8 @@ async fn live(cache: &Cache, folder: &Path) -> Result<Option<UnixStream>> {
         tokio::task::spawn_blocking(move || state.check()),
         tokio::task::spawn_blocking(move || image.check()),
     ];
-    let begun = begin(&machine, &saved, folder).await;
+    let place = Place { folder: folder.to_owned(), overlay: saved.overlay() };
+    let begun = begin(&machine, &saved, &place, Start::Saved).await;
     for check in checks {
         // This tells more than what QEMU says to a damaged file.
         check.await.context("read the saved state")??;
@@ -117,12 +118,13 @@ async fn live(cache: &Cache, folder: &Path) -> Result<Option<UnixStream>> {
 }
 
 /// Starts the machine from its state, and waits until its agent answers.
-async fn begin(
+pub(crate) async fn begin(
     machine: &Machine,
     saved: &SavedState,
-    folder: &Path,
+    place: &Place,
+    start: Start,
 ) -> Result<(Qemu, Arc<SerialChannel>)> {
-    let mut qemu = resume(machine, saved, folder).await?;
+    let mut qemu = resume(machine, saved, place, start).await?;
     let channel = Arc::new(qemu.attach()?);
     tokio::select! {
         ready = tokio::time::timeout(RESUME_PATIENCE, greet(&channel)) => match ready {
@@ -134,10 +136,14 @@ async fn begin(
     Ok((qemu, channel))
 }
 
-async fn resume(machine: &Machine, saved: &SavedState, folder: &Path) -> Result<Qemu> {
-    let place = Place { folder: folder.to_owned(), overlay: saved.overlay() };
+async fn resume(
+    machine: &Machine,
+    saved: &SavedState,
+    place: &Place,
+    start: Start,
+) -> Result<Qemu> {
     let memory = std::fs::File::open(saved.memory()).context("open the saved memory")?;
-    let mut qemu = Qemu::start(&machine.parts, &place, Start::Saved, Some(memory)).await?;
+    let mut qemu = Qemu::start(&machine.parts, place, start, Some(memory)).await?;
     let load = async {
         let monitor = &mut qemu.monitor;
         monitor.announce_migration().await?;
@@ -149,7 +155,7 @@ async fn resume(machine: &Machine, saved: &SavedState, folder: &Path) -> Result<
     let Err(error) = loaded.context("it took too long").flatten() else { return Ok(qemu) };
     // It says why on its standard error, and ends or not, as its version goes.
     let _ = tokio::time::timeout(LAST_WORDS, qemu.ended()).await;
-    let words = last_lines(&folder.join("qemu.log"), 4);
+    let words = last_lines(&place.folder.join("qemu.log"), 4);
     let words = if words.is_empty() { "nothing" } else { words.trim() };
     let memory = saved.memory();
     Err(error.context(format!(

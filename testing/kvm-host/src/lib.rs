@@ -10,10 +10,12 @@
 //!          kept         the connections to it: who holds the machine, and streams to its agent
 //!  run     session      calls to the guest agent, each a connection to the keeper
 //!  test    suite        the tests of this tier, one by one, with a look at what they left
+//!          lasting      a machine of one test's own, which can be rebooted
 //! ```
 //!
-//! Nothing that a machine does survives it: its disk is an overlay that QEMU drops at its end, so
-//! every boot begins with what the saved state holds. Nothing that ships depends on this crate.
+//! Nothing that a machine does survives it, but for a lasting one: its disk is an overlay that QEMU
+//! drops at its end, so every boot begins with what the saved state holds. Nothing that ships
+//! depends on this crate.
 #![forbid(unsafe_code)]
 
 pub mod cache;
@@ -25,6 +27,7 @@ pub mod host_image;
 pub mod inventory;
 pub mod keeper;
 pub mod kept;
+pub mod lasting;
 pub mod machine;
 mod monitor;
 pub mod qemu;

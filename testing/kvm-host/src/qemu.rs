@@ -41,6 +41,8 @@ pub(crate) enum Start {
     Cold,
     /// From the saved state on standard input; what it writes is dropped at its end.
     Saved,
+    /// From the saved state, too; what it writes goes to the overlay, a copy of that state's.
+    SavedLasting,
 }
 
 /// The command line with the same places for every machine.
@@ -59,7 +61,7 @@ pub(crate) fn arguments(parts: &Parts, place: &Place, start: Start) -> Vec<OsStr
     pair("-machine", "q35,usb=off,smbus=off,sata=off,vmport=off,mem-merge=off".into());
     // What goes wrong while the kernel patches itself would be in the saved state for good; so an old
     // QEMU has a thread for each CPU only afterwards (crate::emulator).
-    let is_safe = start == Start::Saved || parts.emulator.translates_safely();
+    let is_safe = start != Start::Cold || parts.emulator.translates_safely();
     let threads = if is_safe { "multi" } else { "single" };
     pair("-accel", format!("tcg,thread={threads},tb-size=512").into());
     // `max` has emulated SVM with nested paging. Five-level paging only makes every walk longer.
@@ -74,7 +76,7 @@ pub(crate) fn arguments(parts: &Parts, place: &Place, start: Start) -> Vec<OsStr
                   no_timer_check panic=-1 reboot=t";
     pair("-append", format!("{kernel} {}", parts.boot).into());
     let snapshot = match start {
-        Start::Cold => "off",
+        Start::Cold | Start::SavedLasting => "off",
         Start::Saved => "on",
     };
     pair("-drive", {
@@ -106,7 +108,7 @@ pub(crate) fn arguments(parts: &Parts, place: &Place, start: Start) -> Vec<OsStr
     let mut console = OsString::from("file:");
     console.push(option_value(&place.folder.join("console.log")));
     pair("-serial", console);
-    if start == Start::Saved {
+    if start != Start::Cold {
         pair("-incoming", "defer".into());
     }
     words.extend(
@@ -229,6 +231,7 @@ mod tests {
         }
         let cold = text(Start::Cold);
         assert!(cold.contains("snapshot=off") && !cold.contains("-incoming"));
+        assert_eq!(text(Start::SavedLasting), saved.replace("snapshot=on", "snapshot=off"));
         assert!(saved.contains("thread=multi") && cold.contains("thread=single"));
     }
 

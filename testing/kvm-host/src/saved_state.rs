@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use banger_agent_api::{Argument, ExecCall};
 use banger_engine::seams::RootDisk;
-use banger_guest_client::{AgentClient, GuestChannel};
+use banger_guest_client::{AgentClient, GuestChannel, SerialChannel};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
@@ -143,6 +143,21 @@ async fn boot_and_save(machine: &Machine, folder: &Path) -> Result<()> {
         .context("make the disk's overlay")?;
     let place = Place { folder: folder.to_owned(), overlay: disk.path };
     let mut qemu = Qemu::start(&machine.parts, &place, Start::Cold, None).await?;
+    let channel = settle(&mut qemu).await?;
+    note(format_args!("booted in {:.0} s", started.elapsed().as_secs_f64()));
+    let started = Instant::now();
+    tokio::time::timeout(SAVE_PATIENCE, save(&mut qemu, folder))
+        .await
+        .unwrap_or_else(|_| bail!("it took longer than {} s", SAVE_PATIENCE.as_secs()))
+        .context("save the machine's state")?;
+    drop(channel);
+    qemu.kill().await?;
+    note(format_args!("saved in {:.1} s", started.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+/// Waits until a machine that boots has settled.
+pub(crate) async fn settle(qemu: &mut Qemu) -> Result<Arc<SerialChannel>> {
     let channel = Arc::new(qemu.attach()?);
     let settled = async {
         channel.wait_ready().await.context("wait for the agent")?;
@@ -162,16 +177,7 @@ async fn boot_and_save(machine: &Machine, folder: &Path) -> Result<()> {
         },
         status = qemu.ended() => bail!("QEMU ended with {}", status?),
     }
-    note(format_args!("booted in {:.0} s", started.elapsed().as_secs_f64()));
-    let started = Instant::now();
-    tokio::time::timeout(SAVE_PATIENCE, save(&mut qemu, folder))
-        .await
-        .unwrap_or_else(|_| bail!("it took longer than {} s", SAVE_PATIENCE.as_secs()))
-        .context("save the machine's state")?;
-    drop(channel);
-    qemu.kill().await?;
-    note(format_args!("saved in {:.1} s", started.elapsed().as_secs_f64()));
-    Ok(())
+    Ok(channel)
 }
 
 async fn save(qemu: &mut Qemu, folder: &Path) -> Result<()> {

@@ -422,7 +422,7 @@ fn own_kernel(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Copies the program without what only a debugger reads, if the tool for that is here.
-fn strip(program: &Path, folder: &Path) -> Result<PathBuf> {
+pub fn strip(program: &Path, folder: &Path) -> Result<PathBuf> {
     let path = folder.join(program.file_name().context("a program's name")?);
     let stripped = std::process::Command::new("strip")
         .arg("--strip-debug")
