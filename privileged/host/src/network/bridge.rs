@@ -88,11 +88,15 @@ impl Host {
     /// What fails at the kernel or in the firewall; what is not ended is still recorded then.
     pub fn end_bridges(&self) -> Result<()> {
         let (_turn, netlink) = turn()?;
+        let own = alias(self.policy().owner.uid());
         for (name, bridge) in self.known_network().bridges {
             match netlink.link(&name)? {
                 Some(link) if netlink.has_ports(link.index)? => continue,
-                Some(link) => drop(netlink.delete(link.index).during("delete", &name)?),
-                None => {}
+                Some(link) if link.attributes.text(IFLA_IFALIAS) == own => {
+                    let _ = netlink.delete(link.index).during("delete", &name)?;
+                }
+                // It is gone, or another's by now.
+                _ => {}
             }
             super::firewalld::trust(&name, false)?;
             self.record_bridge(&name, None)?;
