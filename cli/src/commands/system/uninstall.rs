@@ -86,6 +86,11 @@ pub async fn run(ui: &Ui, args: UninstallArgs) -> Result<(), CliError> {
         ui.status("banger was not installed");
     } else {
         ui.status("banger is uninstalled; /var/lib/banger and /var/cache/banger are kept");
+        // Whether another program counts on it by now cannot be known.
+        ui.status(
+            "net.ipv4.ip_forward stays on until the next boot; unless another program needs it: \
+             sysctl net.ipv4.ip_forward=0",
+        );
     }
     Ok(())
 }
