@@ -31,7 +31,7 @@ COMMIT
 -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 -A FORWARD -o docker0 -j DOCKER
 -A FORWARD -i docker0 ! -o docker0 -j ACCEPT
--A FORWARD -i docker0 -o docker0 -j ACCEPT
+-A FORWARD -i docker0 -o docker0 -m comment --comment \"banger\" -j ACCEPT
 -A DOCKER-ISOLATION-STAGE-1 -j RETURN
 -A DOCKER-USER -d 9.9.9.7/32 -j DROP
 -A DOCKER-USER -j RETURN
@@ -50,7 +50,7 @@ const UFW: &str = "*filter
 :ufw-before-input - [0:0]
 -A INPUT -j ufw-before-input
 -A FORWARD -j ufw-before-logging-forward
--A FORWARD -j ufw-before-forward
+-A FORWARD -m comment --comment \"ufw's own\" -j ufw-before-forward
 -A FORWARD -j ufw-after-forward
 -A FORWARD -j ufw-reject-forward
 -A ufw-before-input -i lo -j ACCEPT
@@ -66,14 +66,14 @@ COMMIT
 const OWN: &str = "table inet filter {
     chain input {
         type filter hook input priority filter; policy drop;
-        iifname lo accept
-        ct state established,related accept
+        iifname lo accept comment \"ourselves\"
+        ct state established,related accept comment \"banger\"
     }
     chain forward {
         type filter hook forward priority filter; policy accept;
-        ct state established,related accept
-        ip daddr 9.9.9.7 drop
-        counter jump last
+        ct state established,related accept comment \"replies\"
+        ip daddr 9.9.9.7 drop comment \"banger may not\"
+        counter jump last comment \"the rest\"
     }
     chain last {
         log
@@ -176,6 +176,97 @@ fn reloads(host: &Fixture, two: &mut Guest, tool: &str, rules: &str) {
     feed(tool, rules);
     host.host.refresh_network().unwrap();
     assert!(two.reaches("9.9.9.9"));
+}
+
+/// Rules with comments like ours: of another bridge, or where banger never has one.
+const ALIKE: &str = "table inet mine {
+    chain input {
+        type filter hook input priority filter; policy drop;
+        ct state established,related accept comment \"replies\"
+        udp dport 9 drop comment \"banger br-fc-1000 to 172.17.0.1\"
+    }
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state invalid drop comment \"mine\"
+        ip daddr 9.9.9.7 drop comment \"banger\"
+        ip daddr 9.9.9.7 drop comment \"bangerbr-fc out\"
+        ip daddr 9.9.9.7 drop comment \"banger br-fcx out\"
+        ip daddr 9.9.9.7 drop comment \"banger br-fc-1000 out\"
+        ip daddr 9.9.9.7 drop comment \"Banger br-fc out\"
+        ip daddr 9.9.9.7 drop comment \"not banger br-fc out\"
+        jump side comment \"out br-fc\"
+    }
+    chain side {
+        ip daddr 9.9.9.7 drop comment \"banger br-fc out\"
+    }
+    chain output {
+        type filter hook output priority filter; policy accept;
+        ip daddr 9.9.9.7 drop comment \"banger br-fc out\"
+    }
+    chain before {
+        type nat hook prerouting priority dstnat; policy accept;
+        tcp dport 9 redirect to :10 comment \"banger br-fc out\"
+    }
+    chain early {
+        type filter hook prerouting priority filter; policy accept;
+        ip daddr 9.9.9.7 drop comment \"banger br-fc back\"
+    }
+}
+table ip6 mine {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        counter accept comment \"banger br-fc out\"
+    }
+}
+table bridge mine {
+    chain forward {
+        type filter hook forward priority filter; policy accept;
+        ether type ip6 drop comment \"banger br-fc group\"
+    }
+}
+";
+
+#[test]
+fn a_rule_is_ours_by_its_chain_and_the_whole_name_of_its_bridge() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    world.run("ip address add 9.9.9.7/32 dev lo");
+    let host = Fixture::new();
+    feed("nft -f -", ALIKE);
+    // In these two chains, and nowhere else, banger has rules.
+    let theirs = || {
+        let list = |what: &str| run(&format!("nft -s list {what}"));
+        let shared = ["chain inet mine input", "chain inet mine forward"].map(list).concat();
+        let shared = shared.lines().filter(|line| !line.contains("comment \"banger br-fc "));
+        let others = ["side", "output", "before", "early"];
+        let others = others.map(|chain| list(&format!("chain inet mine {chain}"))).concat();
+        let tables = ["table ip6 mine", "table bridge mine"].map(list).concat();
+        shared.map(|line| format!("{line}\n")).chain([others, tables]).collect::<String>()
+    };
+    let (before, alike) = (theirs(), ours());
+    ensure_bridge(&host, bridge_params()).unwrap();
+    assert_eq!(before, theirs());
+    let idle = ours();
+    assert!(idle > alike, "ours are not needed here");
+    let grouped = CreateTapParams { group: Some("g".to_owned()), ..guest_params(2) };
+    let mut two = guest(&host, 2, grouped);
+    assert_eq!(before, theirs());
+    for _ in 0..2 {
+        assert!(ensure_nat(&host, &nat_params(2)).unwrap());
+        assert_eq!(before, theirs());
+        assert!(two.reaches("9.9.9.9"));
+        assert!(two.is_kept_from("9.9.9.7"));
+        run("nft flush table inet banger");
+        assert!(host.host.refresh_network().unwrap());
+        assert_eq!(before, theirs());
+        ensure_nat(&host, &EnsureNatParams { enable: false, ..nat_params(2) }).unwrap();
+        assert_eq!(before, theirs());
+    }
+    drop(two);
+    delete_tap(&host, "tap-fc-2").unwrap();
+    assert_eq!((ours(), theirs()), (idle, before));
 }
 
 #[test]
