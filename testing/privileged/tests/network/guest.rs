@@ -22,6 +22,8 @@ pub struct Guest {
     tap: File,
     pub mac: [u8; 6],
     pub ip: Ipv4Addr,
+    /// Its bridge's.
+    pub gateway_mac: [u8; 6],
     sequence: u16,
 }
 
@@ -89,7 +91,8 @@ pub fn arp(operation: u16, mac: [u8; 6], ip: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> 
 impl Guest {
     pub fn new(descriptor: OwnedFd, number: u8) -> Self {
         let (mac, ip) = ([6, 0, 172, 16, 0, number], Ipv4Addr::new(172, 16, 0, number));
-        Self { tap: File::from(descriptor), mac, ip, sequence: 0 }
+        let gateway_mac = GATEWAY_MAC;
+        Self { tap: File::from(descriptor), mac, ip, gateway_mac, sequence: 0 }
     }
 
     pub fn send(&mut self, frame: &[u8]) {
@@ -100,7 +103,7 @@ impl Guest {
     /// Sends an IPv4 packet of this guest through the gateway.
     pub fn send_packet(&mut self, to: Ipv4Addr, protocol: u8, payload: &[u8]) {
         let packet = ipv4(self.ip, to, protocol, payload);
-        self.send(&ethernet(GATEWAY_MAC, self.mac, 0x0800, &packet));
+        self.send(&ethernet(self.gateway_mac, self.mac, 0x0800, &packet));
     }
 
     /// Waits for a frame, and answers questions for this guest's MAC meanwhile.
@@ -133,21 +136,10 @@ impl Guest {
 
     /// Sends a ping in a frame of one's own making and waits for the answer from `to`.
     pub fn pings_as(&mut self, mac: [u8; 6], ip: Ipv4Addr, to: Ipv4Addr, most: Duration) -> bool {
-        self.pings_by(GATEWAY_MAC, mac, ip, to, most)
-    }
-
-    fn pings_by(
-        &mut self,
-        next: [u8; 6],
-        mac: [u8; 6],
-        ip: Ipv4Addr,
-        to: Ipv4Addr,
-        most: Duration,
-    ) -> bool {
         self.sequence += 1;
         let sequence = self.sequence;
         let packet = ipv4(ip, to, 1, &ping(sequence));
-        self.send(&ethernet(next, mac, 0x0800, &packet));
+        self.send(&ethernet(self.gateway_mac, mac, 0x0800, &packet));
         let is_answer = |frame: &[u8]| {
             let is_it = frame.len() >= 42
                 && frame[12..14] == [8, 0]

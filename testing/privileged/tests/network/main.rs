@@ -8,6 +8,7 @@ mod foreign;
 mod guest;
 mod resolver;
 mod tap;
+mod two_helpers;
 mod walls;
 mod world;
 
