@@ -13,8 +13,9 @@ use banger_host::HostError;
 use banger_privileged_tests::OWNER;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_bind};
+use serde_json::json;
 
-use banger_privileged_tests::vmm::{Scene, scene, set_mode, tree};
+use banger_privileged_tests::vmm::{Scene, scene, set_mode, tree, wait_until_gone};
 
 fn refused(scene: &Scene, rule: &str) {
     let before = scene.everything();
@@ -120,6 +121,54 @@ fn a_hostile_jail_is_emptied_and_nothing_else() {
         lines.iter().map(|line| line.split(' ').take(4).collect::<Vec<_>>().join(" ")).collect()
     };
     assert_eq!(names(tree(&outside)), names(before));
+    scene.assert_clean();
+}
+
+/// Where a machine's link was there may be another machine's by now, or whatever the owner put there.
+#[test]
+fn what_lies_in_the_place_of_a_machines_link_stays() {
+    let Some(scene) = scene() else { return };
+    let place = |name: &str| scene.fixture.runtime.join(name);
+    let mut params = scene.params("one");
+    params["vsock_path"] = json!(place("vsock-one.sock"));
+    params["vsock_cid"] = json!(3);
+    let end = |pid: i32| {
+        scene.host().kill_process(&scene.pid(pid)).unwrap();
+        wait_until_gone(pid);
+    };
+    let mut own = PathBuf::new();
+    for target in ["/etc/passwd", "fc-other.sock", "x", "OWN/", "OWN-other", "jails"] {
+        let pid = scene.launch(params.clone()).unwrap();
+        own = fs::read_link(place("fc-one.sock")).unwrap();
+        end(pid);
+        let target = target.replace("OWN", own.to_str().unwrap());
+        fs::remove_file(place("fc-one.sock")).unwrap();
+        symlink(&target, place("fc-one.sock")).unwrap();
+        scene.clean_up("one").unwrap();
+        assert_eq!(fs::read_link(place("fc-one.sock")).unwrap(), Path::new(&target));
+        assert!(!place("vsock-one.sock").is_symlink(), "the neighbour, which leads to the jail");
+        fs::remove_file(place("fc-one.sock")).unwrap();
+    }
+    // A file that says what the link said.
+    let pid = scene.launch(params.clone()).unwrap();
+    end(pid);
+    fs::remove_file(place("fc-one.sock")).unwrap();
+    fs::write(place("fc-one.sock"), own.to_str().unwrap()).unwrap();
+    scene.clean_up("one").unwrap();
+    assert_eq!(fs::read(place("fc-one.sock")).unwrap(), own.to_str().unwrap().as_bytes());
+    fs::remove_file(place("fc-one.sock")).unwrap();
+
+    // The next machine with the same places, before the last one is cleaned up.
+    let pid = scene.launch(params.clone()).unwrap();
+    end(pid);
+    params["vm_id"] = json!("two");
+    params["log_path"] = json!(scene.fixture.state.join("two.log"));
+    let second = scene.launch(params).unwrap();
+    scene.clean_up("one").unwrap();
+    std::os::unix::net::UnixStream::connect(place("fc-one.sock")).unwrap();
+    let at = scene.runtime_path("fc-one.sock");
+    assert_eq!(scene.host().find_firecracker_pid(&at).unwrap(), second.unsigned_abs());
+    scene.end("two", second);
     scene.assert_clean();
 }
 
