@@ -4,6 +4,7 @@
 
 mod cleanup;
 mod executables;
+mod jailers;
 mod launch;
 mod pid_races;
 mod processes;
