@@ -105,9 +105,10 @@ fn what_the_tables_refuse_changes_nothing_on_the_host() {
                     }
                     _ => refused(),
                 }
+                let after = Snapshot::take(&world.helper.directories);
+                let pointer = parameter.pointer;
+                assert_eq!(before, after, "{method}{pointer} {}: {}", input.class, input.value);
             }
-            let after = Snapshot::take(&world.helper.directories);
-            assert_eq!(before, after, "{method}{}", parameter.pointer);
             for index in 0..inputs.len() {
                 // A process that was ended has another pid when it is started again.
                 let input = inputs_of(parameter.kind, &world.places).swap_remove(index);
