@@ -76,8 +76,10 @@ impl Foreign {
         for (at, rule) in rules.iter().enumerate() {
             let parts = rule.get("expr").and_then(Value::as_array).into_iter().flatten();
             let parts = parts.filter_map(|part| part.as_object()?.iter().next());
-            let is_counting = |kind: &str| kind == "counter" || kind == "log";
-            let mut parts = parts.filter(|(kind, _)| !is_counting(kind));
+            let is_word = |(kind, value): &(&String, &Value)| {
+                ["counter", "log"].contains(&kind.as_str()) || text(value, "name") == "comment"
+            };
+            let mut parts = parts.filter(|part| !is_word(part));
             let (Some((kind, value)), None) = (parts.next(), parts.next()) else { continue };
             let target = || text(value, "target");
             match kind.as_str() {

@@ -52,7 +52,7 @@ pub(super) struct Executed {
 impl Process {
     /// Holds a process, ended or not; none if there is none.
     pub(super) fn hold(pid: i32) -> Option<Self> {
-        let raw = rustix::process::Pid::from_raw(pid)?;
+        let raw = rustix::process::Pid::from_raw(pid.max(0))?;
         let descriptor = rustix::process::pidfd_open(raw, PidfdFlags::empty()).ok()?;
         // proc_pid_stat(5): the name in brackets may hold anything, so count from its end.
         let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
@@ -222,10 +222,7 @@ impl Host {
         if !is_proven {
             return Err(no("not a Firecracker of the owner's"));
         }
-        if !process.is_running() {
-            return Err(no("it has ended"));
-        }
-        Ok(process)
+        process.is_running().then_some(process).ok_or_else(|| no("it has ended"))
     }
 
     fn is_machine(&self, process: &Process, executed: &Executed) -> bool {

@@ -96,6 +96,10 @@ fn guests_pass_where_forward_drops_and_nobodys_rule_is_touched() {
             "iptables-restore",
             "*filter\n-A FORWARD -d 9.9.9.7 -j DROP\n-A FORWARD -j REJECT\nCOMMIT\n",
         ),
+        (
+            "iptables-restore",
+            "*filter\n-A FORWARD -d 9.9.9.7 -j DROP\n-A FORWARD -m comment --comment rest -j REJECT\nCOMMIT\n",
+        ),
         ("iptables-restore", DOCKER),
         ("iptables-restore", UFW),
         ("nft -f -", OWN),

@@ -168,7 +168,7 @@ fn executes(pid: i32, program: &Path, uid: u32) {
 fn a_pid_of_no_child_of_the_helpers_is_not_taken_over() {
     let Some(scene) = scene() else { return };
     let programs = Programs::new(&scene);
-    for text in ["", "x", "0", "4194305", "99999999999", "1 2"] {
+    for text in ["", "x", "0", "-1", "4194305", "99999999999", "1 2"] {
         leave(&scene, &programs, text);
         let error = launch_fails(&scene);
         assert!(error.contains("no process has the pid that it wrote"), "{text:?}: {error}");
