@@ -6,6 +6,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serializer as _;
 use serde_json::{Serializer, Value};
 
+/// How much of a word is told: it may be the peer's.
+const LONGEST: usize = 1 << 10;
+/// The size at which a log that is a file begins anew.
+const LARGEST: i64 = 16 << 20;
+
 /// Writes a line that only says something.
 pub(crate) fn say(level: &str, message: String) {
     line(&[("level", level.into()), ("message", message.into())]);
@@ -16,8 +21,17 @@ pub(crate) fn line(fields: &[(&str, Value)]) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let time = u64::try_from(now.as_millis()).unwrap_or(0);
     let (mut text, time) = (Vec::new(), ("time_ms", time.into()));
-    let fields = std::iter::once(&time).chain(fields).map(|(name, value)| (name, value));
+    let short = |value: &Value| match value.as_str() {
+        Some(text) if text.len() > LONGEST => text.chars().take(LONGEST).collect::<String>().into(),
+        _ => value.clone(),
+    };
+    let fields = std::iter::once(&time).chain(fields).map(|(name, value)| (name, short(value)));
     let _ = Serializer::new(&mut text).collect_map(fields);
     text.push(b'\n');
-    let _ = std::io::stderr().lock().write_all(&text);
+    let mut log = std::io::stderr().lock();
+    // A file, in direct mode; the journal has limits of its own.
+    if rustix::fs::fstat(&log).is_ok_and(|stat| stat.st_size > LARGEST) {
+        let _ = rustix::fs::ftruncate(&log, 0);
+    }
+    let _ = log.write_all(&text);
 }

@@ -34,6 +34,7 @@ const OFFSET_NAME: usize = 48;
 const OFFSET_UUID: usize = 176;
 
 const PERSISTENT_DEVICE: u32 = 1 << 3;
+const STATUS_TABLE: u32 = 1 << 4;
 const BUFFER_FULL: u32 = 1 << 8;
 
 /// The commands used here: `_IOWR(0xfd, number, struct dm_ioctl)`.
@@ -191,6 +192,16 @@ impl DeviceMapper {
             users: u32_at(&answer, OFFSET_OPEN_COUNT),
             targets: rows(&answer),
         }))
+    }
+
+    /// The targets of a device's live table, with their parameters as they are now.
+    ///
+    /// # Errors
+    /// No such device; more targets than fit the answer.
+    pub fn table(&self, uuid: &str) -> io::Result<Vec<Target>> {
+        let mut buffer = Buffer::zeroed(ANSWER);
+        buffer.put_u32(OFFSET_FLAGS, STATUS_TABLE);
+        self.run(Command::TableStatus, uuid, buffer).map(|answer| rows(&answer))
     }
 
     /// Ends a device; false if there was none.

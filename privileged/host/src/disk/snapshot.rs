@@ -32,6 +32,11 @@ use crate::{During, Host, HostError, Result};
 pub(super) const KIND: &str = "snapshot";
 /// In sectors of 512 bytes.
 const CHUNK: u32 = 8;
+const CHUNK_RULE: &str =
+    "it has chunks of another size than 8 sectors, which take the kernel's memory";
+/// `SnAp`, with which a file for changes begins once it was used (Linux
+/// `drivers/md/dm-snap-persistent.c`); the size of a chunk follows at byte 12.
+const MAGIC: u32 = 0x7041_6e53;
 const SECTOR: u64 = 512;
 /// The minor numbers given (Linux `MINORBITS`: 20). The kernel gives the lowest that is free.
 const MINORS: std::ops::Range<u32> = 1 << 19..1 << 20;
@@ -97,8 +102,15 @@ impl Host {
         }
         let finish = || {
             self.records.put(KIND, name, &SnapshotRecord { loops })?;
+            // One at a time: the file can be changed until the kernel has read it.
+            let _one = self.machines();
+            let refuse = |is_broken| Refusal::when(is_broken, "cow_path", CHUNK_RULE);
+            refuse(chunk_of(&cow)?.is_some_and(|chunk| chunk != CHUNK))?;
             mapper.load(&uuid, &target).during("create", name)?;
-            mapper.resume(&uuid).during("create", name)
+            mapper.resume(&uuid).during("create", name)?;
+            let table = mapper.table(&uuid).during("create", name)?;
+            let taken = format!(" {CHUNK}");
+            Ok(refuse(!table.iter().all(|target| target.parameters.ends_with(&taken)))?)
         };
         if let Err(error) = finish() {
             return Err(match self.remove_dm_snapshot(&grant.name) {
@@ -209,4 +221,14 @@ impl Host {
         Refusal::when(!target.parameters.contains('/'), parameter, reason)?;
         Ok(found)
     }
+}
+
+/// The size of a chunk that a file for changes says it has; the kernel believes it.
+fn chunk_of(cow: &File) -> Result<Option<u32>> {
+    let mut header = [0; 16];
+    cow.read_exact_at(&mut header, 0).during("read", "the cow file")?;
+    let [magic, .., chunk] = std::array::from_fn::<_, 4, _>(|at| {
+        u32::from_le_bytes(std::array::from_fn(|byte| header[at * 4 + byte]))
+    });
+    Ok((magic == MAGIC).then_some(chunk))
 }

@@ -140,7 +140,10 @@ impl Host {
         let texts = files.iter().map(|path| std::fs::read_to_string(path).unwrap_or_default());
         let texts: Vec<_> = texts.collect();
         let servers = texts.iter().flat_map(|text| text.lines()).filter_map(|line| {
-            Some((line.strip_prefix("nameserver ")?.trim().parse().ok()?, 32, Vec::new()))
+            let mut words = line.split_whitespace();
+            let is_server = words.next()? == "nameserver";
+            let server = words.next().filter(|_| is_server)?;
+            Some((server.parse().ok()?, 32, Vec::new()))
         });
         for (ip, prefix, interfaces) in addresses.chain(routes).chain(servers) {
             let other = interfaces.iter().find(|index| Some(**index) != own);

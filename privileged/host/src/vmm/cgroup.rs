@@ -55,6 +55,11 @@ pub(super) fn holds(pid: i32) -> bool {
     lines.any(|path| Path::new(path).starts_with(UNIT) && Path::new(path) != Path::new(UNIT))
 }
 
+/// Whether there is a cgroup of this id, of whatever owner's machine.
+pub(super) fn is_there(id: &JailId) -> bool {
+    hierarchy().is_some_and(|(root, _)| root.join(UNIT).join(id.as_str()).exists())
+}
+
 /// Removes a machine's cgroup, which need not be there.
 pub(super) fn remove(id: &JailId) -> io::Result<()> {
     let Some((root, _)) = hierarchy() else { return Ok(()) };

@@ -16,6 +16,7 @@ use banger_gates::request::Launch;
 use banger_gates::{JailId, JailRoot, ManagedPath, Refusal, State};
 use banger_helper_api::ErrorCode;
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
 use super::executable::Executable;
@@ -24,7 +25,7 @@ use super::process::{Executed, Process, is_readable};
 use super::record::{Identity, Launched};
 use super::{API_SOCKET, cgroup, config, sockets};
 use crate::disk::{check_loops, identity};
-use crate::{During, Host, HostError, Result, chain, descriptor_path, tool};
+use crate::{BENEATH, During, Host, HostError, LIST, Result, chain, descriptor_path, tool, unlink};
 
 /// How long the jailer may take: it copies 3 MB and makes a few nodes.
 const JAILER_LIMIT: Duration = Duration::from_secs(30);
@@ -67,6 +68,8 @@ impl Host {
         launch.metrics.iter().try_for_each(|path| open_old("metrics_path", path).map(drop))?;
         let is_broken = self.launched(&launch.id).is_some_and(|it| it.running().is_some());
         Refusal::when(is_broken, "vm_id", "a machine of this id runs")?;
+        let is_broken = cgroup::is_there(&launch.id);
+        Refusal::when(is_broken, "vm_id", "a machine of this id has a cgroup, perhaps another's")?;
         let mut uses = sources.uses()?;
         if let Some(log) = &old_log {
             uses.push(("log_path", (identity(log)?, false)));
@@ -89,6 +92,12 @@ impl Host {
             self.make_links(launch)?;
             self.run_jailer(launch, &firecracker, &jailer, &log, &mut group)?;
             let process = self.take_over(launch, &root, &log, &mut launched)?;
+            // For snapshots of Firecracker's. Its number is another device's on another day.
+            let devices = rustix::fs::openat2(&root, "dev", LIST, Mode::empty(), BENEATH);
+            match devices.and_then(|devices| unlink(devices, "userfaultfd")) {
+                Err(Errno::NOENT) => {}
+                removed => removed.during("remove userfaultfd of", launch.id.as_str())?,
+            }
             jail.set_open(true)?;
             self.remember(&launch.id, &launched)?;
             wait_for_answer(&process, &root)
@@ -229,7 +238,6 @@ impl Host {
         if u32::try_from(process.parent) != Ok(self.policy.own_pid) {
             return Err(failed("the pid that it wrote is not of a child of the helper"));
         }
-        watch(&process, log).map_err(|error| failed(&error.to_string()))?;
         let owner = self.policy.owner;
         let copy = Jail::executable(&self.policy, &launch.id);
         let end = Instant::now() + JAILER_LIMIT;
@@ -240,6 +248,8 @@ impl Host {
                 Some(Executed { file, .. }) if process.is_of(owner.uid()) => {
                     let (pid, start_time) = (process.pid, process.start_time);
                     launched.process = Some(Identity { pid, start_time, file });
+                    // Not before: a tool's child whose pid was told here is the tool's to reap.
+                    watch(&process, log).map_err(|error| failed(&error.to_string()))?;
                     return Ok(process);
                 }
                 _ if !process.is_running() => return Err(failed("it ended at once")),

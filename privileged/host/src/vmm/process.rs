@@ -104,7 +104,8 @@ impl Process {
         as_file_user(uid, gid, || {
             let stat = rustix::fs::stat(&link).ok()?;
             let path = fs::read_link(&link).ok()?;
-            let name = path.file_name()?.to_str()?;
+            // It has none where it was moved out of what can be seen.
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             // The kernel adds this once the file has no name any more; another file may be called so.
             let is_gone = stat.st_nlink == 0;
             let plain = name.strip_suffix(" (deleted)").filter(|_| is_gone).unwrap_or(name);

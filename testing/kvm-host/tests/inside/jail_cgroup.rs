@@ -2,10 +2,14 @@
 //! custom parent", and with one that is not there yet.
 
 use std::fs;
+use std::os::unix::fs::chown;
 use std::path::Path;
 use std::time::Duration;
 
-use banger_privileged_tests::vmm::{Scene, wait_until_gone};
+use banger_gates::{Owner, Policy, request};
+use banger_host::{Host, HostError};
+use banger_privileged_tests::vmm::{Scene, launch_params, wait_until_gone};
+use banger_privileged_tests::{Directories, OWNER};
 use serde_json::json;
 
 use crate::Inside;
@@ -42,6 +46,27 @@ fn limits_are_kept_below_the_unit_and_prove_whose_process_it_is() {
         fs::remove_file(scene.fixture.runtime.join("fc-one.sock")).expect("a link");
         scene.assert_clean();
     }
+    // Another owner's machine of the same id would have its cgroup, and set its limits.
+    let pid = scene.launch(scene.params("one")).expect("a machine");
+    let others = Directories::new();
+    let kernel = others.state.join("kernel");
+    fs::copy(scene.fixture.state.join("kernel"), &kernel).expect("a kernel");
+    for path in [&others.state, &others.runtime, &kernel] {
+        chown(path, Some(OWNER + 1), Some(OWNER + 1)).expect("another owner's");
+    }
+    let owner = Owner::new(OWNER + 1, OWNER + 1).expect("an owner");
+    let policy = Policy { owner, ..others.policy() };
+    let other = Host::open(policy.clone(), &others.own).expect("a host");
+    let mut params = launch_params(&others, "one");
+    params["jailer"]["uid"] = (OWNER + 1).into();
+    params["jailer"]["gid"] = (OWNER + 1).into();
+    params["limits"] = json!({ "memory_max_mib": 128, "pids_max": 1 });
+    let params = serde_json::from_value(params).expect("parameters");
+    let grant = request::launch_firecracker(params, &policy).expect("a grant");
+    let error = other.launch_firecracker(&grant).expect_err("its cgroup is another's");
+    assert!(matches!(&error, HostError::Refused(it) if it.parameter == "vm_id"), "{error:?}");
+    assert_eq!(read(Path::new(UNIT).join("one/memory.max")), "max");
+    scene.end("one", pid);
     // A machine without limits has a cgroup of its own, too: the unit has no process itself.
     let pid = scene.launch(scene.params("two")).expect("a machine");
     assert_eq!(read(Path::new(UNIT).join("two/memory.max")), "max");

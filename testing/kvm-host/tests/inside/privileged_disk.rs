@@ -271,6 +271,29 @@ fn another_owners_snapshot_is_none() {
 }
 
 #[test]
+fn a_cow_file_does_not_choose_how_much_memory_it_takes() {
+    let Some(_) = Inside::get() else { return };
+    let fixture = Fixture::new();
+    let (image, cow) = disks(&fixture);
+    let header = |chunk: u32| {
+        let words = [0x7041_6e53_u32, 1, 1, chunk];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let file = File::options().write(true).open(&cow).expect("the file for changes");
+        file.write_all_at(&bytes, 0).and_then(|()| file.sync_all()).expect("a header");
+    };
+    for chunk in [0, 1, 7, 16, 1 << 16, u32::MAX] {
+        header(chunk);
+        assert!(refusal(create(&fixture.host, &image, &cow, NAME)).contains("chunks"), "{chunk}");
+        assert_nothing_left(&fixture);
+    }
+    // The neighbour: what this helper has written itself.
+    header(8);
+    let handles = create(&fixture.host, &image, &cow, NAME).expect("a snapshot");
+    cleanup(&fixture.host, &handles).expect("end it");
+    assert_nothing_left(&fixture);
+}
+
+#[test]
 fn numbers_of_devices_are_counted_on_until_all_have_been_given() {
     let Some(_) = Inside::get() else { return };
     let fixture = Fixture::new();

@@ -1,6 +1,6 @@
 //! Peers that are slow, many, deaf, or all at once.
 
-use std::io::Read;
+use std::io::{BufRead, Read, Write};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -282,4 +282,32 @@ fn long_lines_that_never_end_hold_no_place_beyond_their_time() {
     assert_eq!(helper.connect().ask(&line).expect("an answer")["error"]["code"], "bad_params");
     assert_answers(&helper);
     assert_eq!(before, Snapshot::take(&helper.directories));
+}
+
+#[test]
+fn words_of_a_peer_do_not_fill_the_log() {
+    if is_not_root() {
+        return;
+    }
+    enter_own_world();
+    let helper = RunningHelper::start();
+    let key = "x".repeat(60_000);
+    let method = "priv.delete_tap";
+    let line =
+        format!(r#"{{"version":1,"method":"{method}","params":{{"{key}":1}},"op_id":"a"}}"#) + "\n";
+    let log = helper.directories.log();
+    let before = log.metadata().unwrap().len();
+    let mut peer = helper.connect();
+    for _ in 0..100 {
+        peer.stream.get_mut().write_all(line.as_bytes()).unwrap();
+        let mut answer = String::new();
+        peer.stream.read_line(&mut answer).unwrap();
+        assert!(answer.contains("bad_params"), "{answer:.200}");
+    }
+    let grown = log.metadata().unwrap().len() - before;
+    assert!((100 * 64..100 * 2048).contains(&grown), "{grown} bytes of 100 lines");
+    // And it begins anew before it is long, as the log of direct mode, which nobody else shortens.
+    std::fs::File::options().append(true).open(&log).unwrap().set_len(17 << 20).unwrap();
+    helper.call(Method::ProcessRunning, &json!({"api_sock": "/x", "pid": 2})).unwrap_err();
+    assert!(log.metadata().unwrap().len() < 1 << 20);
 }

@@ -245,6 +245,14 @@ fn a_subnet_with_a_name_server_of_the_hosts_is_not_taken() {
     refused("bridge_ip", || {
         ensure_bridge(&host, bridge_params_of("br-fc", "10.1.1.53", "24", None))
     });
+    for line in [
+        "nameserver\t10.1.1.53",
+        "nameserver 10.1.1.53 # of the office",
+        "\tnameserver  10.1.1.53\r",
+    ] {
+        std::fs::write(file.path(), format!("# nameserver 10.1.2.53\n{line}\n")).unwrap();
+        refused("bridge_ip", || ensure_bridge(&host, near()));
+    }
     let beside = || bridge_params_of("br-fc", "10.1.2.1", "24", None);
     assert!(ensure_bridge(&host, beside()).unwrap());
     refused("bridge_ip", || ensure_bridge(&host, near()));

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -205,22 +205,35 @@ fn has_watcher() -> bool {
 
 /// Launches a machine whose pid is said to be that of a child which does nothing, looks at the record
 /// while the helper waits for it, and then ends the child. Returns the recorded pid and the error.
-fn launch_with_child(scene: &Scene, programs: &Programs, child: Idle) -> (Value, String) {
+fn launch_with_child(
+    scene: &Scene,
+    programs: &Programs,
+    mut child: Idle,
+    is_its: bool,
+) -> (Value, String) {
     let pid = child.pid();
-    // The helper reaps it.
-    std::mem::forget(child);
     leave(scene, programs, &pid.to_string());
     std::thread::scope(|scope| {
         let launch = scope.spawn(|| launch_fails(scene));
-        let is_watched = || has_watcher().then_some(());
+        let is_begun = || scene.fixture.own.join("records/launch.one.json").exists().then_some(());
+        banger_harness::wait_for("the launch", Duration::from_secs(20), is_begun);
+        let is_watched = || (has_watcher() == is_its).then_some(());
         banger_harness::wait_for("the watcher", Duration::from_secs(20), is_watched);
-        // Many times as long as the helper takes for one look at it.
-        std::thread::sleep(Duration::from_millis(300));
+        // Many times as long as the jailer, and the helper for one look at its child, take.
+        std::thread::sleep(Duration::from_millis(500));
         let known = recorded(scene);
+        assert_eq!(has_watcher(), is_its);
         let held = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
         pidfd_send_signal(&held, Signal::KILL).unwrap();
         let error = launch.join().unwrap();
-        wait_until_gone(pid);
+        if is_its {
+            wait_until_gone(pid);
+            std::mem::forget(child);
+        } else {
+            // Whose child it is reaps it: a tool's pid that is free too soon is somebody else's when
+            // the tool's time is up.
+            assert_eq!(child.0.wait().unwrap().signal(), Some(9));
+        }
         let has_none = || (!has_watcher()).then_some(());
         banger_harness::wait_for("the watcher's end", Duration::from_secs(10), has_none);
         (known, error)
@@ -240,7 +253,7 @@ fn a_child_that_is_not_the_jails_firecracker_is_not_taken_over() {
         [(&programs.another, OWNER), (&programs.firecracker, OWNER + 1), (&programs.firecracker, 0)]
     {
         let child = start(program, uid);
-        let (known, error) = launch_with_child(&scene, &programs, child);
+        let (known, error) = launch_with_child(&scene, &programs, child, false);
         assert_eq!(known, Value::Null, "{program:?} of {uid}: {error}");
         assert!(error.contains("it ended at once"), "{program:?} of {uid}: {error}");
         scene.assert_clean();
@@ -248,7 +261,7 @@ fn a_child_that_is_not_the_jails_firecracker_is_not_taken_over() {
     // The neighbour: but that it does not answer, nothing tells it from a Firecracker.
     let child = start(&programs.firecracker, OWNER);
     let pid = child.pid();
-    let (known, error) = launch_with_child(&scene, &programs, child);
+    let (known, error) = launch_with_child(&scene, &programs, child, true);
     assert_eq!(known, pid, "{error}");
     assert!(error.contains("it ended") && !error.contains("at once"), "{error}");
     scene.assert_clean();
