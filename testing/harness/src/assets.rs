@@ -541,7 +541,7 @@ mod tests {
         // Where this crate's tests are built alone there is no banger, which is an error like others.
         let error = error.unwrap_err().to_string();
         assert!(error.contains("no-such-kernel") || error.starts_with("start "), "{error}");
-        assert!(error.contains("\nTry again"), "{error}");
+        assert!(error.contains("\nIf this machine does not reach"), "{error}");
         assert!(base.starts_with("/var/tmp") && !base.exists(), "{}", base.display());
     }
 }

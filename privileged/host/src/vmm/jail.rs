@@ -63,9 +63,8 @@ impl Drop for Jail {
     }
 }
 
-fn open_folder(policy: &Policy) -> Result<Option<OwnedFd>> {
-    let folder = policy.jails.join(FOLDER);
-    let opened = open_guarded(&folder, true).during("use", folder.display())?;
+fn open_folder(folder: &Path) -> Result<Option<OwnedFd>> {
+    let opened = open_guarded(folder, true).during("use", folder.display())?;
     Ok(opened.map(|(descriptor, _)| descriptor))
 }
 
@@ -79,7 +78,7 @@ impl Jail {
     /// # Errors
     /// There is one of this id (refused); a base that is not root's alone.
     pub(super) fn create(policy: &Policy, id: &JailId) -> Result<Self> {
-        let path = path(policy, id);
+        let (path, folder) = (path(policy, id), policy.jails.join(FOLDER));
         let jails = policy.jails.display();
         let base = open_guarded(&policy.jails, true).during("use", &jails)?;
         let (base, _) = base.ok_or_else(|| HostError::of("use", &jails)("it is not there"))?;
@@ -87,12 +86,11 @@ impl Jail {
             Err(Errno::EXIST) => {}
             made => {
                 made.during("make", path.display())?;
-                let folder = policy.jails.join(FOLDER);
                 lchown(&folder, None, Some(policy.owner.gid())).during("make", path.display())?;
                 rustix::fs::chmod(&folder, Mode::from(0o750)).during("make", path.display())?;
             }
         }
-        let folder = open_folder(policy)?.ok_or(Errno::NOENT).during("make", path.display())?;
+        let folder = open_folder(&folder)?.ok_or(Errno::NOENT).during("make", path.display())?;
         match rustix::fs::mkdirat(&folder, id.as_str(), Mode::RWXU) {
             Err(Errno::EXIST) => {
                 let rule = "there is a jail of this id, which must be cleaned up first";
@@ -119,8 +117,26 @@ impl Jail {
     /// # Errors
     /// Another works on it; a link, or what is not root's, in place of its directories (refused).
     pub(super) fn open(policy: &Policy, id: &JailId) -> Result<Option<Self>> {
-        let path = path(policy, id);
-        let Some(folder) = open_folder(policy)? else { return Ok(None) };
+        Self::open_in(&policy.jails.join(FOLDER), id)
+    }
+
+    /// Takes away what a jailer made for this id in another folder: where a link comes in place of
+    /// the file that it runs, the folder has the name of what the link leads to.
+    pub(super) fn remove_strays(policy: &Policy, id: &JailId) -> Result<()> {
+        let folders = std::fs::read_dir(&policy.jails).into_iter().flatten().flatten();
+        for folder in folders.filter(|it| it.file_name() != FOLDER).map(|it| it.path()) {
+            if let Some(stray) = Self::open_in(&folder, id)? {
+                stray.remove()?;
+                // Another id's may be there.
+                let _ = std::fs::remove_dir(&folder);
+            }
+        }
+        Ok(())
+    }
+
+    fn open_in(folder: &Path, id: &JailId) -> Result<Option<Self>> {
+        let path = folder.join(id.as_str());
+        let Some(folder) = open_folder(folder)? else { return Ok(None) };
         let directory = match rustix::fs::openat(&folder, id.as_str(), LIST, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::LOOP | Errno::NOTDIR) => return Err(no("not a directory")),
@@ -146,7 +162,7 @@ impl Jail {
 
     /// The device and inode of the Firecracker that lies in the jail of an id.
     pub(super) fn executable(policy: &Policy, id: &JailId) -> Option<(u64, u64)> {
-        let folder = open_folder(policy).ok()??;
+        let folder = open_folder(&policy.jails.join(FOLDER)).ok()??;
         let path = Path::new(id.as_str()).join(ROOT).join(FOLDER);
         let stat = rustix::fs::fstat(look(folder, path.as_os_str()).ok()?).ok()?;
         Some((stat.st_dev, stat.st_ino))

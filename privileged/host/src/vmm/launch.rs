@@ -110,7 +110,8 @@ impl Host {
             if let Some(group) = group {
                 end_group(group);
             }
-            match self.tear_down(&launch.id, Some(jail), Some(&launched)) {
+            let undone = self.tear_down(&launch.id, Some(jail), Some(&launched));
+            match undone.and(Jail::remove_strays(&self.policy, &launch.id)) {
                 Ok(()) => error,
                 Err(left) => {
                     let both = format!("{}; undoing it failed: {}", chain(&error), chain(&left));
