@@ -27,10 +27,11 @@ const END_PATIENCE: Duration = Duration::from_secs(240);
 #[derive(Debug)]
 pub struct Lasting {
     machine: Machine,
-    folder: tempfile::TempDir,
     lives: u32,
-    qemu: Qemu,
     channel: Arc<SerialChannel>,
+    // It ends before its folder goes.
+    qemu: Qemu,
+    folder: tempfile::TempDir,
 }
 
 impl Lasting {

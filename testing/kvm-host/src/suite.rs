@@ -458,8 +458,9 @@ async fn one(client: &AgentClient, name: &str, before: &Inventory) -> Result<Cas
         Some(status) => Some(format!("it ended with {status:?}")),
     };
     let left = before.leftovers(client).await?;
-    let leaked = !left.is_empty();
-    if leaked {
+    // One that failed had no chance to clean up.
+    let leaked = failure.is_none() && !left.is_empty();
+    if !left.is_empty() {
         let words = format!("it left behind:\n  {}", left.join("\n  "));
         failure = Some(failure.map_or_else(|| words.clone(), |failure| failure + "\n" + &words));
     }

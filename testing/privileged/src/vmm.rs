@@ -15,7 +15,7 @@ use rustix::process::{PidfdFlags, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde_json::{Value, json};
 
-use crate::{Directories, Fixture, OWNER, enter_own_mounts, unmount_below};
+use crate::{Directories, Fixture, OWNER, enter_own_mounts, hide_cgroups, unmount_below};
 
 /// Where the programs lie in the test's own mounts.
 pub const PROGRAMS: &str = "/usr/local/lib/banger";
@@ -29,7 +29,9 @@ pub struct Scene {
 
 /// Makes a scene, or says why it cannot.
 pub fn scene() -> Option<Scene> {
-    programs().map(|programs| Scene::with(&programs))
+    let scene = programs().map(|programs| Scene::with(&programs))?;
+    hide_cgroups();
+    Some(scene)
 }
 
 /// The folder of the real firecracker and jailer, or none with a word where they cannot be run.

@@ -101,8 +101,11 @@ impl Host {
             super::firewalld::trust(&name, false)?;
             self.record_bridge(&name, None)?;
             let mut also = words(&bridge.network);
-            also.extend(self.end_uplinks()?);
-            self.settle_firewall(&netlink, &also.iter().map(String::as_str).collect::<Vec<_>>())?;
+            let uplinks = self.end_uplinks().map(|uplinks| also.extend(uplinks));
+            let also: Vec<_> = also.iter().map(String::as_str).collect();
+            uplinks.and_then(|()| self.settle_firewall(&netlink, &also)).inspect_err(|_| {
+                let _ = self.record_bridge(&name, Some(&bridge));
+            })?;
         }
         Ok(())
     }
@@ -130,13 +133,17 @@ impl Host {
             known.bridges.get(name).is_some_and(has_other) && known.taps_of(name).next().is_some();
         Refusal::when(is_broken, "bridge_ip", reason)?;
         let own = found.map(|link| link.index);
-        let addresses = netlink.addresses()?;
-        let addresses = addresses.into_iter().map(|(index, ip, prefix)| (ip, prefix, vec![index]));
+        let links_addresses = netlink.addresses()?;
+        let addresses =
+            links_addresses.iter().copied().map(|(index, ip, prefix)| (ip, prefix, vec![index]));
         let routes = netlink.routes()?.into_iter();
         let routes = routes.map(|route| (route.network, route.prefix, route.interfaces));
         // What the default route leads to is seen by nobody; the name servers there are known.
         let is_known = known.bridges.get(name).is_some_and(|bridge| !has_other(bridge));
-        let files = if is_known { &[] } else { &RESOLVERS[..] };
+        // systemd-resolved's file may name the bridge itself.
+        let (ip, prefix) = (network.address(), network.prefix());
+        let is_there = own.is_some_and(|index| links_addresses.contains(&(index, ip, prefix)));
+        let files = if is_known || is_there { &[] } else { &RESOLVERS[..] };
         let texts = files.iter().map(|path| std::fs::read_to_string(path).unwrap_or_default());
         let texts: Vec<_> = texts.collect();
         let servers = texts.iter().flat_map(|text| text.lines()).filter_map(|line| {

@@ -118,8 +118,11 @@ impl Host {
     /// Without a bridge, has interfaces that forward for guests do so no more; returns their names.
     pub(super) fn end_uplinks(&self) -> Result<BTreeSet<String>> {
         let Known { bridges, uplinks, .. } = self.known_network();
+        let is_router = routing::forwards("all");
         for name in uplinks.iter().filter(|_| bridges.is_empty()) {
-            routing::set("ipv4", name, "forwarding", "0")?;
+            if !is_router {
+                routing::set("ipv4", name, "forwarding", "0")?;
+            }
             self.records.remove(UPLINK, name)?;
         }
         Ok(uplinks)

@@ -18,7 +18,8 @@ pub(super) fn set(family: &str, link: &str, key: &str, value: &str) -> Result<bo
     }
 }
 
-fn forwards(link: &str) -> bool {
+/// Whether an interface forwards, or all do.
+pub(super) fn forwards(link: &str) -> bool {
     let path = format!("/proc/sys/net/ipv4/conf/{link}/forwarding");
     std::fs::read_to_string(path).is_ok_and(|now| now.trim() == "1")
 }

@@ -25,4 +25,5 @@ fn is_not_root() -> bool {
 fn enter_own_world() {
     banger_privileged_tests::enter_own_network();
     banger_privileged_tests::enter_own_mounts();
+    banger_privileged_tests::hide_cgroups();
 }

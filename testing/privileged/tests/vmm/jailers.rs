@@ -219,8 +219,13 @@ fn launch_with_child(
         banger_harness::wait_for("the launch", Duration::from_secs(20), is_begun);
         let is_watched = || (has_watcher() == is_its).then_some(());
         banger_harness::wait_for("the watcher", Duration::from_secs(20), is_watched);
-        // Many times as long as the jailer, and the helper for one look at its child, take.
-        std::thread::sleep(Duration::from_millis(500));
+        if is_its {
+            let is_known = || (recorded(scene) != Value::Null).then_some(());
+            banger_harness::wait_for("the record", Duration::from_secs(20), is_known);
+        } else {
+            // Many times as long as the jailer, and the helper for one look at its child, take.
+            std::thread::sleep(Duration::from_millis(500));
+        }
         let known = recorded(scene);
         assert_eq!(has_watcher(), is_its);
         let held = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
