@@ -59,8 +59,13 @@ pub fn end_unused(own: &Path) -> Vec<String> {
         ended.push(name);
     }
     if of_kind(&records, "bridge").is_empty() {
+        // Where all forward by somebody's wish, so did this one.
+        let all = fs::read_to_string("/proc/sys/net/ipv4/conf/all/forwarding");
+        let is_router = all.is_ok_and(|all| all.trim() == "1");
         for name in of_kind(&records, "uplink") {
-            let _ = fs::write(format!("/proc/sys/net/ipv4/conf/{name}/forwarding"), "0");
+            if !is_router {
+                let _ = fs::write(format!("/proc/sys/net/ipv4/conf/{name}/forwarding"), "0");
+            }
             let _ = fs::remove_file(records.join(format!("uplink.{name}.json")));
         }
         // Where nothing else is recorded.
