@@ -252,6 +252,9 @@ mod tests {
             os: Some("debian 12".to_owned()),
             has_init: true,
             default_kernel: None,
+            config: None,
+            layers: Vec::new(),
+            manifest_digest: None,
             created_at: Timestamp::from_second(0).unwrap(),
             used_by: vec!["box".to_owned()],
         }

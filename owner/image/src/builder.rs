@@ -11,9 +11,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use banger_types::Digest;
 use uuid::Uuid;
 
 use crate::ext4::{self, Ext4Error, FileContent, Kind, Writer};
+use crate::layers::Layer;
 use crate::progress::{CancelFlag, Cancelled, Progress};
 use crate::tarball::{Archive, Entry, EntryKind, Piece, Source, SourceDigests, TarError, shown};
 use crate::tools::{E2FSCK, ToolError};
@@ -101,6 +103,48 @@ pub enum BuildError {
     /// The archive has no entries.
     #[error("the archive has no entries")]
     Empty,
+    /// Something about one layer of several.
+    #[error("layer {number} ({digest})")]
+    Layer {
+        /// Counted from 1, the oldest.
+        number: usize,
+        /// Its digest, or its diff id where it has none.
+        digest: Digest,
+        /// The cause; never that the build was cancelled.
+        #[source]
+        source: Box<BuildError>,
+    },
+    /// A layer's bytes cannot be had.
+    #[error("read the layer")]
+    Open {
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A layer is not what its digest says.
+    #[error("the {what} layer has the digest {found}, not {expected}")]
+    LayerDigest {
+        /// `compressed` or `uncompressed`.
+        what: &'static str,
+        /// What it should be.
+        expected: Digest,
+        /// What it is.
+        found: Digest,
+    },
+    /// A layer is longer or shorter than its manifest says.
+    #[error("the layer has {found} bytes, not {expected}")]
+    LayerSize {
+        /// What it should have.
+        expected: u64,
+        /// What it has.
+        found: u64,
+    },
+    /// A whiteout of nothing, or something below one.
+    #[error("entry {entry} is no whiteout that a layer may have, nor below one")]
+    Whiteout {
+        /// Its name, safe to show.
+        entry: String,
+    },
     /// The archive has more entries or more content than allowed.
     #[error("the archive has more than {limit} {what}")]
     Limit {
@@ -121,6 +165,20 @@ pub enum BuildError {
     /// The work was cancelled.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
+}
+
+impl BuildError {
+    /// Says in which layer it happened.
+    pub(crate) fn in_layer(self, index: usize, layer: &Layer) -> Self {
+        match self {
+            Self::Cancelled(cancelled) => Self::Cancelled(cancelled),
+            error => Self::Layer {
+                number: index + 1,
+                digest: layer.digest.as_ref().unwrap_or(&layer.diff_id).clone(),
+                source: Box::new(error),
+            },
+        }
+    }
 }
 
 /// What an image turned out to be.

@@ -5,11 +5,12 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use banger_types::{ImageName, KernelName};
+use banger_types::{Digest, ImageConfig, ImageName, KernelName};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::builder::{BuildError, BuildOptions, BuildPaths, OsRelease, build_image};
+use crate::builder::{BuildError, BuildOptions, BuildPaths, BuiltImage, OsRelease, build_image};
+use crate::layers::{LayerRecord, LayeredImage, build_layers};
 use crate::progress::{CancelFlag, Progress};
 use crate::shelf::{Shelf, ShelfError, failed};
 
@@ -66,6 +67,15 @@ pub struct ImageManifest {
     pub has_work_seed: bool,
     /// The kernel for its VMs, unless another is asked for.
     pub kernel: Option<KernelName>,
+    /// How a container image wants to be run; `None` for the root file system of a machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ImageConfig>,
+    /// The layers that it was made from, oldest first; empty where it was made from one archive.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerRecord>,
+    /// The digest of the manifest that it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest_digest: Option<Digest>,
 }
 
 /// What to call a new image and where it came from.
@@ -79,6 +89,14 @@ pub struct NewImage {
     pub kernel: Option<KernelName>,
     /// Take the place of an image with this name.
     pub replace: bool,
+}
+
+/// What only an image made from a container image has.
+#[derive(Default)]
+struct FromContainer {
+    config: Option<ImageConfig>,
+    layers: Vec<LayerRecord>,
+    manifest_digest: Option<Digest>,
 }
 
 /// An image in the store.
@@ -149,13 +167,44 @@ impl ImageStore {
         progress: &dyn Progress,
         cancel: &CancelFlag,
     ) -> Result<Image, ImageStoreError> {
+        self.make(new, |paths| {
+            let built = build_image(input, paths, options, progress, cancel)?;
+            Ok((built, FromContainer::default()))
+        })
+    }
+
+    /// Builds an image from the layers of a container image and gives it its name.
+    ///
+    /// # Errors
+    /// A taken name, a bad layer, a full disk or a cancelled build; nothing is left behind.
+    pub fn import_layers(
+        &self,
+        new: &NewImage,
+        image: LayeredImage,
+        options: &BuildOptions,
+        progress: &dyn Progress,
+        cancel: &CancelFlag,
+    ) -> Result<Image, ImageStoreError> {
+        let LayeredImage { layers, config, manifest_digest } = image;
+        self.make(new, |paths| {
+            let (built, layers) = build_layers(&layers, paths, options, progress, cancel)?;
+            Ok((built, FromContainer { config: Some(config), layers, manifest_digest }))
+        })
+    }
+
+    /// Stages an image, has it built there, and publishes it.
+    fn make(
+        &self,
+        new: &NewImage,
+        build: impl FnOnce(BuildPaths<'_>) -> Result<(BuiltImage, FromContainer), BuildError>,
+    ) -> Result<Image, ImageStoreError> {
         let name = new.name.as_str();
         self.shelf.refuse_taken(name, new.replace)?;
         let staging = self.shelf.stage()?;
         let root = staging.path().join(ROOT);
         let seed = staging.path().join(SEED);
         let paths = BuildPaths { image: &root, work_seed: Some(&seed) };
-        let built = build_image(input, paths, options, progress, cancel)
+        let (built, container) = build(paths)
             .map_err(|source| ImageStoreError::Build { name: new.name.clone(), source })?;
         fs::set_permissions(&root, fs::Permissions::from_mode(0o444))
             .map_err(failed("protect", &root))?;
@@ -175,6 +224,9 @@ impl ImageStore {
             has_shell: built.has_shell,
             has_work_seed: built.has_work_seed,
             kernel: new.kernel.clone(),
+            config: container.config,
+            layers: container.layers,
+            manifest_digest: container.manifest_digest,
         };
         self.shelf.publish(staging, name, &manifest, new.replace)?;
         Ok(Image { manifest, directory: self.shelf.path(name) })

@@ -10,6 +10,7 @@ pub mod ext4;
 mod images;
 mod initrd;
 mod kernel;
+mod layers;
 mod progress;
 mod shelf;
 pub mod tarball;
@@ -24,6 +25,9 @@ pub use initrd::{AgentBinary, InitrdError, build_initrd};
 pub use kernel::{
     BzImageError, DebError, Kernel, KernelError, KernelManifest, KernelModule, KernelStore,
     ModuleRole, ModulesImage, NewKernel,
+};
+pub use layers::{
+    Layer, LayerMediaType, LayerRecord, LayerSource, LayeredImage, UnknownMediaType, build_layers,
 };
 pub use progress::{CancelFlag, Cancelled, NoProgress, Progress};
 pub use shelf::ShelfError;

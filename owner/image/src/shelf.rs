@@ -14,8 +14,9 @@ use serde::de::DeserializeOwned;
 
 const STAGING: &str = ".staging-";
 const MANIFEST: &str = "manifest.json";
-/// A manifest is a few KiB; more is not one of ours.
-const LARGEST_MANIFEST: u64 = 1 << 20;
+/// A manifest is a few KiB, with an image's configuration up to 512 KiB of text that JSON may write
+/// in six bytes each; more is not one of ours.
+const LARGEST_MANIFEST: u64 = 4 << 20;
 
 /// Why a store could not do its work.
 #[derive(Debug, thiserror::Error)]

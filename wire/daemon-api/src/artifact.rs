@@ -1,6 +1,6 @@
 //! Images and kernels as the API shows them.
 
-use banger_types::{ImageName, KernelName};
+use banger_types::{Digest, ImageConfig, ImageName, KernelName};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +68,19 @@ pub struct Image {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub default_kernel: Option<KernelName>,
+    /// How it wants to be run, as the `config` of an OCI image configuration; absent where it is
+    /// the root file system of a machine.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    pub config: Option<ImageConfig>,
+    /// The digests of the layers that it was made from, oldest first.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub layers: Vec<Digest>,
+    /// The digest of the manifest that it was made from.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub manifest_digest: Option<Digest>,
     /// When it was built.
     #[schema(value_type = String)]
     pub created_at: Timestamp,

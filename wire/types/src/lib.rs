@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod digest;
+mod image_config;
 mod name;
 mod network;
 mod port;
@@ -14,6 +16,8 @@ mod reference;
 mod size;
 mod string_type;
 
+pub use digest::{Digest, DigestError};
+pub use image_config::{ImageConfig, ImageConfigError, ImageConfigFields};
 pub use name::{ImageName, KernelName, NameError, VmName};
 pub use network::{GroupError, GroupName, Subnet, SubnetError};
 pub use port::{PortProtocol, Publication, PublicationError, PublishedPort};

@@ -81,10 +81,14 @@ pub fn kernel(name: &KernelName, error: &KernelError) -> ApiError {
     }
 }
 
-const fn build_code(error: &BuildError) -> ErrorCode {
+fn build_code(error: &BuildError) -> ErrorCode {
     match error {
+        BuildError::Layer { source, .. } => build_code(source),
         BuildError::Archive(_)
         | BuildError::Entry { .. }
+        | BuildError::LayerDigest { .. }
+        | BuildError::LayerSize { .. }
+        | BuildError::Whiteout { .. }
         | BuildError::Empty
         | BuildError::Limit { .. } => ErrorCode::BadArchive,
         BuildError::Cancelled(_) => ErrorCode::Cancelled,

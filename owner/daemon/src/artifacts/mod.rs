@@ -145,6 +145,9 @@ fn image_shown(image: &Image) -> artifact::Image {
         os,
         has_init: manifest.has_init,
         default_kernel: manifest.kernel.clone(),
+        config: manifest.config.clone(),
+        layers: manifest.layers.iter().map(|layer| layer.digest.clone()).collect(),
+        manifest_digest: manifest.manifest_digest.clone(),
         created_at: manifest.created_at,
         used_by: Vec::new(),
     }

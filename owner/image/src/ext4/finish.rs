@@ -83,10 +83,10 @@ impl Writer {
             let entries: Vec<Entry<'_>> = directory
                 .entries
                 .iter()
-                .map(|(name, &inode)| Entry {
+                .map(|(name, child)| Entry {
                     name,
-                    inode,
-                    mode: self.inodes[inode as usize - 1].mode,
+                    inode: child.inode,
+                    mode: self.inodes[child.inode as usize - 1].mode,
                 })
                 .collect();
             let encoded = directory::encode(number, directory.parent, &entries, seed.as_bytes());

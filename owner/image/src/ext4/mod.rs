@@ -19,6 +19,7 @@ mod content;
 mod directory;
 mod extents;
 mod finish;
+mod layers;
 mod layout;
 mod tree;
 
@@ -99,6 +100,9 @@ pub enum Ext4Error {
     /// More files than inode numbers.
     #[error("the file system has no inode left")]
     NoInodes,
+    /// More layers than are counted.
+    #[error("the image has more than 65535 layers")]
+    TooManyLayers,
 }
 
 /// A point in time as ext4 stores it: seconds since 1970 in 34 bits, and nanoseconds.
@@ -221,6 +225,8 @@ pub struct Writer {
     /// The blocks of files whose extents do not all fit into the inode.
     deep: HashMap<u32, Vec<(u32, u32)>>,
     journal_blocks: u32,
+    /// The layer being written, 0 where there are none.
+    layer: u16,
     /// Attributes that ext4 cannot store and that were left out.
     ignored_attributes: u64,
 }
@@ -274,6 +280,7 @@ impl Writer {
             links: HashMap::new(),
             deep: HashMap::new(),
             journal_blocks: if options.journal { journal_blocks(options.size) } else { 0 },
+            layer: 0,
             ignored_attributes: 0,
             options,
         };

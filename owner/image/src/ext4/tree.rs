@@ -17,12 +17,22 @@ const MOST_HARD_LINKS: u32 = 65_000;
 #[derive(Debug)]
 pub(crate) struct Directory {
     pub(crate) parent: u32,
-    pub(crate) entries: BTreeMap<Box<[u8]>, u32>,
+    pub(crate) entries: BTreeMap<Box<[u8]>, Child>,
+    /// The last layer that had an entry for it or for something below it.
+    pub(super) layer: u16,
+}
+
+/// What a name in a directory stands for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Child {
+    pub(crate) inode: u32,
+    /// The layer that it came with.
+    pub(super) layer: u16,
 }
 
 impl Directory {
     pub(crate) fn new(parent: u32) -> Self {
-        Self { parent, entries: BTreeMap::new() }
+        Self { parent, entries: BTreeMap::new(), layer: 0 }
     }
 }
 
@@ -133,12 +143,17 @@ impl Writer {
         }
         let (parent, name) = self.place(path)?;
         if self.child(parent, &name) == Some(number) {
+            self.enter(parent, name, number);
             return Ok(number);
         }
         if self.inode(number).links >= MOST_HARD_LINKS {
             return Err(Ext4Error::TooManyLinks);
         }
         self.vacate(parent, &name)?;
+        // The target may have been below what has just made room.
+        if self.inode(number).links == 0 {
+            return Err(Ext4Error::NoTarget);
+        }
         self.inode(number).links += 1;
         self.enter(parent, name, number);
         Ok(number)
@@ -161,7 +176,7 @@ impl Writer {
                 here = directory.parent;
                 continue;
             }
-            let Some(&next) = directory.entries.get(name.as_slice()) else {
+            let Some(next) = directory.entries.get(name.as_slice()).map(|child| child.inode) else {
                 return Ok(None);
             };
             match self.links.get(&next) {
@@ -195,6 +210,7 @@ impl Writer {
             inode.modified = metadata.modified;
             self.set_attributes(&mut inode, &metadata.attributes)?;
             *self.inode(number) = inode;
+            self.touch(number);
             return Ok(number);
         }
         let inode = self.new_inode(0o040_000, metadata)?;
@@ -219,7 +235,7 @@ impl Writer {
                 here = directory.parent;
                 continue;
             }
-            match directory.entries.get(name.as_slice()).copied() {
+            match directory.entries.get(name.as_slice()).map(|child| child.inode) {
                 Some(next) if self.directories.contains_key(&next) => here = next,
                 Some(next) => match self.links.get(&next) {
                     Some(target) => {
@@ -243,8 +259,8 @@ impl Writer {
         Ok((here, last.into_boxed_slice()))
     }
 
-    fn child(&self, parent: u32, name: &[u8]) -> Option<u32> {
-        self.directories.get(&parent)?.entries.get(name).copied()
+    pub(super) fn child(&self, parent: u32, name: &[u8]) -> Option<u32> {
+        Some(self.directories.get(&parent)?.entries.get(name)?.inode)
     }
 
     /// Gives `inode` a number and the name `name` in `parent`, replacing what was there.
@@ -280,38 +296,31 @@ impl Writer {
     }
 
     fn enter(&mut self, parent: u32, name: Box<[u8]>, number: u32) {
+        let child = Child { inode: number, layer: self.layer };
         if let Some(directory) = self.directories.get_mut(&parent) {
-            directory.entries.insert(name, number);
+            directory.entries.insert(name, child);
         }
+        self.touch(if self.directories.contains_key(&number) { number } else { parent });
     }
 
-    /// Removes what has the name `name` in `parent`, if anything.
+    /// Removes what has the name `name` in `parent`, if anything, to make room.
     fn vacate(&mut self, parent: u32, name: &[u8]) -> Result<(), Ext4Error> {
         let Some(number) = self.child(parent, name) else {
             return Ok(());
         };
         if let Some(directory) = self.directories.get(&number) {
             // The check tool wants /lost+found to be a directory.
-            if !directory.entries.is_empty() || number == FIRST_INODE {
+            let kept = self.layer == 0 && !directory.entries.is_empty();
+            if kept || number == FIRST_INODE {
                 return Err(Ext4Error::NotEmpty);
             }
-            self.directories.remove(&number);
-            self.inode(parent).links -= 1;
-            self.inode(number).links = 0;
-        } else {
-            self.inode(number).links -= 1;
         }
-        if let Some(directory) = self.directories.get_mut(&parent) {
-            directory.entries.remove(name);
-        }
-        if self.inode(number).links == 0 {
-            self.release(number);
-        }
+        self.remove(parent, name);
         Ok(())
     }
 
     /// Frees an inode without names, and its blocks.
-    fn release(&mut self, number: u32) {
+    pub(super) fn release(&mut self, number: u32) {
         let inode = std::mem::replace(self.inode(number), Inode::unused());
         if inode.attribute_block != 0 {
             self.freed.push((inode.attribute_block, 1));

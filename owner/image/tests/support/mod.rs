@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
+pub mod layered;
+
 use std::path::Path;
 use std::process::Command;
 
