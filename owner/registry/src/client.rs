@@ -1,0 +1,509 @@
+//! Requests: credentials, redirects, repetitions and deadlines.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use banger_types::{OciReference, RegistryHost};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use hyper::header::{PROXY_AUTHORIZATION, RANGE, USER_AGENT};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use serde::Deserialize;
+
+use crate::auth::{Authorization, basic, bearer, form};
+use crate::connect::Connector;
+use crate::credentials::Credentials;
+use crate::error::{RegistryError, printable};
+use crate::headers::{Challenge, challenge, redirected, retry_after};
+use crate::settings::{Access, Deadlines, Place, Settings};
+
+/// The most redirects of one request; real registries need one or two.
+const MOST_REDIRECTS: usize = 5;
+/// The longest answer of a token server.
+const LONGEST_TOKEN: usize = 1 << 20;
+/// How much of an error's body is looked at.
+const LONGEST_ERROR: usize = 64 << 10;
+const AGENT: &str = concat!("banger/", env!("CARGO_PKG_VERSION"));
+
+/// One request's way to the registries: its settings, credentials and connections.
+#[derive(Clone, Debug)]
+pub struct Registry(pub(crate) Arc<Shared>);
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    access: Access,
+    connector: Connector,
+    client: Client<Connector, Full<Bytes>>,
+    /// By place and repository.
+    authorizations: Mutex<HashMap<(String, String), Authorization>>,
+}
+
+/// What is asked of a repository.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask<'a> {
+    pub(crate) method: &'a Method,
+    /// Below the repository: `manifests/latest`, `blobs/sha256:...`.
+    pub(crate) path: &'a str,
+    pub(crate) accept: &'static str,
+    /// Where to begin, in bytes.
+    pub(crate) from: u64,
+    /// For people.
+    pub(crate) what: &'a str,
+}
+
+/// A repository at the places that may have it.
+#[derive(Clone, Debug)]
+pub(crate) struct Repository {
+    registry: Registry,
+    places: Arc<Vec<Place>>,
+    name: Arc<str>,
+    /// The place that answered last.
+    preferred: Arc<AtomicUsize>,
+}
+
+impl Registry {
+    /// Prepares requests; nothing is sent.
+    #[must_use]
+    pub fn new(settings: Settings, access: Access) -> Self {
+        let connector = Connector::new(
+            access.proxies.clone(),
+            access.authorities.clone(),
+            settings.deadlines.connect,
+        );
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .build(connector.clone());
+        let authorizations = Mutex::default();
+        Self(Arc::new(Shared { settings, access, connector, client, authorizations }))
+    }
+
+    pub(crate) fn repository(&self, reference: &OciReference) -> Repository {
+        Repository {
+            registry: self.clone(),
+            places: Arc::new(self.0.settings.places(reference)),
+            name: reference.repository().into(),
+            preferred: Arc::default(),
+        }
+    }
+
+    pub(crate) fn deadlines(&self) -> &Deadlines {
+        &self.0.settings.deadlines
+    }
+}
+
+impl Repository {
+    pub(crate) fn deadlines(&self) -> &Deadlines {
+        self.registry.deadlines()
+    }
+
+    /// Returns the registry's name, for people.
+    pub(crate) fn name_of_registry(&self) -> String {
+        self.places.last().map_or_else(String::new, |place| place.host.to_string())
+    }
+
+    /// Asks the places in turn, the one that answered last first. The error is the last place's,
+    /// which is the registry itself.
+    pub(crate) async fn ask(&self, ask: Ask<'_>) -> Result<Response<Incoming>, RegistryError> {
+        let preferred = self.preferred.load(Ordering::Relaxed);
+        let mut failed = RegistryError::Cancelled;
+        for index in preferred..self.places.len() {
+            let place = &self.places[index];
+            // The last is the registry itself; a mirror is only worth so much.
+            let retries = if index + 1 < self.places.len() { 0 } else { self.deadlines().retries };
+            match self.registry.0.ask(place, &self.name, ask, retries).await {
+                Ok(response) => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Ok(response);
+                }
+                Err(error) => {
+                    if index + 1 < self.places.len() {
+                        tracing::info!(
+                            mirror = place.address.as_str(),
+                            error = &error as &dyn Error,
+                            "the next place is asked"
+                        );
+                    }
+                    failed = error;
+                }
+            }
+        }
+        Err(failed)
+    }
+
+    /// Reads all of an answer's body, at most `most` bytes.
+    pub(crate) async fn body(
+        &self,
+        response: Response<Incoming>,
+        most: u64,
+        what: &str,
+    ) -> Result<Bytes, RegistryError> {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        body(response, most, self.deadlines().document, &self.name_of_registry(), what).await
+    }
+}
+
+impl Shared {
+    /// Asks one place, repeated where that may help.
+    async fn ask(
+        &self,
+        place: &Place,
+        repository: &str,
+        ask: Ask<'_>,
+        retries: u32,
+    ) -> Result<Response<Incoming>, RegistryError> {
+        let deadlines = &self.settings.deadlines;
+        let mut pause = deadlines.pause;
+        let mut attempt = 0;
+        loop {
+            let error = match self.exchange(place, repository, ask).await {
+                Ok(response) => match self.judge(place, ask, response).await {
+                    Ok(response) => return Ok(response),
+                    Err(error) => error,
+                },
+                Err(error) => (error, None),
+            };
+            let (error, asked) = error;
+            if !error.may_pass() || attempt >= retries {
+                return Err(error);
+            }
+            attempt += 1;
+            if let Some(after) = asked
+                && after > deadlines.longest_pause
+            {
+                return Err(RegistryError::Throttled { registry: place.host.to_string(), after });
+            }
+            tracing::debug!(attempt, error = &error as &dyn Error, "asking again");
+            tokio::time::sleep(asked.unwrap_or(pause)).await;
+            pause = pause.saturating_mul(2).min(deadlines.longest_pause);
+        }
+    }
+
+    /// One request with its redirects, and once more with an authorization if it wants one.
+    async fn exchange(
+        &self,
+        place: &Place,
+        repository: &str,
+        ask: Ask<'_>,
+    ) -> Result<Response<Incoming>, RegistryError> {
+        let key = (place.address.to_string(), repository.to_owned());
+        let known = self.lock().get(&key).cloned().filter(Authorization::is_good);
+        let response = self.follow(place, repository, ask, known.as_ref()).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let Some(challenge) = challenge(response.headers()) else { return Ok(response) };
+        drop(response);
+        let authorization = self.authorize(place, repository, &challenge).await?;
+        let answer = self.follow(place, repository, ask, authorization.as_ref()).await?;
+        if let Some(authorization) = authorization
+            && answer.status() != StatusCode::UNAUTHORIZED
+        {
+            self.lock().insert(key, authorization);
+        }
+        Ok(answer)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), Authorization>> {
+        self.authorizations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn credentials(&self, place: &Place) -> Option<&Credentials> {
+        // A mirror has credentials of its own; those of the registry are not for it.
+        let registry = self.settings.mirrors.iter().all(|mirror| mirror.address != place.address);
+        let authority = place.address.authority();
+        self.access.credentials.iter().find(|credentials| {
+            let host = credentials.registry();
+            host.as_str() == authority || (registry && *host == place.host)
+        })
+    }
+
+    /// Meets a challenge; `None` where there are no credentials for it.
+    async fn authorize(
+        &self,
+        place: &Place,
+        repository: &str,
+        challenge: &Challenge,
+    ) -> Result<Option<Authorization>, RegistryError> {
+        let credentials = self.credentials(place);
+        let Challenge::Bearer { realm, service, .. } = challenge else {
+            return Ok(credentials.and_then(basic));
+        };
+        let registry = place.host.to_string();
+        let what = "the request for a token";
+        let protocol = |problem: String| RegistryError::Protocol {
+            registry: registry.clone(),
+            what: what.to_owned(),
+            problem,
+        };
+        let realm: Uri = realm
+            .parse()
+            .ok()
+            .filter(|uri: &Uri| uri.authority().is_some_and(|host| !host.as_str().contains('@')))
+            .ok_or_else(|| protocol("a token server that is no address".to_owned()))?;
+        let encrypted = realm.scheme_str() == Some("https");
+        if !encrypted && (place.address.is_https() || realm.scheme_str() != Some("http")) {
+            return Err(protocol("a token server without encryption".to_owned()));
+        }
+        // The scope that the registry names may be wider than what a pull needs.
+        let scope = format!("repository:{repository}:pull");
+        let service = service.as_deref().unwrap_or_default();
+        let request = match credentials {
+            Some(Credentials::IdentityToken { token, .. }) => {
+                let fields = [
+                    ("grant_type", "refresh_token"),
+                    ("service", service),
+                    ("client_id", "banger"),
+                    ("scope", &scope),
+                    ("refresh_token", token.reveal()),
+                ];
+                Request::post(realm.clone())
+                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                    .body(Full::from(form(&fields)))
+            }
+            other => {
+                let query = form(&[("service", service), ("scope", &scope)]);
+                let joint = if realm.query().is_some() { '&' } else { '?' };
+                let mut request = Request::get(format!("{realm}{joint}{query}"));
+                if let Some(authorization) = other.and_then(basic) {
+                    request = request.header(AUTHORIZATION, authorization.value);
+                }
+                request.body(Full::default())
+            }
+        };
+        let request = request.map_err(|error| protocol(error.to_string()))?;
+        let host = realm.authority().map_or_else(String::new, ToString::to_string);
+        // No redirects here: credentials go to the realm and nowhere else.
+        let response = self.send(request, &host).await?;
+        let status = response.status();
+        if !status.is_success() {
+            let message = message(response, self.settings.deadlines.document).await;
+            let with_credentials = credentials.is_some();
+            return Err(match status {
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Unauthorized {
+                    registry,
+                    what: "a token".to_owned(),
+                    message,
+                    with_credentials,
+                },
+                _ => RegistryError::Status {
+                    registry,
+                    what: what.to_owned(),
+                    status: status.as_u16(),
+                    message,
+                },
+            });
+        }
+        let limit = self.settings.deadlines.document;
+        let bytes = body(response, LONGEST_TOKEN, limit, &host, what).await?;
+        bearer(&bytes).map(Some).ok_or_else(|| protocol("no token".to_owned()))
+    }
+
+    /// Sends a request and follows its redirects.
+    async fn follow(
+        &self,
+        place: &Place,
+        repository: &str,
+        ask: Ask<'_>,
+        authorization: Option<&Authorization>,
+    ) -> Result<Response<Incoming>, RegistryError> {
+        let origin: Uri = format!("{}/v2/{repository}/{}", place.address, ask.path)
+            .parse()
+            .map_err(|_| RegistryError::Protocol {
+                registry: place.host.to_string(),
+                what: ask.what.to_owned(),
+                problem: "an address that cannot be".to_owned(),
+            })?;
+        let mut uri = origin.clone();
+        for _ in 0..=MOST_REDIRECTS {
+            let mut request = Request::builder()
+                .method(ask.method)
+                .uri(&uri)
+                .header(ACCEPT, ask.accept)
+                .header(USER_AGENT, AGENT);
+            if ask.from > 0 {
+                request = request.header(RANGE, format!("bytes={}-", ask.from));
+            }
+            let home = (uri.scheme(), uri.authority()) == (origin.scheme(), origin.authority());
+            if let Some(authorization) = authorization
+                && home
+            {
+                request = request.header(AUTHORIZATION, authorization.value.clone());
+            }
+            let host = uri.authority().map_or_else(String::new, ToString::to_string);
+            let request =
+                request.body(Full::default()).map_err(|error| RegistryError::Transport {
+                    act: "reach",
+                    place: host.clone(),
+                    source: Arc::new(error),
+                })?;
+            let response = self.send(request, &host).await?;
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(response);
+            }
+            uri = self.next(&uri, response.headers())?;
+        }
+        Err(RegistryError::Redirect {
+            from: place.host.to_string(),
+            to: printable(&uri.to_string()),
+            why: "there were too many before",
+        })
+    }
+
+    /// Returns where a redirect leads, if it may be followed.
+    fn next(&self, from: &Uri, headers: &HeaderMap) -> Result<Uri, RegistryError> {
+        let location = headers.get(LOCATION).map(HeaderValue::as_bytes).unwrap_or_default();
+        let location = String::from_utf8_lossy(location).into_owned();
+        // A signature in the query is as good as a password.
+        let shown = |text: &str| printable(text.split('?').next().unwrap_or_default());
+        let refused = |why| RegistryError::Redirect {
+            from: from.authority().map_or_else(String::new, ToString::to_string),
+            to: shown(&location),
+            why,
+        };
+        let next = redirected(from, &location).ok_or_else(|| refused("it is no address"))?;
+        if next.scheme_str() == Some("http") {
+            if from.scheme_str() == Some("https") {
+                return Err(refused("it leaves encryption"));
+            }
+            let host = next.authority().and_then(|host| host.as_str().parse::<RegistryHost>().ok());
+            if !host.is_some_and(|host| self.settings.is_plain(&host)) {
+                return Err(refused("it is not encrypted, nor in registry.insecure"));
+            }
+        }
+        Ok(next)
+    }
+
+    async fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        host: &str,
+    ) -> Result<Response<Incoming>, RegistryError> {
+        if request.uri().scheme_str() == Some("http")
+            && let Ok(name) = host.parse::<RegistryHost>()
+            && let Some(proxy) = self.connector.plain_proxy(&name)
+            && let Some(authorization) = &proxy.authorization
+            && let Ok(mut value) = HeaderValue::from_str(authorization.reveal())
+        {
+            value.set_sensitive(true);
+            request.headers_mut().insert(PROXY_AUTHORIZATION, value);
+        }
+        let limit = self.settings.deadlines.answer;
+        match tokio::time::timeout(limit, self.client.request(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(unreachable(host, &error)),
+            Err(_) => Err(RegistryError::Slow {
+                place: host.to_owned(),
+                what: "does not answer",
+                after: limit,
+            }),
+        }
+    }
+
+    /// Turns what is no success into an error, with how long the server wants to be left alone.
+    async fn judge(
+        &self,
+        place: &Place,
+        ask: Ask<'_>,
+        response: Response<Incoming>,
+    ) -> Result<Response<Incoming>, (RegistryError, Option<Duration>)> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let pause = retry_after(response.headers());
+        let registry = place.host.to_string();
+        let what = ask.what.to_owned();
+        let message = message(response, self.settings.deadlines.document).await;
+        let error = match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let with_credentials = self.credentials(place).is_some();
+                RegistryError::Unauthorized { registry, what, message, with_credentials }
+            }
+            StatusCode::NOT_FOUND => RegistryError::NotFound { registry, what, message },
+            _ => RegistryError::Status { registry, what, status: status.as_u16(), message },
+        };
+        Err((error, pause))
+    }
+}
+
+fn unreachable(host: &str, error: &hyper_util::client::legacy::Error) -> RegistryError {
+    // hyper's own text says less than what is below it.
+    let mut cause: Option<&(dyn Error + 'static)> = error.source();
+    let mut text = Vec::new();
+    while let Some(error) = cause {
+        if let Some(RegistryError::Certificates(_)) = error.downcast_ref() {
+            return RegistryError::Certificates(error.to_string());
+        }
+        text.push(error.to_string());
+        cause = error.source();
+    }
+    if text.is_empty() {
+        text.push(error.to_string());
+    }
+    RegistryError::Transport {
+        act: "reach",
+        place: host.to_owned(),
+        source: Arc::new(std::io::Error::other(text.join(": "))),
+    }
+}
+
+async fn body(
+    response: Response<Incoming>,
+    most: usize,
+    limit: Duration,
+    place: &str,
+    what: &str,
+) -> Result<Bytes, RegistryError> {
+    let read = Limited::new(response.into_body(), most).collect();
+    match tokio::time::timeout(limit, read).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(RegistryError::Protocol {
+                registry: place.to_owned(),
+                what: what.to_owned(),
+                problem: format!("more than {most} bytes"),
+            })
+        }
+        Ok(Err(error)) => Err(RegistryError::Transport {
+            act: "read from",
+            place: place.to_owned(),
+            source: Arc::from(error),
+        }),
+        Err(_) => Err(RegistryError::Slow {
+            place: place.to_owned(),
+            what: "does not finish its answer",
+            after: limit,
+        }),
+    }
+}
+
+/// An error's body as the distribution specification has it.
+#[derive(Deserialize)]
+struct Errors {
+    errors: Vec<OneError>,
+}
+
+#[derive(Deserialize)]
+struct OneError {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// Reads what a registry says about its refusal.
+async fn message(response: Response<Incoming>, limit: Duration) -> Option<String> {
+    let bytes = body(response, LONGEST_ERROR, limit, "", "").await.ok()?;
+    let errors: Errors = serde_json::from_slice(&bytes).ok()?;
+    let first = errors.errors.first()?;
+    let text = if first.message.is_empty() { &first.code } else { &first.message };
+    Some(printable(text)).filter(|text| !text.is_empty())
+}
