@@ -35,7 +35,10 @@ pub struct GetArgs {
 #[command(after_help = "Settings:
   network.mode    auto (the bridge where there can be one), bridge or user (QEMU's own network)
   network.subnet  the bridge's address and prefix such as 172.16.0.1/24, or auto: a free one
-  network.dns     name servers for machines with NAT, with commas, or auto: this host's own")]
+  network.dns     name servers for machines with NAT, with commas, or auto: this host's own
+  registry.mirrors   REGISTRY=URL, with commas: asked for that registry's images before it
+  registry.insecure  registries spoken to in plain HTTP, with commas
+  registry.ca_file   a PEM file of certificate authorities to know registries by")]
 pub struct SetArgs {
     /// The setting, such as network.subnet
     #[arg(value_parser = key)]

@@ -13,13 +13,14 @@ use banger_engine::{
 use banger_guest_client::{BoxedStream, ChannelError};
 use banger_helper_client::HelperClient;
 use banger_network::{HelperNetwork, PublishedPorts};
+use banger_registry::BlobStore;
 use banger_store::StateLock;
 use banger_types::VmReference;
 use banger_vmm::firecracker::FirecrackerVmm;
 use banger_vmm::probe::AccelerationChoice;
 use banger_vmm::qemu::QemuVmm;
 
-use crate::artifacts::{ArtifactStores, Importer};
+use crate::artifacts::{ArtifactStores, Importer, Puller, blob_store_failure};
 use crate::config_file::ConfigFile;
 use crate::directories::Directories;
 use crate::start_error::StartError;
@@ -36,6 +37,7 @@ pub struct Services {
     engine: Engine,
     artifacts: ArtifactStores,
     importer: Importer,
+    puller: Puller,
     acceleration: AccelerationChoice,
     firecracker: Option<FirecrackerVmm>,
     config: ConfigFile,
@@ -110,6 +112,9 @@ impl Services {
             engine.operations().clone(),
             directories.state.clone(),
         );
+        let blobs = BlobStore::open(&directories.cache)
+            .map_err(|error| StartError::Part(blob_store_failure(&error)))?;
+        let puller = Puller::new(artifacts.clone(), blobs, engine.operations().clone());
         if let Some(network) = network.clone() {
             // Nobody waits for it but those who ask for names.
             tokio::spawn(async move { network.wake().await });
@@ -119,6 +124,7 @@ impl Services {
             engine,
             artifacts,
             importer,
+            puller,
             acceleration,
             firecracker,
             config,
@@ -160,6 +166,11 @@ impl Services {
     /// Returns what begins imports.
     pub const fn importer(&self) -> &Importer {
         &self.importer
+    }
+
+    /// Returns what begins pulls.
+    pub const fn puller(&self) -> &Puller {
+        &self.puller
     }
 
     /// Returns how the user wants guest instructions to run.
@@ -240,5 +251,6 @@ impl Services {
             tracing::warn!("taps that wait for guests are left; the next daemon ends them");
         }
         self.importer.end().await;
+        self.puller.end().await;
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use banger_daemon_api::error::{ApiError, ErrorCode};
-use banger_daemon_api::operation::{Operation, OperationKind, OperationState};
+use banger_daemon_api::operation::{Operation, OperationKind, OperationPart, OperationState};
 use banger_types::OperationId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -129,6 +129,7 @@ impl Reporter {
             stage.clone_into(&mut operation.stage);
             operation.bytes_done = None;
             operation.bytes_total = None;
+            operation.parts.clear();
         });
     }
 
@@ -138,6 +139,19 @@ impl Reporter {
             operation.state = OperationState::Running;
             operation.bytes_done = Some(done);
             operation.bytes_total = total;
+        });
+    }
+
+    /// Counts the bytes of this stage part by part. Callers bound how often they call, too.
+    pub fn parts(&self, parts: Vec<OperationPart>) {
+        self.change(|operation| {
+            operation.state = OperationState::Running;
+            let sum = |bytes: fn(&OperationPart) -> u64| {
+                parts.iter().map(bytes).fold(0, u64::saturating_add)
+            };
+            operation.bytes_done = Some(sum(|part| part.bytes_done));
+            operation.bytes_total = Some(sum(|part| part.bytes_total));
+            operation.parts = parts;
         });
     }
 
@@ -283,6 +297,7 @@ fn insert(
         stage: "waiting".to_owned(),
         bytes_done: None,
         bytes_total: None,
+        parts: Vec::new(),
         elapsed_ms: 0,
         error: None,
     };

@@ -117,7 +117,7 @@ impl Resolution {
             let what = format!("the {what} of {name} is not usable");
             move |source: ManifestError| RegistryError::Manifest { what, source }
         };
-        let manifest = self.manifest(&name).await?;
+        let (manifest_digest, manifest) = self.manifest(&name).await?;
         let config = self
             .fetch("blobs", &manifest.config, LONGEST_CONFIG, &format!("configuration of {name}"))
             .await?
@@ -145,17 +145,18 @@ impl Resolution {
         }
         layers.reverse();
         self.store.keep_digest(&self.reference, &self.digest);
-        Ok(Pull { reference: self.pinned(), config, layers, shared })
+        Ok(Pull { reference: self.pinned(), manifest_digest, config, layers, shared })
     }
 
     /// Goes from the document through indexes to this machine's manifest.
-    async fn manifest(&mut self, name: &str) -> Result<Manifest, RegistryError> {
+    async fn manifest(&mut self, name: &str) -> Result<(Digest, Manifest), RegistryError> {
         let refused = |source| RegistryError::Manifest {
             what: format!("the manifest of {name} is not usable"),
             source,
         };
         let what = format!("manifest of {name}");
-        let mut seen = HashSet::from([self.digest.clone()]);
+        let mut digest = self.digest.clone();
+        let mut seen = HashSet::from([digest.clone()]);
         let (mut content_type, mut bytes) = match self.document.take() {
             Some((content_type, bytes)) => {
                 self.store.keep_document(&self.digest, &bytes);
@@ -165,13 +166,14 @@ impl Resolution {
         };
         for _ in 0..=DEEPEST {
             match manifest::document(content_type.as_deref(), &bytes).map_err(refused)? {
-                Document::Manifest(manifest) => return Ok(manifest),
+                Document::Manifest(manifest) => return Ok((digest, manifest)),
                 Document::Index(entry) => {
                     if !seen.insert(entry.digest.clone()) {
                         return Err(refused(ManifestError::Cycle));
                     }
                     (content_type, bytes) =
                         self.fetch("manifests", &entry, LONGEST_MANIFEST, &what).await?;
+                    digest = entry.digest;
                 }
             }
         }
@@ -228,6 +230,7 @@ impl Resolution {
 #[derive(Debug)]
 pub struct Pull {
     reference: OciReference,
+    manifest_digest: Digest,
     config: Bytes,
     layers: Vec<Layer>,
     shared: Arc<Shared>,
@@ -246,6 +249,12 @@ impl Pull {
     #[must_use]
     pub const fn reference(&self) -> &OciReference {
         &self.reference
+    }
+
+    /// Returns the digest of this machine's manifest, which an index may have led to.
+    #[must_use]
+    pub const fn manifest_digest(&self) -> &Digest {
+        &self.manifest_digest
     }
 
     /// Returns the image's configuration, as it came; its digest is right.

@@ -1,8 +1,9 @@
 //! The daemon's settings: typed keys, the same for the command line, the API and the file.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
-use banger_types::Subnet;
+use banger_types::{RegistryHost, RegistryMirror, Subnet};
 use serde::{Deserialize, Serialize};
 
 /// All settings; what is missing has its default.
@@ -11,6 +12,23 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// The guests' network.
     pub network: NetworkConfig,
+    /// How registries are reached.
+    pub registry: RegistryConfig,
+}
+
+/// How registries are reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistryConfig {
+    /// Where else images may be had, asked in this order before their own registry.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<RegistryMirror>,
+    /// Registries that are spoken to in plain HTTP; those on this machine are, too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub insecure: Vec<RegistryHost>,
+    /// A file of certificate authorities beside the host's own, PEM. The command line reads it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// Settings of the guests' network.
@@ -64,6 +82,9 @@ const MOST_SERVERS: usize = 3;
 /// The most taps that wait: a bridge has at most 1,024 ports (`BR_MAX_PORTS` of Linux).
 const MOST_TAPS: u16 = 256;
 
+/// The most mirrors, and the most insecure registries.
+const MOST_REGISTRIES: usize = 32;
+
 /// Why a setting was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -86,11 +107,23 @@ pub enum ConfigError {
 }
 
 /// The settings' keys and what each is for.
-pub const KEYS: [(&str, &str); 4] = [
+pub const KEYS: [(&str, &str); 7] = [
     ("network.mode", "auto, bridge or user: which network machines get"),
     ("network.subnet", "the bridge's address and prefix such as 172.16.0.1/24, or auto"),
     ("network.dns", "name servers for guests with NAT, with commas, or auto: the host's own"),
     ("network.tap_pool", "how many taps wait for machines that start; 0, which is auto, for none"),
+    (
+        "registry.mirrors",
+        "REGISTRY=URL, with commas: asked for that registry's images before it; auto for none",
+    ),
+    (
+        "registry.insecure",
+        "registries spoken to in plain HTTP, with commas, beside those on this host; auto for none",
+    ),
+    (
+        "registry.ca_file",
+        "a PEM file of certificate authorities to know registries by, beside the host's own, or auto",
+    ),
 ];
 
 fn known() -> String {
@@ -116,12 +149,13 @@ impl Config {
             "network.subnet" => self.network.subnet.map_or_else(auto, |subnet| subnet.to_string()),
             "network.tap_pool" if self.network.tap_pool == 0 => auto(),
             "network.tap_pool" => self.network.tap_pool.to_string(),
-            _ if self.network.dns.is_empty() => auto(),
-            _ => {
-                let servers: Vec<String> =
-                    self.network.dns.iter().map(ToString::to_string).collect();
-                servers.join(",")
+            "registry.mirrors" => list(&self.registry.mirrors),
+            "registry.insecure" => list(&self.registry.insecure),
+            "registry.ca_file" => {
+                let file = self.registry.ca_file.as_ref();
+                file.map_or_else(auto, |file| file.display().to_string())
             }
+            _ => list(&self.network.dns),
         })
     }
 
@@ -150,11 +184,44 @@ impl Config {
                 let rule = || format!("a number of taps from 0 to {MOST_TAPS}");
                 self.network.tap_pool = number.ok_or_else(|| refused(rule()))?;
             }
+            "registry.mirrors" if value == AUTO => self.registry.mirrors.clear(),
+            "registry.mirrors" => self.registry.mirrors = registries(value).map_err(refused)?,
+            "registry.insecure" if value == AUTO => self.registry.insecure.clear(),
+            "registry.insecure" => self.registry.insecure = registries(value).map_err(refused)?,
+            "registry.ca_file" if value == AUTO => self.registry.ca_file = None,
+            "registry.ca_file" => {
+                let path = PathBuf::from(value);
+                if !path.is_absolute() || value.chars().any(char::is_control) {
+                    return Err(refused("an absolute path".to_owned()));
+                }
+                self.registry.ca_file = Some(path);
+            }
             _ if value == AUTO => self.network.dns.clear(),
             _ => self.network.dns = servers(value).map_err(refused)?,
         }
         Ok(())
     }
+}
+
+/// Writes a list, and its default without entries.
+fn list<T: ToString>(values: &[T]) -> String {
+    if values.is_empty() {
+        return AUTO.to_owned();
+    }
+    let words: Vec<String> = values.iter().map(ToString::to_string).collect();
+    words.join(",")
+}
+
+fn registries<T>(text: &str) -> Result<Vec<T>, String>
+where
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
+    let words: Vec<&str> = text.split(',').map(str::trim).collect();
+    if words.len() > MOST_REGISTRIES {
+        return Err(format!("at most {MOST_REGISTRIES} of them"));
+    }
+    words.into_iter().map(|word| word.parse().map_err(|error: T::Err| error.to_string())).collect()
 }
 
 fn servers(text: &str) -> Result<Vec<IpAddr>, String> {
@@ -202,6 +269,11 @@ mod tests {
             ("network.tap_pool", "-1", "from 0 to 256"),
             ("network.tap_pool", "257", "from 0 to 256"),
             ("network.tap_pool", "many", "from 0 to 256"),
+            ("registry.mirrors", "docker.io", "no mirror"),
+            ("registry.mirrors", "docker.io=https://m/path", "no registry's address"),
+            ("registry.insecure", "http://x", "no registry"),
+            ("registry.insecure", "", "no registry"),
+            ("registry.ca_file", "ca.pem", "absolute"),
             ("network", "auto", "no setting"),
             ("", "", "network.mode"),
         ] {
@@ -223,6 +295,9 @@ mod tests {
             ("network.subnet", "10.9.8.1/24"),
             ("network.dns", "1.1.1.1,fd00::53"),
             ("network.tap_pool", "8"),
+            ("registry.mirrors", "docker.io=https://m.example,ghcr.io=http://n.example:5000"),
+            ("registry.insecure", "registry.example:5000,10.0.0.1"),
+            ("registry.ca_file", "/etc/ssl/corporate.pem"),
         ] {
             config.set(key, value).unwrap();
             assert_eq!(config.get(key).unwrap(), value);

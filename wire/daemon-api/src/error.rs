@@ -13,7 +13,7 @@ pub enum ErrorCode {
     BadParams,
     /// Client and daemon speak different API versions.
     BadVersion,
-    /// The peer's uid may not use this daemon.
+    /// The peer's uid may not use this daemon, or a registry wants other credentials.
     Unauthorized,
     /// No such VM, image, kernel, operation or route.
     NotFound,

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod error;
 pub mod operation;
 pub mod orphan;
+pub mod pull;
 pub mod routes;
 pub mod stats;
 pub mod vm;

@@ -1,6 +1,6 @@
 //! Long work: creating, starting, stopping and deleting VMs, importing images and kernels.
 
-use banger_types::{ImageName, KernelName, OperationId, VmId, VmName};
+use banger_types::{ImageName, KernelName, OciReference, OperationId, VmId, VmName};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ApiError;
@@ -56,6 +56,15 @@ pub enum OperationKind {
         /// Where the tar stream comes from.
         source: String,
     },
+    /// Makes an image of one in a registry.
+    ImagePull {
+        /// The image's name.
+        #[schema(value_type = String)]
+        image: ImageName,
+        /// What is pulled.
+        #[schema(value_type = String)]
+        reference: OciReference,
+    },
     /// Unpacks an uploaded kernel package.
     KernelImport {
         /// The kernel's name.
@@ -90,6 +99,15 @@ impl OperationState {
     }
 }
 
+/// One of several things that an operation receives at once: a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct OperationPart {
+    /// Bytes that are here.
+    pub bytes_done: u64,
+    /// Bytes in all.
+    pub bytes_total: u64,
+}
+
 /// A snapshot of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Operation {
@@ -111,6 +129,9 @@ pub struct Operation {
     /// Bytes in all in this stage, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_total: Option<u64>,
+    /// The parts of this stage, where it has some: a pull's layers, the lowest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<OperationPart>,
     /// Milliseconds since it began, until it ended.
     pub elapsed_ms: u64,
     /// Why it failed.

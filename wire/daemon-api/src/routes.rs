@@ -34,6 +34,9 @@
 //! | `GET /v1/images`, `GET /v1/images/{name}` | → `[Image]`, `Image` |
 //! | `POST /v1/images` | `ImportImage` → 202 `OperationStarted` |
 //! | `DELETE /v1/images/{name}` | → `{}` |
+//! | `POST /v1/pulls` | `PullImage` → 202 `OperationStarted` |
+//! | `POST /v1/blobs/prune` | `PruneBlobs` → `BlobsPruned` |
+//! | `GET /v1/usage` | → `DiskUsage` |
 //! | `GET /v1/kernels`, `GET /v1/kernels/{name}` | → `[Kernel]`, `Kernel` |
 //! | `POST /v1/kernels` | `ImportKernel` → 202 `OperationStarted` |
 //! | `DELETE /v1/kernels/{name}` | → `{}` |
@@ -74,6 +77,12 @@ pub const OPERATIONS: &str = "/v1/operations";
 pub const VMS: &str = "/v1/vms";
 /// `GET`, `POST`: images.
 pub const IMAGES: &str = "/v1/images";
+/// `POST`: make an image of one in a registry.
+pub const PULLS: &str = "/v1/pulls";
+/// `POST`: remove what was fetched and is not needed.
+pub const PRUNE_BLOBS: &str = "/v1/blobs/prune";
+/// `GET`: what takes the host's disk.
+pub const USAGE: &str = "/v1/usage";
 /// `GET`, `POST`: kernels.
 pub const KERNELS: &str = "/v1/kernels";
 

@@ -81,6 +81,7 @@ fn refuse_in_use(api: &Api, name: &ImageName) -> Answer<()> {
         .hint(format!("`banger vm delete {}` first", users.join(" "))))
 }
 
-fn users(api: &Api, name: &ImageName) -> Vec<String> {
+/// Returns the names of the VMs that use it.
+pub(super) fn users(api: &Api, name: &ImageName) -> Vec<String> {
     api.services.engine().users_of_image(name).iter().map(ToString::to_string).collect()
 }

@@ -12,6 +12,7 @@ mod operations;
 mod orphans;
 mod ping;
 mod ports;
+mod pulls;
 mod set;
 mod shutdown;
 mod stats;
@@ -122,6 +123,9 @@ fn documented_router() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(operations::upload))
         .routes(routes!(images::list, images::import))
         .routes(routes!(images::get, images::delete))
+        .routes(routes!(pulls::begin))
+        .routes(routes!(pulls::prune))
+        .routes(routes!(pulls::usage))
         .routes(routes!(kernels::list, kernels::import))
         .routes(routes!(kernels::get, kernels::delete))
         .routes(routes!(vms::list, vms::create))

@@ -4,7 +4,10 @@
 
 mod failure;
 mod import;
+mod pull;
+mod registry_failure;
 mod upload;
+mod usage;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +29,8 @@ use crate::directories::Directories;
 use crate::start_error::StartError;
 
 pub use import::Importer;
+pub use pull::Puller;
+pub use registry_failure::store as blob_store_failure;
 
 /// The agent with its digest, which a start need not take again.
 static AGENT_BINARY: LazyLock<AgentBinary<'static>> = LazyLock::new(|| AgentBinary::new(AGENT));
