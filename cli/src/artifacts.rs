@@ -4,6 +4,8 @@
 //! host's own Debian tools, as the user) and streams, and the daemon builds. When two commands
 //! need the same one at once, the second watches the first, and takes over if that is interrupted.
 
+mod image_source;
+mod registry_pull;
 mod source;
 mod transfer;
 
@@ -14,6 +16,8 @@ use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::routes;
 use banger_types::{ImageName, KernelName};
 
+pub use image_source::{ImageSource, is_reference};
+pub use registry_pull::{RegistryPull, pull_reference};
 pub use source::NamedFile;
 use source::Source;
 use transfer::Transfer;
@@ -30,6 +34,8 @@ use crate::ui::Ui;
 pub struct ImagePull {
     /// The image's name, `debian-SUITE` unless a suite is given.
     pub name: ImageName,
+    /// What says the suite, unless that is given; the same as the name in most cases.
+    pub built_from: ImageName,
     /// Instead of the host's own mirror.
     pub mirror: Option<String>,
     /// Instead of the one in the name.
@@ -46,6 +52,7 @@ impl ImagePull {
     /// Pulls `name` as its name says.
     pub fn new(name: ImageName) -> Self {
         Self {
+            built_from: name.clone(),
             name,
             mirror: None,
             suite: None,
@@ -59,7 +66,7 @@ impl ImagePull {
         let mirror = self.mirror.as_deref();
         let request = match &self.suite {
             Some(suite) => ImageRequest::new(suite, mirror)?,
-            None => ImageRequest::for_name(self.name.as_str(), mirror).map_err(|error| {
+            None => ImageRequest::for_name(self.built_from.as_str(), mirror).map_err(|error| {
                 let error = CliError::from(error);
                 if can_pull_image(&self.name) {
                     return error;
@@ -91,7 +98,13 @@ pub fn default_kernel() -> Result<KernelName, CliError> {
 }
 
 /// Returns the image where it is here; one that is not here and cannot be pulled is an error.
-pub async fn find_image(client: &Client, name: &ImageName) -> Result<Option<Image>, CliError> {
+pub async fn find_image(client: &Client, source: &ImageSource) -> Result<Option<Image>, CliError> {
+    let name = match source {
+        ImageSource::Name(name) => name,
+        ImageSource::Registry(reference, name) => {
+            return registry_pull::find_reference(client, reference, name).await;
+        }
+    };
     match client.get(&routes::image(name)).await {
         Ok(image) => Ok(Some(image)),
         Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => {
@@ -100,6 +113,7 @@ pub async fn find_image(client: &Client, name: &ImageName) -> Result<Option<Imag
             }
             Err(CliError::new(format!("there is no image {name}"))
                 .hint("banger image list")
+                .hint(format!("banger image pull {name} fetches docker.io/library/{name}"))
                 .hint(format!("banger image import FILE.tar --name {name}")))
         }
         Err(error) => Err(client.explain(error)),
@@ -127,15 +141,27 @@ pub async fn ensure_image(
     ui: &Ui,
     client: &Client,
     interrupts: &mut Interrupts,
-    name: &ImageName,
+    source: &ImageSource,
 ) -> Result<Image, CliError> {
-    if let Some(image) = find_image(client, name).await? {
+    if let Some(image) = find_image(client, source).await? {
         return Ok(image);
     }
-    ui.status(format_args!(
-        "image {name} is not here yet; building it from this host's Debian mirror"
-    ));
-    match pull_image(ui, client, interrupts, &ImagePull::new(name.clone())).await {
+    let name = source.name();
+    let pulled = match source {
+        ImageSource::Name(name) => {
+            ui.status(format_args!(
+                "image {name} is not here yet; building it from this host's Debian mirror"
+            ));
+            pull_image(ui, client, interrupts, &ImagePull::new(name.clone())).await
+        }
+        ImageSource::Registry(reference, name) => {
+            ui.status(format_args!("image {name} is not here yet; pulling {reference}"));
+            let (reference, name) = (reference.clone(), name.clone());
+            let pull = RegistryPull { reference, name, default_kernel: None, replace: false };
+            pull_reference(ui, client, interrupts, &pull).await
+        }
+    };
+    match pulled {
         // Another command was quicker.
         Err(error) if error.is_code(ErrorCode::AlreadyExists) => {}
         other => other?,

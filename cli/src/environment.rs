@@ -20,6 +20,18 @@ pub const RUNTIME_DIR: &str = "BANGER_RUNTIME_DIR";
 pub const BANGERD: &str = "BANGER_BANGERD";
 /// How much the daemon logs; passed on to it.
 pub const LOG_LEVEL: &str = "BANGER_LOG_LEVEL";
+/// Logins of docker: its directory with `config.json`.
+const DOCKER_CONFIG: &str = "DOCKER_CONFIG";
+/// Logins of podman and skopeo: a file.
+const REGISTRY_AUTH_FILE: &str = "REGISTRY_AUTH_FILE";
+/// The proxies of the environment, as curl has them; of `http_proxy` there is only one form,
+/// because a server's environment may hold the other for another reason (CVE-2016-5385).
+const PROXIES: [[&str; 2]; 4] = [
+    ["https_proxy", "HTTPS_PROXY"],
+    ["http_proxy", "http_proxy"],
+    ["all_proxy", "ALL_PROXY"],
+    ["no_proxy", "NO_PROXY"],
+];
 const NO_COLOR: &str = "NO_COLOR";
 const TERM: &str = "TERM";
 const XDG_RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
@@ -204,6 +216,26 @@ fn dropped_user() -> Result<(u32, u32), CliError> {
                 .because(&error))
         }
     }
+}
+
+/// Returns the proxies for HTTPS, for plain HTTP and for both, and what needs none.
+pub fn proxies() -> [Option<String>; 4] {
+    PROXIES.map(|names| {
+        let mut values = names.into_iter().filter_map(|name| env::var_os(name)?.into_string().ok());
+        values.find(|value| !value.is_empty())
+    })
+}
+
+/// Returns the files that may hold the user's logins at registries, in order.
+pub fn registry_logins() -> Vec<PathBuf> {
+    let path = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = path("HOME").unwrap_or_else(|| PathBuf::from("/"));
+    crate::registry::login_files(
+        path(DOCKER_CONFIG),
+        path(REGISTRY_AUTH_FILE),
+        path(XDG_RUNTIME_DIR),
+        &home,
+    )
 }
 
 #[cfg(test)]

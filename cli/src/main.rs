@@ -21,6 +21,7 @@ mod install;
 mod interrupt;
 mod operation;
 mod progress;
+mod registry;
 mod subordinate_ids;
 mod table;
 mod terminal;

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use banger_agent_api::printable_excerpt;
-use banger_daemon_api::operation::Operation;
+use banger_daemon_api::operation::{Operation, OperationPart};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::table;
@@ -62,7 +62,11 @@ impl Progress {
 
     /// Shows what an operation of the daemon reports.
     pub fn operation(&self, operation: &Operation) {
-        self.update(&operation.stage, operation.bytes_done, operation.bytes_total);
+        let stage = match &self.0 {
+            Form::Bar(_) => operation.stage.clone() + &parts(&operation.parts),
+            _ => operation.stage.clone(),
+        };
+        self.update(&stage, operation.bytes_done, operation.bytes_total);
     }
 
     /// Shows what an operation reports that another command began, and that we wait for.
@@ -104,6 +108,29 @@ impl Drop for Progress {
         if let Form::Bar(bar) = &self.0 {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// The most parts that are shown one by one.
+const PARTS: usize = 8;
+
+/// Says how far each part is that has not arrived.
+fn parts(parts: &[OperationPart]) -> String {
+    let missing: Vec<String> = parts
+        .iter()
+        .enumerate()
+        .filter(|(_, part)| part.bytes_done < part.bytes_total)
+        .map(|(index, part)| {
+            let percent = u128::from(part.bytes_done) * 100 / u128::from(part.bytes_total.max(1));
+            format!("{}: {percent}%", index + 1)
+        })
+        .collect();
+    match missing.len() {
+        0 => String::new(),
+        1..=PARTS => {
+            format!(" ({} of {}; {})", parts.len() - missing.len(), parts.len(), missing.join(", "))
+        }
+        count => format!(" ({} of {})", parts.len() - count, parts.len()),
     }
 }
 

@@ -6,11 +6,12 @@ use banger_daemon_api::operation::{Operation, OperationKind, OperationStarted};
 use banger_daemon_api::routes;
 use banger_daemon_api::vm::{CreateVm, DiskLimits, NetLimits, Vm, VmSpec, VmmChoice, Workspace};
 use banger_types::{
-    BytesPerSecond, DiskSize, GroupName, ImageName, KernelName, LeaseId, MemoryMib, OpsPerSecond,
-    Publication, VcpuCount, VmId, VmName, VmReference,
+    BytesPerSecond, DiskSize, GroupName, KernelName, LeaseId, MemoryMib, OpsPerSecond, Publication,
+    VcpuCount, VmId, VmName, VmReference,
 };
 use clap::Args;
 
+use crate::artifacts::ImageSource;
 use crate::client::{Client, ClientError, UpgradedStream};
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
@@ -26,9 +27,9 @@ pub struct CreationArgs {
     /// The machine's name; a readable one is made where it is missing
     #[arg(long)]
     pub name: Option<VmName>,
-    /// The image; pulled on first use
+    /// The image: a name, or what is in a registry (alpine:3.20); pulled on first use
     #[arg(long, default_value = host::DEFAULT_IMAGE, add = completion::images())]
-    pub image: ImageName,
+    pub image: ImageSource,
     /// The kernel; pulled on first use [default: the image's own, else debian-6.12-cloud]
     #[arg(long, add = completion::kernels())]
     pub kernel: Option<KernelName>,
@@ -148,7 +149,7 @@ pub async fn create(
     ui.status(describe(&spec));
     let request = CreateVm {
         name: args.name.clone(),
-        image: args.image.clone(),
+        image: image.name,
         kernel,
         spec,
         lease: lease.map(|lease| lease.id.clone()),
@@ -271,7 +272,9 @@ mod tests {
             (["--net-packets", "1"], "the least is 10"),
             (["--disk-ops", "9"], "the least is 10"),
             (["--name", "Bad_Name"], "a-z, 0-9 and -"),
-            (["--image", "../x"], "is not allowed"),
+            (["--image", "../x"], "is no registry"),
+            (["--image", "Debian"], "is not allowed"),
+            (["--image", "a:b:c"], "is no tag"),
             (["--vmm", "xen"], "auto, firecracker, qemu"),
             (["--group", "Not_One"], "1 to 32 of a-z, 0-9 and -"),
         ] {

@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 
+use banger_agent_api::printable_excerpt;
 use banger_daemon_api::artifact::Image;
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::routes;
-use banger_types::{ImageName, KernelName};
+use banger_types::{ImageName, KernelName, OciReference};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
 use super::JsonArgs;
-use crate::artifacts::{self, ImagePull};
+use crate::artifacts::{self, ImagePull, RegistryPull};
 use crate::client::Client;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
@@ -25,10 +26,13 @@ pub enum ImageCommand {
     List(JsonArgs),
     /// Show an image
     Show(ShowArgs),
-    /// Build an image from this host's Debian mirror
+    /// Make an image of one in a registry, or from this host's Debian mirror
     Pull(PullArgs),
     /// Build an image from a tar of a root file system
     Import(ImportArgs),
+    /// What was fetched from registries
+    #[command(subcommand)]
+    Cache(super::image_cache::CacheCommand),
     /// Delete images that no machine uses
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
@@ -47,9 +51,12 @@ pub struct ShowArgs {
 /// Arguments of `banger image pull`.
 #[derive(Args, Debug)]
 pub struct PullArgs {
-    /// The image: debian-SUITE
+    /// debian-SUITE, or an image in a registry: [REGISTRY/]REPOSITORY[:TAG][@DIGEST]
     #[arg(value_name = "IMAGE", default_value = host::DEFAULT_IMAGE)]
-    name: ImageName,
+    image: String,
+    /// The image's name here [default: from the repository and the tag]
+    #[arg(long)]
+    name: Option<ImageName>,
     /// The Debian mirror, instead of the host's own
     #[arg(long, value_name = "URL")]
     mirror: Option<String>,
@@ -100,6 +107,7 @@ impl ImageCommand {
             Self::Show(args) => show(ui, &args).await,
             Self::Pull(args) => pull(ui, args).await,
             Self::Import(args) => import(ui, args).await,
+            Self::Cache(command) => command.run(ui).await,
             Self::Delete(args) => delete(ui, &args).await,
         }
     }
@@ -128,12 +136,20 @@ fn render_list(images: &[Image], now: Timestamp) -> String {
                 image.os.clone().unwrap_or_else(|| "-".to_owned()),
                 table::size(image.allocated),
                 image.used_by.len().to_string(),
-                image.source.clone(),
+                source(image),
                 table::ago(image.created_at, now),
             ]
         })
         .collect();
     table::table(["NAME", "OS", "SIZE", "VMS", "SOURCE", "CREATED"], &rows)
+}
+
+/// Where an image comes from, short: `image show` has the digest.
+fn source(image: &Image) -> String {
+    match image.source.parse::<OciReference>() {
+        Ok(reference) => reference.unpinned().to_string(),
+        Err(_) => image.source.clone(),
+    }
 }
 
 /// Gets an image, with hints where it is not here.
@@ -191,16 +207,54 @@ fn render_image(image: &Image) -> String {
 
 async fn pull(ui: &Ui, args: PullArgs) -> Result<(), CliError> {
     let mut interrupts = Interrupts::install()?;
+    let named = args.image.parse::<ImageName>();
+    let is_debian = args.suite.is_some() || named.as_ref().is_ok_and(artifacts::can_pull_image);
+    if !is_debian {
+        return pull_reference(ui, &mut interrupts, args).await;
+    }
+    let built_from = named.map_err(|error| {
+        CliError::usage(format!("{:?} is no image's name", args.image)).because(&error)
+    })?;
     let pull = ImagePull {
+        built_from: built_from.clone(),
         mirror: args.mirror,
         suite: args.suite,
         packages: args.packages,
         default_kernel: args.kernel,
         replace: args.force,
-        ..ImagePull::new(args.name)
+        ..ImagePull::new(args.name.unwrap_or(built_from))
     };
     let client = daemon::connect(ui).await?;
     artifacts::pull_image(ui, &client, &mut interrupts, &pull).await?;
+    ui.line(&pull.name)
+}
+
+async fn pull_reference(
+    ui: &Ui,
+    interrupts: &mut Interrupts,
+    args: PullArgs,
+) -> Result<(), CliError> {
+    let refused =
+        || CliError::usage(format!("cannot pull {:?}", printable_excerpt(&args.image, 300)));
+    let reference: OciReference = args.image.parse().map_err(|error| refused().because(&error))?;
+    if args.mirror.is_some() || !args.packages.is_empty() {
+        return Err(refused()
+            .hint("--mirror and --include are for debian-SUITE; for a registry's mirror:")
+            .hint(format!(
+                "banger config set registry.mirrors {}=https://MIRROR",
+                reference.registry()
+            )));
+    }
+    let name = args
+        .name
+        .or_else(|| reference.default_name())
+        .ok_or_else(|| refused().hint("no name can be made from it; --name NAME says one"))?;
+    let pull = RegistryPull { reference, name, default_kernel: args.kernel, replace: args.force };
+    let client = daemon::connect(ui).await?;
+    if !artifacts::is_reference(&args.image) {
+        ui.status(format_args!("{} is {}", args.image, pull.reference));
+    }
+    artifacts::pull_reference(ui, &client, interrupts, &pull).await?;
     ui.line(&pull.name)
 }
 

@@ -5,6 +5,7 @@ mod config;
 mod daemon;
 mod doctor;
 mod image;
+mod image_cache;
 mod internal;
 mod kernel;
 mod ps;

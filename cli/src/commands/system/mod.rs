@@ -1,5 +1,6 @@
 //! `banger system`: banger as two services of this machine.
 
+mod df;
 mod install;
 mod services;
 mod uninstall;
@@ -12,6 +13,8 @@ use crate::ui::Ui;
 /// What can be done with the installation.
 #[derive(Debug, Subcommand)]
 pub enum SystemCommand {
+    /// Say what takes this host's disk, and what can be freed
+    Df(super::JsonArgs),
     /// Install banger for one user as two services: bangerd, and its root helper
     Install(install::InstallArgs),
     /// Stop the services and remove them; machines, images and kernels stay
@@ -21,10 +24,11 @@ pub enum SystemCommand {
 impl SystemCommand {
     /// Runs the verb.
     pub async fn run(self, ui: &Ui) -> Result<(), CliError> {
-        if !rustix::process::geteuid().is_root() {
+        if !matches!(self, Self::Df(_)) && !rustix::process::geteuid().is_root() {
             return Err(CliError::new("only root can do that").hint("put sudo before the command"));
         }
         match self {
+            Self::Df(json) => df::run(ui, json.json).await,
             Self::Install(args) => install::run(ui, args).await,
             Self::Uninstall(args) => uninstall::run(ui, args).await,
         }
