@@ -14,6 +14,7 @@ use std::time::Duration;
 use banger_types::Digest;
 use uuid::Uuid;
 
+use crate::contents::ContentsError;
 use crate::ext4::{self, Ext4Error, FileContent, Kind, Writer};
 use crate::layers::Layer;
 use crate::progress::{CancelFlag, Cancelled, Progress};
@@ -29,12 +30,33 @@ pub struct Limits {
     pub content: u64,
     /// Most bytes of padding behind the end-of-archive marker.
     pub padding: u64,
+    /// Most uncompressed bytes for one compressed byte, beyond the first
+    /// [`Limits::ratio_free`] ones. Real layers stay below 20.
+    pub ratio: u64,
+    /// Uncompressed bytes that any archive may have.
+    pub ratio_free: u64,
+}
+
+impl Limits {
+    /// Refuses what was made to be small and become large.
+    pub(crate) fn check_ratio(&self, compressed: u64, uncompressed: u64) -> Result<(), BuildError> {
+        if uncompressed <= self.ratio_free || uncompressed / self.ratio <= compressed {
+            return Ok(());
+        }
+        Err(BuildError::Ratio { compressed, uncompressed, limit: self.ratio })
+    }
 }
 
 impl Default for Limits {
     /// Four times the largest images in use: 2 million entries (half a GiB of memory), 256 GiB.
     fn default() -> Self {
-        Self { entries: 2_000_000, content: 256 << 30, padding: 64 << 20 }
+        Self {
+            entries: 2_000_000,
+            content: 256 << 30,
+            padding: 64 << 20,
+            ratio: 100,
+            ratio_free: 8 << 30,
+        }
     }
 }
 
@@ -114,6 +136,25 @@ pub enum BuildError {
         #[source]
         source: Box<BuildError>,
     },
+    /// The archive is a bomb, or could be one.
+    #[error(
+        "the archive became {uncompressed} bytes from {compressed}: more than {limit} times as many"
+    )]
+    Ratio {
+        /// Bytes as they came, so far.
+        compressed: u64,
+        /// Uncompressed bytes, so far.
+        uncompressed: u64,
+        /// The largest ratio allowed.
+        limit: u64,
+    },
+    /// The file that keeps the layers' entries could not be written or read.
+    #[error("keep the entries of the layers")]
+    Records {
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// A layer's bytes cannot be had.
     #[error("read the layer")]
     Open {
@@ -138,6 +179,15 @@ pub enum BuildError {
         expected: u64,
         /// What it has.
         found: u64,
+    },
+    /// The finished file system could not be read back.
+    #[error("read back the file system {path}")]
+    ReadBack {
+        /// The image file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: ContentsError,
     },
     /// A whiteout of nothing, or something below one.
     #[error("entry {entry} is no whiteout that a layer may have, nor below one")]
@@ -278,7 +328,10 @@ pub fn build_image(
         prefix: b"",
         limits: options.limits,
         cancel,
-        report: &|source: &Source<_>| progress.bytes(source.bytes_in(), options.input_size),
+        report: &|source: &Source<_>, position| {
+            progress.bytes(source.bytes_in(), options.input_size);
+            options.limits.check_ratio(source.bytes_in(), position)
+        },
         content: 0,
         entries: 0,
         ignored_attributes: 0,
@@ -355,8 +408,8 @@ pub(crate) struct Population<'a, R: Read> {
     pub(crate) prefix: &'a [u8],
     pub(crate) limits: Limits,
     pub(crate) cancel: &'a CancelFlag,
-    /// Called after every piece with the archive's source.
-    pub(crate) report: &'a dyn Fn(&R),
+    /// Called after every piece with the archive's source and the uncompressed bytes so far.
+    pub(crate) report: &'a dyn Fn(&R, u64) -> Result<(), BuildError>,
     pub(crate) content: u64,
     pub(crate) entries: u64,
     pub(crate) ignored_attributes: u64,
@@ -385,7 +438,7 @@ impl<R: Read> Population<'_, R> {
                 continue;
             }
             self.add(&entry, seeded)?;
-            (self.report)(self.archive.source());
+            (self.report)(self.archive.source(), self.archive.position())?;
         }
         self.archive.drain(self.limits.padding)?;
         Ok(())
@@ -457,7 +510,7 @@ impl<R: Read> Population<'_, R> {
                 }
             };
             result.map_err(|source| at(entry, source))?;
-            (self.report)(self.archive.source());
+            (self.report)(self.archive.source(), self.archive.position())?;
         }
         let number = self
             .writer

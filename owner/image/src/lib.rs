@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod contents;
 pub mod ext4;
 mod images;
 mod initrd;
@@ -20,6 +21,7 @@ mod work_disk;
 pub use builder::{
     BuildError, BuildOptions, BuildPaths, BuiltImage, Limits, OsRelease, build_image, check,
 };
+pub use contents::ContentsError;
 pub use images::{Image, ImageManifest, ImageStore, ImageStoreError, NewImage};
 pub use initrd::{AgentBinary, InitrdError, build_initrd};
 pub use kernel::{

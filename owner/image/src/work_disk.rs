@@ -66,7 +66,7 @@ fn write(disk: &WorkDisk<'_>, file: File, cancel: &CancelFlag) -> Result<(), Bui
             prefix: b"root",
             limits: Limits::default(),
             cancel,
-            report: &|_| {},
+            report: &|_, _| Ok(()),
             content: 0,
             entries: 0,
             ignored_attributes: 0,

@@ -89,6 +89,7 @@ fn build_code(error: &BuildError) -> ErrorCode {
         | BuildError::LayerDigest { .. }
         | BuildError::LayerSize { .. }
         | BuildError::Whiteout { .. }
+        | BuildError::Ratio { .. }
         | BuildError::Empty
         | BuildError::Limit { .. } => ErrorCode::BadArchive,
         BuildError::Cancelled(_) => ErrorCode::Cancelled,

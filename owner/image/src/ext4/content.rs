@@ -1,5 +1,7 @@
 //! The content of regular files, taken in pieces.
 
+use std::collections::HashMap;
+
 use super::extents::{self, Extent};
 use super::layout::{BLOCK_BYTES, BLOCK_SIZE, Inode};
 use super::{Ext4Error, Metadata, Writer, attributes};
@@ -16,6 +18,13 @@ pub struct FileContent {
     length: u64,
     /// The bytes of the last block while it is not full.
     tail: Vec<u8>,
+}
+
+/// The whole content of a regular file that has no name yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedContent {
+    pub(crate) extents: Vec<Extent>,
+    pub(crate) length: u64,
 }
 
 impl FileContent {
@@ -102,16 +111,11 @@ impl Writer {
         Ok(())
     }
 
-    /// Gives `content` the name `path`, replacing what had that name, and returns its inode.
+    /// Ends `content`: nothing can be appended to it any more.
     ///
     /// # Errors
-    /// A bad path, attributes that do not fit, or an unwritable file.
-    pub fn add_file(
-        &mut self,
-        path: &[u8],
-        mut content: FileContent,
-        metadata: &Metadata,
-    ) -> Result<u32, Ext4Error> {
+    /// A full or unwritable file, or a file beyond 16 TiB.
+    pub fn seal(&mut self, mut content: FileContent) -> Result<SealedContent, Ext4Error> {
         if !content.tail.is_empty() {
             let mut tail = std::mem::take(&mut content.tail);
             let offset = content.length - tail.len() as u64;
@@ -121,6 +125,33 @@ impl Writer {
         if content.length > u64::from(u32::MAX) * BLOCK_BYTES {
             return Err(Ext4Error::FileTooLarge);
         }
+        Ok(SealedContent { extents: content.extents, length: content.length })
+    }
+
+    /// Gives `content` the name `path`, replacing what had that name, and returns its inode.
+    ///
+    /// # Errors
+    /// A bad path, attributes that do not fit, or an unwritable file.
+    pub fn add_file(
+        &mut self,
+        path: &[u8],
+        content: FileContent,
+        metadata: &Metadata,
+    ) -> Result<u32, Ext4Error> {
+        let sealed = self.seal(content)?;
+        self.add_sealed(path, &sealed, metadata)
+    }
+
+    /// Gives `content`, which has no name yet, the name `path`, as [`Writer::add_file`] does.
+    ///
+    /// # Errors
+    /// A bad path, attributes that do not fit, or an unwritable file.
+    pub(crate) fn add_sealed(
+        &mut self,
+        path: &[u8],
+        content: &SealedContent,
+        metadata: &Metadata,
+    ) -> Result<u32, Ext4Error> {
         let (parent, name) = self.place(path)?;
         let mut inode = self.new_inode(0o100_000, metadata)?;
         inode.size = content.length;
@@ -130,6 +161,30 @@ impl Writer {
             self.deep.insert(number, blocks);
         }
         Ok(number)
+    }
+
+    /// Notes that the empty file `number` gets its content later, which `token` stands for.
+    pub(crate) fn await_content(&mut self, number: u32, token: u64) {
+        self.awaited.insert(number, token);
+    }
+
+    /// Takes the files that still have a name and no content, with their tokens.
+    pub(crate) fn take_awaited(&mut self) -> HashMap<u64, u32> {
+        std::mem::take(&mut self.awaited)
+            .into_iter()
+            .map(|(number, token)| (token, number))
+            .collect()
+    }
+
+    /// Gives the empty file `number` its content.
+    pub(crate) fn fill(&mut self, number: u32, content: &SealedContent) -> Result<(), Ext4Error> {
+        let mut inode = self.inode(number).clone();
+        inode.size = content.length;
+        if let Some(blocks) = self.set_extents(&mut inode, &content.extents)? {
+            self.deep.insert(number, blocks);
+        }
+        *self.inode(number) = inode;
+        Ok(())
     }
 
     /// Makes an inode from `metadata`, storing its attributes.

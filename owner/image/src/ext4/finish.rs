@@ -55,6 +55,7 @@ impl Writer {
     /// A file system that is too small for its content, or an unwritable file.
     pub fn finish(mut self) -> Result<Finished, Ext4Error> {
         let seed = Uuid::new_v4();
+        self.punch_freed()?;
         self.write_directories(&seed)?;
         let plan = self.plan()?;
         let used = self.inodes.len() - self.free_inodes.len();
@@ -73,6 +74,32 @@ impl Writer {
         let file = self.output.file;
         file.set_len(size).map_err(Ext4Error::Write)?;
         Ok(Finished { file, uuid: self.options.uuid, size, inodes: used as u64 })
+    }
+
+    /// Gives the host back what was written and is no longer part of any file.
+    fn punch_freed(&mut self) -> Result<(), Ext4Error> {
+        use rustix::fs::FallocateFlags;
+        self.freed.sort_unstable();
+        self.output.flush()?;
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        for &(first, count) in &self.freed {
+            match runs.last_mut() {
+                Some(last) if last.0 + last.1 == first => last.1 += count,
+                _ => runs.push((first, count)),
+            }
+        }
+        for &(first, count) in &runs {
+            let (offset, length) = (u64::from(first) * BLOCK_BYTES, u64::from(count) * BLOCK_BYTES);
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            match rustix::fs::fallocate(&self.output.file, flags, offset, length) {
+                Ok(()) => {}
+                // It costs space and nothing else.
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => break,
+                Err(errno) => return Err(Ext4Error::Write(errno.into())),
+            }
+        }
+        self.freed = runs;
+        Ok(())
     }
 
     fn write_directories(&mut self, seed: &Uuid) -> Result<(), Ext4Error> {

@@ -12,7 +12,8 @@
 //! bitmaps and inode tables of the groups used so far | groups without content, unwritten
 //! ```
 //!
-//! It knows nothing of archives or of images, and it never reads back what it wrote.
+//! It knows nothing of archives or of images, and it never reads back what it wrote; that is what
+//! [`reader`] is for.
 
 mod attributes;
 mod content;
@@ -21,6 +22,7 @@ mod extents;
 mod finish;
 mod layers;
 mod layout;
+pub mod reader;
 mod tree;
 
 use std::collections::HashMap;
@@ -31,12 +33,12 @@ use std::os::unix::fs::FileExt;
 use uuid::Uuid;
 
 pub use attributes::{Attribute, AttributeError};
-pub use content::FileContent;
+pub use content::{FileContent, SealedContent};
+pub(crate) use extents::Extent;
 pub use finish::Finished;
 pub use layout::BLOCK_BYTES;
 pub use tree::{Kind, Resolved};
 
-use extents::Extent;
 use layout::{
     BLOCK_SIZE, BLOCKS_PER_GROUP, DESCRIPTOR_BLOCKS, FIRST_INODE, Inode, ROOT_INODE, has_superblock,
 };
@@ -133,6 +135,18 @@ impl Timestamp {
         Self::new(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
     }
 
+    /// Seconds since 1970, negative before.
+    #[must_use]
+    pub fn seconds(self) -> i64 {
+        self.seconds
+    }
+
+    /// Nanoseconds behind the seconds.
+    #[must_use]
+    pub fn nanoseconds(self) -> u32 {
+        self.nanoseconds
+    }
+
     fn seconds_field(self) -> u32 {
         layout::halves64(self.seconds.cast_unsigned()).0
     }
@@ -146,7 +160,7 @@ impl Timestamp {
 }
 
 /// Everything about a file except its content and its names.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metadata {
     /// The lower 12 bits of the mode.
     pub permissions: u16,
@@ -224,6 +238,8 @@ pub struct Writer {
     links: HashMap<u32, Box<[u8]>>,
     /// The blocks of files whose extents do not all fit into the inode.
     deep: HashMap<u32, Vec<(u32, u32)>>,
+    /// Files whose content comes later, by inode.
+    awaited: HashMap<u32, u64>,
     journal_blocks: u32,
     /// The layer being written, 0 where there are none.
     layer: u16,
@@ -279,6 +295,7 @@ impl Writer {
             directories: HashMap::from([(ROOT_INODE, tree::Directory::new(ROOT_INODE))]),
             links: HashMap::new(),
             deep: HashMap::new(),
+            awaited: HashMap::new(),
             journal_blocks: if options.journal { journal_blocks(options.size) } else { 0 },
             layer: 0,
             ignored_attributes: 0,

@@ -330,6 +330,7 @@ impl Writer {
             None => self.freed.extend(extents::in_inode(&inode)),
         }
         self.links.remove(&number);
+        self.awaited.remove(&number);
         self.free_inodes.push(number);
     }
 }

@@ -1,16 +1,24 @@
 //! Builds an image from its layers.
+//!
+//! ```text
+//! layer n, n-1 .. 1 --> contents into the file system, entries into the records   (extract)
+//! records of 1 .. n --> names, whiteouts, links; then what was skipped wrongly     (merge)
+//! ```
 
-use std::io::Read;
+use std::io::BufWriter;
 
-use banger_types::Digest;
 use uuid::Uuid;
 
-use super::whiteout::{Meaning, meaning};
+use super::extract::Extraction;
+use super::hidden::Hidden;
+use super::merge::merge;
+use super::record::Records;
 use super::{Layer, LayerRecord};
 use crate::builder::{BuildError, BuildOptions, BuildPaths, BuiltImage, check, create};
-use crate::ext4::{self, Ext4Error, FileContent, Kind, Writer};
+use crate::contents::{self, ContentsError, Facts};
+use crate::ext4::{self, Writer};
 use crate::progress::{CancelFlag, Progress};
-use crate::tarball::{Archive, Entry, EntryKind, Piece, Source, SourceDigests, TarError, shown};
+use crate::tarball::SourceDigests;
 
 /// Builds the image at `paths.image` from `layers`, the oldest first.
 ///
@@ -37,26 +45,43 @@ pub fn build_layers(
         journal: true,
     };
     let writer = Writer::new(file, ext4_options).map_err(failed)?;
-    let mut build =
-        Build { writer, options, progress, cancel, entries: 0, content: 0, bytes_before: 0 };
+    let records_failed = |source| BuildError::Records { source };
+    let records = paths.image.with_extension("records");
+    let mut extraction = Extraction {
+        writer,
+        records: Records::create(&records).map_err(records_failed)?,
+        hidden: Hidden::default(),
+        older: layers.len(),
+        limits: options.limits,
+        total: layers.iter().map(|layer| layer.size).sum::<Option<u64>>(),
+        progress,
+        cancel,
+        entries: 0,
+        content: 0,
+        bytes_in: 0,
+        bytes_out: 0,
+        ignored_attributes: 0,
+    };
     progress.stage("writing files");
-    let mut records = Vec::with_capacity(layers.len());
-    for (index, layer) in layers.iter().enumerate() {
-        let record = build.layer(layer).map_err(|error| error.in_layer(index, layer))?;
-        build.bytes_before += record.size;
-        records.push(record);
+    let mut read = Vec::with_capacity(layers.len());
+    for (index, layer) in layers.iter().enumerate().rev() {
+        read.push(extraction.layer(layer).map_err(|error| error.in_layer(index, layer))?);
     }
-    let Build { writer, entries, .. } = build;
-    let executable = |paths: &[&str]| paths.iter().any(|path| is_executable(&writer, path));
-    let has_init =
-        executable(&["sbin/init", "usr/lib/systemd/systemd", "lib/systemd/systemd", "etc/init"]);
-    let has_shell = executable(&["bin/sh", "usr/bin/sh"]);
-    let ignored_attributes = writer.ignored_attributes();
+    read.reverse();
+    let (layer_records, spans): (Vec<_>, Vec<_>) = read.into_iter().unzip();
+    let Extraction { mut writer, records, entries, ignored_attributes, hidden, .. } = extraction;
+    drop(hidden);
+    progress.stage("merging layers");
+    let records = records.read().map_err(records_failed)?;
+    merge(&mut writer, records, layers, &spans, cancel)?;
+    let records = layer_records;
+    let ignored_attributes = ignored_attributes + writer.ignored_attributes();
     progress.stage("writing the file system's tables");
     let finished = writer.finish().map_err(failed)?;
     cancel.check()?;
     progress.stage("checking the file system");
     check(paths.image, cancel)?;
+    let (facts, has_work_seed) = read_back(paths, cancel)?;
     let file_failed =
         |source| BuildError::File { action: "sync", path: paths.image.to_owned(), source };
     finished.file.sync_all().map_err(file_failed)?;
@@ -72,152 +97,33 @@ pub fn build_layers(
             uncompressed: hex,
             bytes: records.iter().map(|record| record.size).sum(),
         },
-        os_release: None,
-        has_init,
-        has_shell,
+        os_release: facts.os_release,
+        has_init: facts.has_init,
+        has_shell: facts.has_shell,
         ignored_attributes,
-        has_work_seed: false,
+        has_work_seed,
     };
     Ok((built, records))
 }
 
-fn is_executable(writer: &Writer, path: &str) -> bool {
-    let found = writer.lookup(path.as_bytes(), true);
-    matches!(found, Ok(Some(found)) if found.mode & 0o170_000 == 0o100_000 && found.mode & 0o111 != 0)
-}
-
-struct Build<'a> {
-    writer: Writer,
-    options: &'a BuildOptions,
-    progress: &'a dyn Progress,
-    cancel: &'a CancelFlag,
-    entries: u64,
-    content: u64,
-    bytes_before: u64,
-}
-
-impl Build<'_> {
-    fn layer(&mut self, layer: &Layer) -> Result<LayerRecord, BuildError> {
-        self.writer
-            .begin_layer()
-            .map_err(|source| BuildError::Entry { entry: "the first".into(), source })?;
-        let open = |source| BuildError::Open { source };
-        let reader = layer.source.open().map_err(open)?;
-        let source = Source::new(reader).map_err(open)?;
-        let mut archive = Archive::new(source);
-        while let Some(entry) = archive.next_entry().or_else(no_entries)? {
-            self.cancel.check()?;
-            self.entries += 1;
-            if self.entries > self.options.limits.entries {
-                let limit = self.options.limits.entries;
-                return Err(BuildError::Limit { what: "entries", limit });
-            }
-            self.entry(&mut archive, &entry)?;
-            let done = self.bytes_before + archive.source().bytes_in();
-            self.progress.bytes(done, self.options.input_size);
-        }
-        archive.drain(self.options.limits.padding)?;
-        let digests = archive.into_inner().finish();
-        verify(layer, &digests)
-    }
-
-    fn entry<R: Read>(
-        &mut self,
-        archive: &mut Archive<R>,
-        entry: &Entry,
-    ) -> Result<(), BuildError> {
-        let at = |source: Ext4Error| BuildError::Entry { entry: shown(&entry.path), source };
-        match meaning(&entry.path) {
-            Meaning::Entry => {}
-            Meaning::Nothing => return Ok(()),
-            Meaning::Whiteout { directory, name } => {
-                return self.writer.white_out(directory, name).map_err(at);
-            }
-            Meaning::Opaque { directory } => {
-                return self.writer.white_out_below(directory).map_err(at);
-            }
-            Meaning::Bad => return Err(BuildError::Whiteout { entry: shown(&entry.path) }),
-        }
-        let metadata = &entry.metadata;
-        let result = match &entry.kind {
-            EntryKind::File => {
-                let content = self.content(archive, entry)?;
-                self.writer.add_file(&entry.path, content, metadata)
-            }
-            EntryKind::HardLink(target) => self.writer.add_hard_link(&entry.path, target),
-            EntryKind::Directory => self.writer.add(&entry.path, &Kind::Directory, metadata),
-            EntryKind::SymbolicLink(target) => {
-                self.writer.add(&entry.path, &Kind::SymbolicLink(target.clone()), metadata)
-            }
-            &EntryKind::CharacterDevice(major, minor) => {
-                self.writer.add(&entry.path, &Kind::CharacterDevice(major, minor), metadata)
-            }
-            &EntryKind::BlockDevice(major, minor) => {
-                self.writer.add(&entry.path, &Kind::BlockDevice(major, minor), metadata)
-            }
-            EntryKind::Fifo => self.writer.add(&entry.path, &Kind::Fifo, metadata),
-        };
-        result.map(drop).map_err(at)
-    }
-
-    fn content<R: Read>(
-        &mut self,
-        archive: &mut Archive<R>,
-        entry: &Entry,
-    ) -> Result<FileContent, BuildError> {
-        let mut content = FileContent::new();
-        loop {
-            self.cancel.check()?;
-            let result = match archive.next_piece()? {
-                None => return Ok(content),
-                Some(Piece::Hole(length)) => self.writer.append_hole(&mut content, length),
-                Some(Piece::Data(data)) => {
-                    self.content += data.len() as u64;
-                    if self.content > self.options.limits.content {
-                        let limit = self.options.limits.content;
-                        return Err(BuildError::Limit { what: "bytes of content", limit });
-                    }
-                    self.writer.append(&mut content, data)
-                }
-            };
-            result.map_err(|source| BuildError::Entry { entry: shown(&entry.path), source })?;
-        }
-    }
-}
-
-/// Takes a layer of no bytes as one of no entries.
-fn no_entries(error: TarError) -> Result<Option<Entry>, TarError> {
-    match error {
-        TarError::Empty => Ok(None),
-        error => Err(error),
-    }
-}
-
-fn verify(layer: &Layer, digests: &SourceDigests) -> Result<LayerRecord, BuildError> {
-    let parse = |hex: &str| {
-        format!("sha256:{hex}")
-            .parse::<Digest>()
-            .unwrap_or_else(|_| unreachable!("SHA-256 has 64 hexadecimal digits"))
+/// Looks into the finished image and copies what it has below `/root` to the work seed.
+fn read_back(paths: BuildPaths<'_>, cancel: &CancelFlag) -> Result<(Facts, bool), BuildError> {
+    let unreadable = |source| match source {
+        ContentsError::Cancelled(cancelled) => BuildError::Cancelled(cancelled),
+        source => BuildError::ReadBack { path: paths.image.to_owned(), source },
     };
-    let found = LayerRecord {
-        digest: parse(&digests.compressed),
-        diff_id: parse(&digests.uncompressed),
-        size: digests.bytes,
-    };
-    if let Some(size) = layer.size
-        && size != found.size
-    {
-        return Err(BuildError::LayerSize { expected: size, found: found.size });
+    let reader = contents::open(paths.image).map_err(|error| unreadable(error.into()))?;
+    let facts = Facts::read(&reader).map_err(|error| unreadable(error.into()))?;
+    let Some(path) = paths.work_seed else { return Ok((facts, false)) };
+    let out = BufWriter::new(create(path)?);
+    let (out, entries) =
+        contents::write_archive(&reader, b"root", out, cancel).map_err(unreadable)?;
+    let failed = |source| BuildError::File { action: "write", path: path.to_owned(), source };
+    if entries == 0 {
+        std::fs::remove_file(path).map_err(failed)?;
+        return Ok((facts, false));
     }
-    if let Some(digest) = &layer.digest
-        && *digest != found.digest
-    {
-        let (expected, found) = (digest.clone(), found.digest);
-        return Err(BuildError::LayerDigest { what: "compressed", expected, found });
-    }
-    if layer.diff_id != found.diff_id {
-        let (expected, found) = (layer.diff_id.clone(), found.diff_id);
-        return Err(BuildError::LayerDigest { what: "uncompressed", expected, found });
-    }
-    Ok(found)
+    let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
+    file.sync_all().map_err(failed)?;
+    Ok((facts, true))
 }

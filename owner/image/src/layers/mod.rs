@@ -5,6 +5,11 @@
 //! the place of what is there, directories are merged, whiteouts remove what older layers brought.
 
 mod build;
+mod decode;
+mod extract;
+mod hidden;
+mod merge;
+mod record;
 mod whiteout;
 
 use std::io::{self, Read};

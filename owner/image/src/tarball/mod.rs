@@ -10,12 +10,14 @@ mod header;
 mod pax;
 mod source;
 mod window;
+mod writer;
 
 use std::io::{self, Read};
 
 pub use error::TarError;
 pub use source::{Compression, Source, SourceDigests};
 pub(crate) use source::{Hashing, hexadecimal};
+pub(crate) use writer::{ArchiveWriter, WrittenKind};
 
 use crate::ext4::{Metadata, Timestamp};
 use header::{Header, RECORD};
