@@ -16,7 +16,7 @@ use super::record::Records;
 use super::{Layer, LayerRecord};
 use crate::builder::{BuildError, BuildOptions, BuildPaths, BuiltImage, check, create};
 use crate::contents::{self, ContentsError, Facts};
-use crate::ext4::{self, Writer};
+use crate::ext4::{self, Kind, Metadata, Writer};
 use crate::progress::{CancelFlag, Progress};
 use crate::tarball::SourceDigests;
 
@@ -44,7 +44,10 @@ pub fn build_layers(
         label: options.label.clone(),
         journal: true,
     };
-    let writer = Writer::new(file, ext4_options).map_err(failed)?;
+    let mut writer = Writer::new(file, ext4_options).map_err(failed)?;
+    // Without an entry for it the root has the time 0, as where umoci unpacks.
+    let root = Metadata { permissions: 0o755, ..Metadata::default() };
+    writer.add(b"", &Kind::Directory, &root).map_err(failed)?;
     let records_failed = |source| BuildError::Records { source };
     let records = paths.image.with_extension("records");
     let mut extraction = Extraction {
