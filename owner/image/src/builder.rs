@@ -38,6 +38,14 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Refuses directories that no entry names and that cost as much as those that have one.
+    pub(crate) fn check_inodes(&self, writer: &Writer) -> Result<(), BuildError> {
+        if writer.inodes() <= self.entries.saturating_add(64) {
+            return Ok(());
+        }
+        Err(BuildError::Limit { what: "files and directories", limit: self.entries })
+    }
+
     /// Refuses what was made to be small and become large.
     pub(crate) fn check_ratio(&self, compressed: u64, uncompressed: u64) -> Result<(), BuildError> {
         if uncompressed <= self.ratio_free || uncompressed / self.ratio <= compressed {
@@ -48,10 +56,10 @@ impl Limits {
 }
 
 impl Default for Limits {
-    /// Four times the largest images in use: 2 million entries (half a GiB of memory), 256 GiB.
+    /// Twice the largest images in use: 1.2 million entries (200 MiB of memory), 256 GiB.
     fn default() -> Self {
         Self {
-            entries: 2_000_000,
+            entries: 1_200_000,
             content: 256 << 30,
             padding: 64 << 20,
             ratio: 100,
@@ -438,6 +446,7 @@ impl<R: Read> Population<'_, R> {
                 continue;
             }
             self.add(&entry, seeded)?;
+            self.limits.check_inodes(&self.writer)?;
             (self.report)(self.archive.source(), self.archive.position())?;
         }
         self.archive.drain(self.limits.padding)?;

@@ -3,9 +3,11 @@
 mod support;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use banger_image::LayerMediaType;
-use support::layered::{coded, plain};
+use banger_image::{Layer, LayerMediaType, LayerSource};
+use support::layered::{Bytes, coded, plain};
 use support::{Store, archive, chain, content, debugfs, directory, file, link};
 
 fn names(image: &Path, path: &str) -> Vec<String> {
@@ -114,4 +116,65 @@ fn compressed_layers_are_what_their_digests_say_or_are_refused() {
         assert!(text.contains("layer 2 (sha256:") && text.contains("uncompressed layer"), "{text}");
         assert_eq!(store.left(), Vec::<String>::new());
     }
+}
+
+/// A layer that counts how often it is opened.
+struct Counted(Bytes, Arc<AtomicUsize>);
+
+impl LayerSource for Counted {
+    fn open(&self) -> std::io::Result<Box<dyn std::io::Read + Send>> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.open()
+    }
+}
+
+fn counted(parts: &[Vec<u8>]) -> (Layer, Arc<AtomicUsize>) {
+    let bytes = archive(parts);
+    let count = Arc::new(AtomicUsize::new(0));
+    let mut layer = plain(&bytes);
+    layer.source = Box::new(Counted(Bytes(bytes.into()), Arc::clone(&count)));
+    (layer, count)
+}
+
+#[test]
+fn what_newer_layers_hide_is_not_written_and_what_only_seemed_hidden_is_read_again() {
+    let large = vec![7; 8 << 20];
+    let (base, opened) = counted(&[file("large", &large), file("gone/large", &large)]);
+    let top = plain(&archive(&[file("large", b"small"), file(".wh.gone", b"")]));
+    let store = Store::new();
+    let image = store.build(vec![base, top]).unwrap();
+    assert_eq!(content(&image.root(), "/large"), b"small");
+    assert!(image.manifest.allocated < 4 << 20, "{}", image.manifest.allocated);
+    assert_eq!(opened.load(Ordering::Relaxed), 1);
+
+    // The second name keeps what the first one had; the link leads elsewhere by then.
+    let (base, opened) = counted(&[
+        file("first", b"shared by two names"),
+        link("second", b'1', "first"),
+        directory("old"),
+        link("way", b'2', "old"),
+        file("way/file", b"where the link led"),
+    ]);
+    let parts = [
+        file("first", b"new"),
+        directory("new"),
+        link("way", b'2', "new"),
+        file("way/file", b"where it leads now"),
+    ];
+    let store = Store::new();
+    let image = store.build(vec![base, plain(&archive(&parts))]).unwrap().root();
+    assert_eq!(content(&image, "/first"), b"new");
+    assert_eq!(content(&image, "/second"), b"shared by two names");
+    assert_eq!(content(&image, "/old/file"), b"where the link led");
+    assert_eq!(content(&image, "/new/file"), b"where it leads now");
+    assert_eq!(opened.load(Ordering::Relaxed), 2);
+
+    // Written before it was known to be hidden: the host gets the space back.
+    let base =
+        plain(&archive(&[directory("real"), link("way", b'2', "real"), file("real/x", &large)]));
+    let top = plain(&archive(&[file("way/x", b"through the link")]));
+    let store = Store::new();
+    let image = store.build(vec![base, top]).unwrap();
+    assert_eq!(content(&image.root(), "/real/x"), b"through the link");
+    assert!(image.manifest.allocated < 4 << 20, "{}", image.manifest.allocated);
 }

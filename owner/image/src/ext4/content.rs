@@ -107,7 +107,12 @@ impl Writer {
         let logical = u32::try_from(offset / BLOCK_BYTES).map_err(|_| Ext4Error::FileTooLarge)?;
         let physical = self.allocate()?;
         self.output.write(physical, block)?;
+        let extents = content.extents.len();
         extents::append(&mut content.extents, logical, physical);
+        // What is in the inode is counted with it.
+        if content.extents.len() > extents && extents >= 4 {
+            self.keep(size_of::<Extent>())?;
+        }
         Ok(())
     }
 
@@ -213,6 +218,7 @@ impl Writer {
             inode.blocks -= 1;
             inode.attribute_block = 0;
         }
+        self.keep(encoded.in_inode.as_ref().map_or(0, |bytes| bytes.len()))?;
         inode.attributes = encoded.in_inode;
         if let Some(block) = encoded.in_block {
             inode.attribute_block = self.allocate()?;

@@ -3,6 +3,7 @@
 //! Format: <https://docs.kernel.org/filesystems/ext4/directory.html>; the hash is the kernel's
 //! half MD4 (`fs/ext4/hash.c`), keyed by the superblock's seed.
 
+use super::Ext4Error;
 use super::layout::{BLOCK_SIZE, put16, put32};
 
 /// One name in a directory, ready to be written.
@@ -37,64 +38,78 @@ impl Entry<'_> {
     }
 }
 
-/// The blocks of one directory.
-pub(crate) struct Blocks {
-    /// A multiple of the block size.
-    pub(crate) bytes: Vec<u8>,
-    /// Whether the first block is a hash index.
-    pub(crate) indexed: bool,
+/// The entries of a directory by number, so that no list of them is made.
+pub(crate) struct Entries<'a> {
+    pub(crate) count: u32,
+    pub(crate) get: &'a dyn Fn(u32) -> Entry<'a>,
 }
+
+impl<'a> Entries<'a> {
+    fn iter(&self) -> impl Iterator<Item = Entry<'a>> {
+        (0..self.count).map(self.get)
+    }
+}
+
+/// Takes the blocks of a directory, one after the other.
+pub(crate) type Emit<'a> = dyn FnMut(&[u8]) -> Result<(), Ext4Error> + 'a;
 
 /// Entries of an index block that is the root, and of one below it.
 const ROOT_LIMIT: usize = (BLOCK_SIZE - 32) / 8;
 const NODE_LIMIT: usize = (BLOCK_SIZE - 8) / 8;
 
-/// Lays out a directory with inode `own` and parent `parent`.
-pub(crate) fn encode(own: u32, parent: u32, entries: &[Entry<'_>], seed: &[u8; 16]) -> Blocks {
+/// Lays out a directory with inode `own` and parent `parent`, and returns whether its first block
+/// is a hash index.
+pub(crate) fn encode(
+    own: u32,
+    parent: u32,
+    entries: &Entries<'_>,
+    seed: &[u8; 16],
+    emit: &mut Emit<'_>,
+) -> Result<bool, Ext4Error> {
     let dots = [
         Entry { name: b".", inode: own, mode: 0o040_000 },
         Entry { name: b"..", inode: parent, mode: 0o040_000 },
     ];
-    let size: usize = entries.iter().map(Entry::size).sum();
+    let size: usize = entries.iter().map(|entry| entry.size()).sum();
     if 24 + size <= BLOCK_SIZE {
         let mut bytes = vec![0_u8; BLOCK_SIZE];
-        let all: Vec<Entry<'_>> = dots.iter().chain(entries).cloned().collect();
+        let all: Vec<Entry<'_>> = dots.iter().cloned().chain(entries.iter()).collect();
         write_list(&mut bytes, &all);
-        return Blocks { bytes, indexed: false };
+        emit(&bytes)?;
+        return Ok(false);
     }
-    let mut hashed: Vec<(u32, u32, &Entry<'_>)> = entries
-        .iter()
-        .map(|entry| {
+    let mut hashed: Vec<(u32, u32, u32)> = (0..)
+        .zip(entries.iter())
+        .map(|(index, entry)| {
             let (major, minor) = half_md4(entry.name, seed);
-            (major, minor, entry)
+            (major, minor, index)
         })
         .collect();
-    hashed.sort_by_key(|&(major, minor, _)| (major, minor));
+    hashed.sort_unstable();
 
     // Leaves in order of hash: each with the hash it begins at, whose lowest bit says that the
-    // leaf before ends with the same hash.
-    let mut leaves: Vec<(u32, Vec<Entry<'_>>)> = vec![(0, Vec::new())];
+    // leaf before ends with the same hash; and the place of its first entry in that order.
+    let mut leaves: Vec<(u32, usize)> = vec![(0, 0)];
     let mut room = BLOCK_SIZE;
     let mut previous = None;
-    for (hash, _, entry) in hashed {
-        if entry.size() > room {
+    for (place, &(hash, _, index)) in hashed.iter().enumerate() {
+        let size = (entries.get)(index).size();
+        if size > room {
             let continued = u32::from(previous == Some(hash));
-            leaves.push((hash | continued, Vec::new()));
+            leaves.push((hash | continued, place));
             room = BLOCK_SIZE;
         }
-        room -= entry.size();
+        room -= size;
         previous = Some(hash);
-        if let Some((_, leaf)) = leaves.last_mut() {
-            leaf.push(entry.clone());
-        }
     }
 
     let nodes = if leaves.len() > ROOT_LIMIT { leaves.len().div_ceil(NODE_LIMIT) } else { 0 };
     if nodes > ROOT_LIMIT {
         // Over 20 million names of the longest kind: a list is slow to search, and correct.
-        return list_blocks(&dots, entries);
+        list_blocks(&dots, entries, emit)?;
+        return Ok(false);
     }
-    let mut bytes = vec![0_u8; BLOCK_SIZE * (1 + nodes + leaves.len())];
+    let mut bytes = vec![0_u8; BLOCK_SIZE * (1 + nodes)];
     let number = |index: usize| u32::try_from(index).unwrap_or(u32::MAX);
     let first_leaf = 1 + nodes;
     let pointers: Vec<(u32, u32)> = leaves
@@ -119,34 +134,43 @@ pub(crate) fn encode(own: u32, parent: u32, entries: &[Entry<'_>], seed: &[u8; 1
         }
         write_index(&mut bytes[32..BLOCK_SIZE], &above, ROOT_LIMIT);
     }
-    for (block, (_, leaf)) in
-        bytes[BLOCK_SIZE * first_leaf..].chunks_exact_mut(BLOCK_SIZE).zip(&leaves)
-    {
-        write_list(block, leaf);
+    for block in bytes.chunks_exact(BLOCK_SIZE) {
+        emit(block)?;
     }
-    Blocks { bytes, indexed: true }
+    let ends = leaves[1..].iter().map(|(_, start)| *start).chain([hashed.len()]);
+    let mut block = vec![0_u8; BLOCK_SIZE];
+    for (&(_, start), end) in leaves.iter().zip(ends) {
+        let leaf: Vec<Entry<'_>> =
+            hashed[start..end].iter().map(|&(_, _, index)| (entries.get)(index)).collect();
+        block.fill(0);
+        write_list(&mut block, &leaf);
+        emit(&block)?;
+    }
+    Ok(true)
 }
 
-fn list_blocks(dots: &[Entry<'_>], entries: &[Entry<'_>]) -> Blocks {
-    let mut bytes = Vec::new();
-    let mut block: Vec<Entry<'_>> = Vec::new();
+fn list_blocks<'a>(
+    dots: &[Entry<'a>],
+    entries: &Entries<'a>,
+    emit: &mut Emit<'_>,
+) -> Result<(), Ext4Error> {
+    let mut list: Vec<Entry<'_>> = Vec::new();
     let mut room = BLOCK_SIZE;
-    let finish = |block: &[Entry<'_>], bytes: &mut Vec<u8>| {
-        let start = bytes.len();
-        bytes.resize(start + BLOCK_SIZE, 0);
-        write_list(&mut bytes[start..], block);
+    let mut finish = |list: &[Entry<'_>]| {
+        let mut block = vec![0_u8; BLOCK_SIZE];
+        write_list(&mut block, list);
+        emit(&block)
     };
-    for entry in dots.iter().chain(entries) {
+    for entry in dots.iter().cloned().chain(entries.iter()) {
         if entry.size() > room {
-            finish(&block, &mut bytes);
-            block.clear();
+            finish(&list)?;
+            list.clear();
             room = BLOCK_SIZE;
         }
         room -= entry.size();
-        block.push(entry.clone());
+        list.push(entry);
     }
-    finish(&block, &mut bytes);
-    Blocks { bytes, indexed: false }
+    finish(&list)
 }
 
 /// Writes `entries`, which fit, into one block; the last takes the rest of it.

@@ -61,7 +61,8 @@ pub(crate) fn tree(extents: &[Extent], mut allocate: impl FnMut() -> u32) -> Tre
 
 /// Returns the runs of blocks that an inode with a tree of no depth refers to.
 pub(crate) fn in_inode(inode: &Inode) -> Vec<(u32, u32)> {
-    let field = |at: usize| u16::from_le_bytes([inode.block[at], inode.block[at + 1]]);
+    let Some(block) = &inode.block else { return Vec::new() };
+    let field = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
     if inode.flags & FLAG_EXTENTS == 0 || field(6) != 0 {
         return Vec::new();
     }

@@ -4,13 +4,14 @@ use std::fs::File;
 
 use uuid::Uuid;
 
-use super::directory::{self, Entry};
+use super::directory::{self, Entries, Entry};
 use super::extents;
 use super::layout::{
     BLOCK_BYTES, BLOCK_SIZE, BLOCKS_PER_GROUP, DESCRIPTOR_BLOCKS, DESCRIPTORS_PER_BLOCK,
     FLAG_INDEXED, GROUP_BLOCKS_UNUSED, GROUP_INODES_UNUSED, GROUP_TABLE_ZEROED, GroupDescriptor,
     INODE_SIZE, INODES_PER_BLOCK, Inode, RESIZE_INODE, Superblock, has_superblock, put32,
 };
+use super::names::Names;
 use super::{Ext4Error, Writer};
 
 /// Bytes of the file system for each inode, the default of `mke2fs`.
@@ -105,27 +106,34 @@ impl Writer {
     fn write_directories(&mut self, seed: &Uuid) -> Result<(), Ext4Error> {
         let mut numbers: Vec<u32> = self.directories.keys().copied().collect();
         numbers.sort_unstable();
+        // Out of the way of what writes blocks; nothing is named any more.
+        let names = std::mem::replace(&mut self.names, Names::new());
         for number in numbers {
             let Some(directory) = self.directories.remove(&number) else { continue };
-            let entries: Vec<Entry<'_>> = directory
-                .entries
-                .iter()
-                .map(|(name, child)| Entry {
-                    name,
-                    inode: child.inode,
-                    mode: self.inodes[child.inode as usize - 1].mode,
-                })
-                .collect();
-            let encoded = directory::encode(number, directory.parent, &entries, seed.as_bytes());
+            let mut order: Vec<u32> = names.list(directory.first).collect();
+            order.sort_unstable_by_key(|&index| names.name(index));
+            let inodes = std::mem::take(&mut self.inodes);
+            let get = |number: u32| {
+                let index = order[number as usize];
+                let inode = names.inode(index);
+                Entry { name: names.name(index), inode, mode: inodes[inode as usize - 1].mode }
+            };
+            let entries = Entries { count: directory.count, get: &get };
             let mut runs = Vec::new();
-            for (logical, block) in (0_u32..).zip(encoded.bytes.chunks_exact(BLOCK_SIZE)) {
+            let mut logical = 0;
+            let mut emit = |block: &[u8]| {
                 let physical = self.allocate()?;
                 self.output.write(physical, block)?;
                 extents::append(&mut runs, logical, physical);
-            }
+                logical += 1;
+                Ok(())
+            };
+            let parent = directory.parent;
+            let indexed = directory::encode(number, parent, &entries, seed.as_bytes(), &mut emit)?;
+            self.inodes = inodes;
             let mut inode = self.inode(number).clone();
-            inode.size = encoded.bytes.len() as u64;
-            if encoded.indexed {
+            inode.size = u64::from(logical) * BLOCK_BYTES;
+            if indexed {
                 inode.flags |= FLAG_INDEXED;
             }
             self.set_extents(&mut inode, &runs)?;
@@ -143,6 +151,8 @@ impl Writer {
             let needed = self.used_bytes() + tables + free;
             // The tables of the default number of inodes take a 64th.
             let needed = needed + needed / 32;
+            // A group has no more inodes than blocks.
+            let needed = needed.max(inodes * 2 * BLOCK_BYTES);
             if needed > size {
                 size = needed.next_multiple_of(u64::from(BLOCKS_PER_GROUP) * BLOCK_BYTES);
             }
@@ -196,7 +206,9 @@ impl Writer {
             blocks,
             ..Inode::unused()
         };
-        put32(&mut inode.block, 13 * 4, double_indirect);
+        let mut block = [0; 60];
+        put32(&mut block, 13 * 4, double_indirect);
+        inode.block = Some(Box::new(block));
         *self.inode(RESIZE_INODE) = inode;
         Ok(())
     }
@@ -331,7 +343,7 @@ impl Writer {
         }
         let journal = (self.journal_blocks > 0).then(|| {
             let inode = &self.inodes[super::layout::JOURNAL_INODE as usize - 1];
-            (inode.block, inode.size)
+            (inode.block_field(), inode.size)
         });
         let superblock = Superblock {
             inodes: plan.inodes_per_group * plan.groups,

@@ -25,7 +25,9 @@ impl Writer {
     /// A loop of links.
     pub fn white_out(&mut self, directory: &[u8], name: &[u8]) -> Result<(), Ext4Error> {
         if let Some(parent) = self.existing_directory(directory)? {
-            self.purge(vec![(parent, name.into())]);
+            self.purge(
+                self.names.find(parent, name).map(|name| (parent, name)).into_iter().collect(),
+            );
         }
         Ok(())
     }
@@ -36,8 +38,8 @@ impl Writer {
     /// A loop of links.
     pub fn white_out_below(&mut self, directory: &[u8]) -> Result<(), Ext4Error> {
         if let Some(parent) = self.existing_directory(directory)? {
-            let names = self.names_in(parent);
-            self.purge(names);
+            let names = self.names_in(parent).into_iter();
+            self.purge(names.map(|name| (parent, name)).collect());
         }
         Ok(())
     }
@@ -51,47 +53,49 @@ impl Writer {
         }
     }
 
-    fn names_in(&self, directory: u32) -> Vec<(u32, Box<[u8]>)> {
-        self.directories.get(&directory).map_or_else(Vec::new, |found| {
-            found.entries.keys().map(|name| (directory, name.clone())).collect()
-        })
+    fn names_in(&self, directory: u32) -> Vec<u32> {
+        let found = self.directories.get(&directory);
+        found.map_or_else(Vec::new, |found| self.names.list(found.first).collect())
     }
 
     /// Removes the names, or below those of this layer what did not come with it.
-    fn purge(&mut self, mut names: Vec<(u32, Box<[u8]>)>) {
+    fn purge(&mut self, mut names: Vec<(u32, u32)>) {
         while let Some((parent, name)) = names.pop() {
-            let Some(child) =
-                self.directories.get(&parent).and_then(|found| found.entries.get(&name).copied())
-            else {
-                continue;
-            };
-            if child.inode == FIRST_INODE {
+            let number = self.names.inode(name);
+            if number == FIRST_INODE {
                 continue;
             }
-            match self.directories.get(&child.inode) {
+            match self.directories.get(&number) {
                 Some(directory) if directory.layer == self.layer => {
-                    names.extend(self.names_in(child.inode));
+                    let below = self.names_in(number).into_iter();
+                    names.extend(below.map(|name| (number, name)));
                 }
-                None if child.layer == self.layer => {}
-                _ => self.remove(parent, &name),
+                None if self.names.layer(name) == self.layer => {}
+                _ => self.remove(parent, name),
             }
         }
     }
 
-    /// Removes the name `name` of `parent` and, where it is a directory, all below it.
-    pub(super) fn remove(&mut self, parent: u32, name: &[u8]) {
-        let Some(number) = self.child(parent, name) else { return };
+    /// Removes `name` of `parent` and, where it is a directory, all below it.
+    pub(super) fn remove(&mut self, parent: u32, name: u32) {
+        let number = self.names.inode(name);
+        self.names.remove(name);
+        let is_directory = self.directories.contains_key(&number);
         if let Some(directory) = self.directories.get_mut(&parent) {
-            directory.entries.remove(name);
+            directory.count -= 1;
         }
-        if self.directories.contains_key(&number) {
+        if is_directory {
             self.inode(parent).links -= 1;
         }
         let mut rest = vec![number];
         while let Some(number) = rest.pop() {
             match self.directories.remove(&number) {
                 Some(directory) => {
-                    rest.extend(directory.entries.values().map(|child| child.inode));
+                    let names: Vec<u32> = self.names.list(directory.first).collect();
+                    for name in names {
+                        rest.push(self.names.inode(name));
+                        self.names.remove(name);
+                    }
                     self.inode(number).links = 0;
                 }
                 None => self.inode(number).links -= 1,

@@ -3,7 +3,7 @@
 //! Field offsets are those of <https://docs.kernel.org/filesystems/ext4/globals.html> and
 //! `.../dynamic.html`. Everything on disk is little endian (only the journal is big endian).
 
-use super::Timestamp;
+use super::{Timestamp, extents};
 
 /// Bytes of a block; the only block size this writer makes.
 pub(crate) const BLOCK_SIZE: usize = 4096;
@@ -97,8 +97,8 @@ pub(crate) struct Inode {
     /// Blocks used, data and metadata, in units of [`BLOCK_SIZE`].
     pub(crate) blocks: u64,
     pub(crate) flags: u32,
-    /// Extent tree, short symbolic link or device number.
-    pub(crate) block: [u8; 60],
+    /// Extent tree, short symbolic link or device number; `None` for one without content.
+    pub(crate) block: Option<Box<[u8; 60]>>,
     /// Attributes that fit behind the inode's fields.
     pub(crate) attributes: Option<Box<[u8]>>,
     /// The block with the other attributes, 0 for none.
@@ -117,9 +117,18 @@ impl Inode {
             links: 0,
             blocks: 0,
             flags: 0,
-            block: [0; 60],
+            block: None,
             attributes: None,
             attribute_block: 0,
+        }
+    }
+
+    /// Returns the block field as it stands on disk.
+    pub(crate) fn block_field(&self) -> [u8; 60] {
+        match &self.block {
+            Some(block) => **block,
+            None if self.flags & FLAG_EXTENTS != 0 => extents::tree(&[], || 0).root,
+            None => [0; 60],
         }
     }
 
@@ -150,7 +159,7 @@ impl Inode {
         put16(out, 26, halves32(links).0);
         put32(out, 28, sectors_low);
         put32(out, 32, self.flags);
-        out[40..100].copy_from_slice(&self.block);
+        out[40..100].copy_from_slice(&self.block_field());
         put32(out, 104, self.attribute_block);
         put32(out, 108, size_high);
         put16(out, 116, halves32(sectors_high).0);

@@ -22,6 +22,7 @@ mod extents;
 mod finish;
 mod layers;
 mod layout;
+mod names;
 pub mod reader;
 mod tree;
 
@@ -47,6 +48,10 @@ use layout::{
 const LARGEST_SIZE: u64 = (DESCRIPTOR_BLOCKS * layout::DESCRIPTORS_PER_BLOCK) as u64
     * BLOCKS_PER_GROUP as u64
     * BLOCK_BYTES;
+
+/// Most bytes of what is kept in memory for each name and each file beside fixed records. A large
+/// distribution with all its sources has 10 MiB.
+const MOST_KEPT: u64 = 40 << 20;
 
 /// Why a file system could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +107,9 @@ pub enum Ext4Error {
     /// More files than inode numbers.
     #[error("the file system has no inode left")]
     NoInodes,
+    /// What is kept in memory until the end has become too much.
+    #[error("there are more than {MOST_KEPT} bytes of names, link targets, attributes and extents")]
+    TooMuchKept,
     /// More layers than are counted.
     #[error("the image has more than 65535 layers")]
     TooManyLayers,
@@ -235,12 +243,15 @@ pub struct Writer {
     inodes: Vec<Inode>,
     free_inodes: Vec<u32>,
     directories: HashMap<u32, tree::Directory>,
+    names: names::Names,
     links: HashMap<u32, Box<[u8]>>,
     /// The blocks of files whose extents do not all fit into the inode.
     deep: HashMap<u32, Vec<(u32, u32)>>,
     /// Files whose content comes later, by inode.
     awaited: HashMap<u32, u64>,
     journal_blocks: u32,
+    /// Bytes of names, link targets, attributes and extents so far, removed ones included.
+    kept: u64,
     /// The layer being written, 0 where there are none.
     layer: u16,
     /// Attributes that ext4 cannot store and that were left out.
@@ -293,10 +304,12 @@ impl Writer {
             inodes,
             free_inodes: Vec::new(),
             directories: HashMap::from([(ROOT_INODE, tree::Directory::new(ROOT_INODE))]),
+            names: names::Names::new(),
             links: HashMap::new(),
             deep: HashMap::new(),
             awaited: HashMap::new(),
             journal_blocks: if options.journal { journal_blocks(options.size) } else { 0 },
+            kept: 0,
             layer: 0,
             ignored_attributes: 0,
             options,
@@ -318,6 +331,18 @@ impl Writer {
     #[must_use]
     pub fn ignored_attributes(&self) -> u64 {
         self.ignored_attributes
+    }
+
+    /// Returns how many inodes there are, the reserved ones included.
+    #[must_use]
+    pub fn inodes(&self) -> u64 {
+        self.inodes.len() as u64
+    }
+
+    /// Counts what is kept in memory until the end.
+    fn keep(&mut self, bytes: usize) -> Result<(), Ext4Error> {
+        self.kept += bytes as u64;
+        if self.kept > MOST_KEPT { Err(Ext4Error::TooMuchKept) } else { Ok(()) }
     }
 
     fn inode(&mut self, number: u32) -> &mut Inode {
@@ -360,7 +385,7 @@ impl Writer {
             self.output.write(*number, block)?;
         }
         let data: u64 = extents.iter().map(|extent| u64::from(extent.length)).sum();
-        inode.block = tree.root;
+        inode.block = (!extents.is_empty()).then(|| Box::new(tree.root));
         inode.flags |= layout::FLAG_EXTENTS;
         inode.blocks += data + tree.blocks.len() as u64;
         if tree.blocks.is_empty() {

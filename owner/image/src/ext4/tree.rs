@@ -3,36 +3,30 @@
 //! Paths are followed as a process changed to this root would: an absolute link starts at the root
 //! again and `..` at the root stays there, so nothing in an archive can mean a path of the host.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::layout::{FIRST_INODE, Inode, ROOT_INODE, put32};
-use super::{Ext4Error, Metadata, Writer, extents};
+use super::{Ext4Error, Metadata, Writer, extents, names};
 
 /// As the kernel's `MAXSYMLINKS`.
 const MOST_LINKS_FOLLOWED: u32 = 40;
 /// As `EXT4_LINK_MAX`.
 const MOST_HARD_LINKS: u32 = 65_000;
 
-/// The entries of one directory.
+/// A directory; its names are in [`super::names::Names`].
 #[derive(Debug)]
 pub(crate) struct Directory {
     pub(crate) parent: u32,
-    pub(crate) entries: BTreeMap<Box<[u8]>, Child>,
+    /// The name that came last, and how many there are.
+    pub(super) first: u32,
+    pub(super) count: u32,
     /// The last layer that had an entry for it or for something below it.
-    pub(super) layer: u16,
-}
-
-/// What a name in a directory stands for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Child {
-    pub(crate) inode: u32,
-    /// The layer that it came with.
     pub(super) layer: u16,
 }
 
 impl Directory {
     pub(crate) fn new(parent: u32) -> Self {
-        Self { parent, entries: BTreeMap::new(), layer: 0 }
+        Self { parent, first: names::NONE, count: 0, layer: 0 }
     }
 }
 
@@ -79,13 +73,13 @@ impl Writer {
             if major >= 1 << 12 || minor >= 1 << 20 {
                 return Err(Ext4Error::DeviceNumber);
             }
-            let mut block = [0_u8; 60];
+            let mut block = Box::new([0_u8; 60]);
             if major < 256 && minor < 256 {
-                put32(&mut block, 0, (major << 8) | minor);
+                put32(&mut *block, 0, (major << 8) | minor);
             } else {
-                put32(&mut block, 4, (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12));
+                put32(&mut *block, 4, (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12));
             }
-            Ok(block)
+            Ok(Some(block))
         };
         let mut target = None;
         let inode = match kind {
@@ -98,7 +92,9 @@ impl Writer {
                 inode.mode |= 0o777;
                 inode.size = to.len() as u64;
                 if to.len() < 60 {
-                    inode.block[..to.len()].copy_from_slice(to);
+                    let mut block = Box::new([0_u8; 60]);
+                    block[..to.len()].copy_from_slice(to);
+                    inode.block = Some(block);
                 } else {
                     let physical = self.allocate()?;
                     let mut block = to.clone();
@@ -107,6 +103,7 @@ impl Writer {
                     let extent = extents::Extent { logical: 0, physical, length: 1 };
                     self.set_extents(&mut inode, &[extent])?;
                 }
+                self.keep(to.len())?;
                 target = Some(to.clone().into_boxed_slice());
                 inode
             }
@@ -143,7 +140,7 @@ impl Writer {
         }
         let (parent, name) = self.place(path)?;
         if self.child(parent, &name) == Some(number) {
-            self.enter(parent, name, number);
+            self.enter(parent, &name, number)?;
             return Ok(number);
         }
         if self.inode(number).links >= MOST_HARD_LINKS {
@@ -155,7 +152,7 @@ impl Writer {
             return Err(Ext4Error::NoTarget);
         }
         self.inode(number).links += 1;
-        self.enter(parent, name, number);
+        self.enter(parent, &name, number)?;
         Ok(number)
     }
 
@@ -176,7 +173,7 @@ impl Writer {
                 here = directory.parent;
                 continue;
             }
-            let Some(next) = directory.entries.get(name.as_slice()).map(|child| child.inode) else {
+            let Some(next) = self.child(here, &name) else {
                 return Ok(None);
             };
             match self.links.get(&next) {
@@ -235,7 +232,7 @@ impl Writer {
                 here = directory.parent;
                 continue;
             }
-            match directory.entries.get(name.as_slice()).map(|child| child.inode) {
+            match self.child(here, &name) {
                 Some(next) if self.directories.contains_key(&next) => here = next,
                 Some(next) => match self.links.get(&next) {
                     Some(target) => {
@@ -260,7 +257,7 @@ impl Writer {
     }
 
     pub(super) fn child(&self, parent: u32, name: &[u8]) -> Option<u32> {
-        Some(self.directories.get(&parent)?.entries.get(name)?.inode)
+        self.names.find(parent, name).map(|index| self.names.inode(index))
     }
 
     /// Gives `inode` a number and the name `name` in `parent`, replacing what was there.
@@ -291,31 +288,37 @@ impl Writer {
             self.directories.insert(number, Directory::new(parent));
             self.inode(parent).links += 1;
         }
-        self.enter(parent, name.into(), number);
+        self.enter(parent, name, number)?;
         Ok(number)
     }
 
-    fn enter(&mut self, parent: u32, name: Box<[u8]>, number: u32) {
-        let child = Child { inode: number, layer: self.layer };
-        if let Some(directory) = self.directories.get_mut(&parent) {
-            directory.entries.insert(name, child);
+    fn enter(&mut self, parent: u32, name: &[u8], number: u32) -> Result<(), Ext4Error> {
+        if let Some(index) = self.names.find(parent, name) {
+            self.names.set_layer(index, self.layer);
+        } else if let Some(directory) = self.directories.get_mut(&parent) {
+            self.kept += name.len() as u64;
+            let added = self.names.add(parent, name, number, self.layer, directory.first);
+            directory.first = added.ok_or(Ext4Error::NoInodes)?;
+            directory.count += 1;
         }
         self.touch(if self.directories.contains_key(&number) { number } else { parent });
+        self.keep(0)
     }
 
     /// Removes what has the name `name` in `parent`, if anything, to make room.
     fn vacate(&mut self, parent: u32, name: &[u8]) -> Result<(), Ext4Error> {
-        let Some(number) = self.child(parent, name) else {
+        let Some(index) = self.names.find(parent, name) else {
             return Ok(());
         };
+        let number = self.names.inode(index);
         if let Some(directory) = self.directories.get(&number) {
             // The check tool wants /lost+found to be a directory.
-            let kept = self.layer == 0 && !directory.entries.is_empty();
+            let kept = self.layer == 0 && directory.count > 0;
             if kept || number == FIRST_INODE {
                 return Err(Ext4Error::NotEmpty);
             }
         }
-        self.remove(parent, name);
+        self.remove(parent, index);
         Ok(())
     }
 

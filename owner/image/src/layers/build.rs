@@ -76,7 +76,7 @@ pub fn build_layers(
     drop(hidden);
     progress.stage("merging layers");
     let records = records.read().map_err(records_failed)?;
-    merge(&mut writer, records, layers, &spans, cancel)?;
+    merge(&mut writer, records, layers, &spans, options.limits, cancel)?;
     let records = layer_records;
     let ignored_attributes = ignored_attributes + writer.ignored_attributes();
     progress.stage("writing the file system's tables");

@@ -5,7 +5,7 @@ use std::io;
 use super::Layer;
 use super::extract::{Span, at, read_again};
 use super::record::{Change, RecordReader};
-use crate::builder::BuildError;
+use crate::builder::{BuildError, Limits};
 use crate::ext4::{Ext4Error, FileContent, Writer};
 use crate::progress::CancelFlag;
 
@@ -18,10 +18,11 @@ pub(crate) fn merge(
     mut records: RecordReader,
     layers: &[Layer],
     spans: &[Span],
+    limits: Limits,
     cancel: &CancelFlag,
 ) -> Result<(), BuildError> {
     for (index, (layer, span)) in layers.iter().zip(spans).enumerate() {
-        merge_layer(writer, &mut records, index, *span, cancel)
+        merge_layer(writer, &mut records, index, *span, limits, cancel)
             .map_err(|error| error.in_layer(index, layer))?;
     }
     let awaited = writer.take_awaited();
@@ -58,6 +59,7 @@ fn merge_layer(
     records: &mut RecordReader,
     index: usize,
     span: Span,
+    limits: Limits,
     cancel: &CancelFlag,
 ) -> Result<(), BuildError> {
     writer.begin_layer().map_err(|source| at(b"", source))?;
@@ -67,6 +69,7 @@ fn merge_layer(
         cancel.check()?;
         let (path, change) = records.next().map_err(failed)?;
         apply(writer, &path, &change, index).map_err(|source| at(&path, source))?;
+        limits.check_inodes(writer)?;
     }
     Ok(())
 }
