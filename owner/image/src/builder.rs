@@ -48,10 +48,14 @@ impl Limits {
 
     /// Refuses what was made to be small and become large.
     pub(crate) fn check_ratio(&self, compressed: u64, uncompressed: u64) -> Result<(), BuildError> {
-        if uncompressed <= self.ratio_free || uncompressed / self.ratio <= compressed {
+        if self.ratio_fits(compressed, uncompressed) {
             return Ok(());
         }
         Err(BuildError::Ratio { compressed, uncompressed, limit: self.ratio })
+    }
+
+    pub(crate) fn ratio_fits(&self, compressed: u64, uncompressed: u64) -> bool {
+        uncompressed <= self.ratio_free || uncompressed / self.ratio <= compressed
     }
 }
 

@@ -9,10 +9,13 @@ use banger_types::{Digest, ImageConfig, ImageName, KernelName};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::archives::{self, ContainerError, Contents, Export, ExportFormat, Selection};
 use crate::builder::{BuildError, BuildOptions, BuildPaths, BuiltImage, OsRelease, build_image};
+use crate::contents::ContentsError;
 use crate::layers::{LayerRecord, LayeredImage, build_layers};
 use crate::progress::{CancelFlag, Progress};
 use crate::shelf::{Shelf, ShelfError, failed};
+use crate::tarball::TarError;
 
 const ROOT: &str = "rootfs.ext4";
 const SEED: &str = "work-seed.tar";
@@ -23,6 +26,32 @@ pub enum ImageStoreError {
     /// The store on disk.
     #[error("image store: {0}")]
     Shelf(#[from] ShelfError),
+    /// The archive of container images, or the bundle, is bad.
+    #[error("read the archive of image {name}")]
+    Container {
+        /// The image's name.
+        name: ImageName,
+        /// The cause.
+        #[source]
+        source: Box<ContainerError>,
+    },
+    /// What was to be registered is no file that can be.
+    #[error("register {path}: {problem}")]
+    Register {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The image's files could not be copied.
+    #[error("export image {name}")]
+    Export {
+        /// The image's name.
+        name: ImageName,
+        /// The cause.
+        #[source]
+        source: ContentsError,
+    },
     /// The image could not be built.
     #[error("build image {name}")]
     Build {
@@ -76,6 +105,9 @@ pub struct ImageManifest {
     /// The digest of the manifest that it was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest_digest: Option<Digest>,
+    /// The user's own file that is the root file system of a registered image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
 }
 
 /// What to call a new image and where it came from.
@@ -91,12 +123,15 @@ pub struct NewImage {
     pub replace: bool,
 }
 
-/// What only an image made from a container image has.
+/// What only some images have.
 #[derive(Default)]
-struct FromContainer {
-    config: Option<ImageConfig>,
-    layers: Vec<LayerRecord>,
-    manifest_digest: Option<Digest>,
+pub(crate) struct FromContainer {
+    pub(crate) config: Option<ImageConfig>,
+    pub(crate) layers: Vec<LayerRecord>,
+    pub(crate) manifest_digest: Option<Digest>,
+    /// Unless another is asked for.
+    pub(crate) kernel: Option<KernelName>,
+    pub(crate) path: Option<PathBuf>,
 }
 
 /// An image in the store.
@@ -112,7 +147,7 @@ impl Image {
     /// VM keeps [`Image::link_root`]'s link.
     #[must_use]
     pub fn root(&self) -> PathBuf {
-        self.directory.join(ROOT)
+        self.manifest.path.clone().unwrap_or_else(|| self.directory.join(ROOT))
     }
 
     /// The archive of the image's `/root`, where it has one.
@@ -168,7 +203,8 @@ impl ImageStore {
         cancel: &CancelFlag,
     ) -> Result<Image, ImageStoreError> {
         self.make(new, |paths| {
-            let built = build_image(input, paths, options, progress, cancel)?;
+            let built = build_image(input, paths, options, progress, cancel)
+                .map_err(|source| ImageStoreError::Build { name: new.name.clone(), source })?;
             Ok((built, FromContainer::default()))
         })
     }
@@ -187,16 +223,88 @@ impl ImageStore {
     ) -> Result<Image, ImageStoreError> {
         let LayeredImage { layers, config, manifest_digest } = image;
         self.make(new, |paths| {
-            let (built, layers) = build_layers(&layers, paths, options, progress, cancel)?;
-            Ok((built, FromContainer { config: Some(config), layers, manifest_digest }))
+            let (built, layers) = build_layers(&layers, paths, options, progress, cancel)
+                .map_err(|source| ImageStoreError::Build { name: new.name.clone(), source })?;
+            Ok((
+                built,
+                FromContainer {
+                    config: Some(config),
+                    layers,
+                    manifest_digest,
+                    ..FromContainer::default()
+                },
+            ))
         })
     }
 
-    /// Stages an image, has it built there, and publishes it.
-    fn make(
+    /// Builds an image from whatever `input` turns out to be: a root file system, container images
+    /// or a bundle; and gives it its name.
+    ///
+    /// # Errors
+    /// A taken name, a bad archive, no image or several that fit, a full disk or a cancelled build;
+    /// nothing is left behind.
+    pub fn import_any(
         &self,
         new: &NewImage,
-        build: impl FnOnce(BuildPaths<'_>) -> Result<(BuiltImage, FromContainer), BuildError>,
+        selection: &Selection,
+        input: impl Read,
+        options: &BuildOptions,
+        progress: &dyn Progress,
+        cancel: &CancelFlag,
+    ) -> Result<Image, ImageStoreError> {
+        self.shelf.refuse_taken(new.name.as_str(), new.replace)?;
+        let read = |source| {
+            let source = BuildError::Archive(TarError::Read { position: 0, source });
+            ImageStoreError::Build { name: new.name.clone(), source }
+        };
+        let (contents, input) = archives::look(input).map_err(read)?;
+        match contents {
+            Contents::RootFileSystem => self.import(new, input, options, progress, cancel),
+            Contents::Containers => {
+                let kept = self.shelf.stage()?;
+                let limits = &options.limits;
+                let (path, name) = (kept.path(), &new.name);
+                let image =
+                    archives::read_containers(input, path, selection, limits, progress, cancel)
+                        .map_err(|source| ImageStoreError::Container {
+                            name: name.clone(),
+                            source: Box::new(source),
+                        })?;
+                self.import_layers(new, image, options, progress, cancel)
+            }
+            Contents::Bundle => self.make(new, |paths| {
+                let (built, bundle) =
+                    archives::build_bundle(input, new, paths, options, progress, cancel)?;
+                let container = FromContainer {
+                    config: bundle.config,
+                    kernel: bundle.kernel,
+                    ..FromContainer::default()
+                };
+                Ok((built, container))
+            }),
+        }
+    }
+
+    /// Makes an export of the image `name`, ready to be written.
+    ///
+    /// # Errors
+    /// [`ShelfError::Missing`], an image that cannot be read, a full disk or a cancelled call.
+    pub fn export(
+        &self,
+        name: &ImageName,
+        format: ExportFormat,
+        cancel: &CancelFlag,
+    ) -> Result<Export, ImageStoreError> {
+        let image = self.get(name)?;
+        Export::prepare(self.shelf.stage()?, &image, format, cancel)
+            .map_err(|source| ImageStoreError::Export { name: name.clone(), source })
+    }
+
+    /// Stages an image, has it built there, and publishes it.
+    pub(crate) fn make(
+        &self,
+        new: &NewImage,
+        build: impl FnOnce(BuildPaths<'_>) -> Result<(BuiltImage, FromContainer), ImageStoreError>,
     ) -> Result<Image, ImageStoreError> {
         let name = new.name.as_str();
         self.shelf.refuse_taken(name, new.replace)?;
@@ -204,10 +312,11 @@ impl ImageStore {
         let root = staging.path().join(ROOT);
         let seed = staging.path().join(SEED);
         let paths = BuildPaths { image: &root, work_seed: Some(&seed) };
-        let (built, container) = build(paths)
-            .map_err(|source| ImageStoreError::Build { name: new.name.clone(), source })?;
-        fs::set_permissions(&root, fs::Permissions::from_mode(0o444))
-            .map_err(failed("protect", &root))?;
+        let (built, container) = build(paths)?;
+        if container.path.is_none() {
+            fs::set_permissions(&root, fs::Permissions::from_mode(0o444))
+                .map_err(failed("protect", &root))?;
+        }
         let manifest = ImageManifest {
             schema: 1,
             id: built.uuid,
@@ -223,10 +332,11 @@ impl ImageStore {
             has_init: built.has_init,
             has_shell: built.has_shell,
             has_work_seed: built.has_work_seed,
-            kernel: new.kernel.clone(),
+            kernel: new.kernel.clone().or(container.kernel),
             config: container.config,
             layers: container.layers,
             manifest_digest: container.manifest_digest,
+            path: container.path,
         };
         self.shelf.publish(staging, name, &manifest, new.replace)?;
         Ok(Image { manifest, directory: self.shelf.path(name) })

@@ -5,6 +5,7 @@
 //! itself, straight from archives: nothing is ever unpacked onto the host or mounted.
 #![forbid(unsafe_code)]
 
+mod archives;
 mod builder;
 mod contents;
 pub mod ext4;
@@ -13,11 +14,13 @@ mod initrd;
 mod kernel;
 mod layers;
 mod progress;
+mod registered;
 mod shelf;
 pub mod tarball;
 mod tools;
 mod work_disk;
 
+pub use archives::{BundleManifest, ContainerError, Export, ExportFormat, Selection};
 pub use builder::{
     BuildError, BuildOptions, BuildPaths, BuiltImage, Limits, OsRelease, build_image, check,
 };

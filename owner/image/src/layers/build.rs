@@ -110,7 +110,10 @@ pub fn build_layers(
 }
 
 /// Looks into the finished image and copies what it has below `/root` to the work seed.
-fn read_back(paths: BuildPaths<'_>, cancel: &CancelFlag) -> Result<(Facts, bool), BuildError> {
+pub(crate) fn read_back(
+    paths: BuildPaths<'_>,
+    cancel: &CancelFlag,
+) -> Result<(Facts, bool), BuildError> {
     let unreadable = |source| match source {
         ContentsError::Cancelled(cancelled) => BuildError::Cancelled(cancelled),
         source => BuildError::ReadBack { path: paths.image.to_owned(), source },

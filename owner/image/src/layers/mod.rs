@@ -17,6 +17,7 @@ use std::io::{self, Read};
 use banger_types::{Digest, ImageConfig};
 
 pub use build::build_layers;
+pub(crate) use build::read_back;
 
 /// Where a layer's bytes come from.
 pub trait LayerSource: Send {
