@@ -5,6 +5,7 @@
 //! need the same one at once, the second watches the first, and takes over if that is interrupted.
 
 mod image_source;
+mod layout;
 mod registry_pull;
 mod source;
 mod transfer;
@@ -17,6 +18,7 @@ use banger_daemon_api::routes;
 use banger_types::{ImageName, KernelName};
 
 pub use image_source::{ImageSource, is_reference};
+pub use layout::ImageFiles;
 pub use registry_pull::{RegistryPull, pull_reference};
 pub use source::NamedFile;
 use source::Source;
@@ -199,6 +201,8 @@ pub async fn pull_image(
         source: request.source(),
         default_kernel: pull.default_kernel.clone(),
         replace: pull.replace,
+        reference: None,
+        platform: None,
     };
     let transfer =
         Transfer { ui, client, subject: format!("image {}", pull.name), path: routes::IMAGES };
@@ -208,25 +212,18 @@ pub async fn pull_image(
         .map_err(|error| explain_taken(error, "image", pull.name.as_str()))
 }
 
-/// Builds an image from a tar.
+/// Builds an image from files of the user's.
 pub async fn import_image(
     ui: &Ui,
     client: &Client,
     interrupts: &mut Interrupts,
-    name: &ImageName,
-    default_kernel: Option<KernelName>,
-    replace: bool,
-    tar: NamedFile,
+    begin: &ImportImage,
+    files: ImageFiles,
 ) -> Result<(), CliError> {
-    let begin = ImportImage {
-        name: name.clone(),
-        source: format!("{FILE_SOURCE}{}", tar.name()),
-        default_kernel,
-        replace,
-    };
+    let name = &begin.name;
     let transfer = Transfer { ui, client, subject: format!("image {name}"), path: routes::IMAGES };
     transfer
-        .run_once(interrupts, &begin, move |_| Ok(Source::file(tar)))
+        .run_once(interrupts, begin, move |_| Ok(files.into_source()))
         .await
         .map_err(|error| explain_taken(error, "image", name.as_str()))
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::layout::LayoutStream;
 use crate::debian::{self, DownloadedDeb, ImageRequest, KernelPackage};
 use crate::error::CliError;
 
@@ -17,6 +18,8 @@ pub type Stages = Arc<dyn Fn(&str) + Send + Sync>;
 pub enum Source {
     /// A file, or standard input.
     File(File),
+    /// The files of an OCI layout, as a tar.
+    Layout(LayoutStream),
     /// A root file system that is being made.
     Debian(debian::TarStream),
     /// A downloaded package; its directory is removed with it.
@@ -53,7 +56,7 @@ impl Source {
     pub fn is_ready(&self, patience: &Timespec) -> bool {
         match self {
             // A regular file is always ready, and standard input may wait: Ctrl-C ends that.
-            Self::File(_) | Self::Package { .. } => true,
+            Self::File(_) | Self::Layout(_) | Self::Package { .. } => true,
             Self::Debian(stream) => {
                 let mut fds = [PollFd::new(stream, PollFlags::IN)];
                 poll(&mut fds, Some(patience)).is_ok_and(|ready| ready > 0)
@@ -65,7 +68,7 @@ impl Source {
     pub fn finish(self) -> Result<(), CliError> {
         match self {
             Self::Debian(stream) => stream.finish().map_err(CliError::from),
-            Self::File(_) | Self::Package { .. } => Ok(()),
+            Self::File(_) | Self::Layout(_) | Self::Package { .. } => Ok(()),
         }
     }
 }
@@ -74,6 +77,7 @@ impl Read for Source {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::File(file) | Self::Package { file, .. } => file.read(buffer),
+            Self::Layout(stream) => stream.read(buffer),
             Self::Debian(stream) => stream.read(buffer),
         }
     }

@@ -3,12 +3,15 @@
 use std::path::PathBuf;
 
 use banger_agent_api::printable_excerpt;
-use banger_daemon_api::artifact::Image;
+use banger_daemon_api::artifact::{Image, ImportImage};
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::routes;
 use banger_types::{ImageName, KernelName, OciReference};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
+
+mod export;
+mod register;
 
 use super::JsonArgs;
 use crate::artifacts::{self, ImagePull, RegistryPull};
@@ -28,11 +31,17 @@ pub enum ImageCommand {
     Show(ShowArgs),
     /// Make an image of one in a registry, or from this host's Debian mirror
     Pull(PullArgs),
-    /// Build an image from a tar of a root file system
+    /// Build an image from a root file system, an OCI layout, a docker save archive or a bundle
     Import(ImportArgs),
     /// What was fetched from registries
     #[command(subcommand)]
     Cache(super::image_cache::CacheCommand),
+    /// Write an image as an OCI layout or a bundle
+    Export(export::ExportArgs),
+    /// Give an ext4 file system of yours a name, and leave it where it is
+    Register(register::RegisterArgs),
+    /// Copy a registered image into banger's store
+    Promote(register::PromoteArgs),
     /// Delete images that no machine uses
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
@@ -77,9 +86,15 @@ pub struct PullArgs {
 /// Arguments of `banger image import`.
 #[derive(Args, Debug)]
 pub struct ImportArgs {
-    /// The tar: plain, gzip, zstd or xz; - is standard input
-    #[arg(value_name = "TAR")]
+    /// A tar (plain, gzip, zstd or xz; - is standard input) or the directory of an OCI layout
+    #[arg(value_name = "PATH")]
     path: PathBuf,
+    /// Which of several container images: its tag, name or digest
+    #[arg(long = "ref", value_name = "NAME")]
+    reference: Option<String>,
+    /// Another platform than linux/amd64
+    #[arg(long, value_name = "OS/ARCHITECTURE")]
+    platform: Option<String>,
     /// The image's name [default: from the file's name]
     #[arg(long)]
     name: Option<ImageName>,
@@ -108,6 +123,9 @@ impl ImageCommand {
             Self::Pull(args) => pull(ui, args).await,
             Self::Import(args) => import(ui, args).await,
             Self::Cache(command) => command.run(ui).await,
+            Self::Export(args) => export::run(ui, &args).await,
+            Self::Register(args) => register::register(ui, args).await,
+            Self::Promote(args) => register::promote(ui, &args).await,
             Self::Delete(args) => delete(ui, &args).await,
         }
     }
@@ -191,7 +209,7 @@ fn render_image(image: &Image) -> String {
         ("id", image.id.clone()),
         ("os", image.os.clone().unwrap_or_else(|| "-".to_owned())),
         ("source", image.source.clone()),
-        ("sha256", image.sha256.clone()),
+        ("sha256", if image.sha256.is_empty() { "-".to_owned() } else { image.sha256.clone() }),
         ("size", table::size(image.size)),
         ("on disk", table::size(image.allocated)),
         ("entries", image.entries.to_string()),
@@ -264,17 +282,25 @@ async fn import(ui: &Ui, args: ImportArgs) -> Result<(), CliError> {
         Some(name) => name,
         None => artifacts::image_name_of(&args.path)?,
     };
-    let source = artifacts::NamedFile::open(&args.path).map_err(|error| {
-        if args.path.is_dir() {
-            let path = args.path.display();
-            let tar = format!("tar -C {path} --numeric-owner -c .");
-            return error.hint(format!("{tar} | banger image import - --name NAME"));
-        }
-        error
-    })?;
+    let source =
+        artifacts::ImageFiles::open(&args.path, args.reference.as_deref()).map_err(|error| {
+            if args.path.is_dir() {
+                let path = args.path.display();
+                let tar = format!("tar -C {path} --numeric-owner -c .");
+                return error.hint(format!("{tar} | banger image import - --name NAME"));
+            }
+            error
+        })?;
     let client = daemon::connect(ui).await?;
-    artifacts::import_image(ui, &client, &mut interrupts, &name, args.kernel, args.force, source)
-        .await?;
+    let begin = ImportImage {
+        name: name.clone(),
+        source: source.origin(),
+        default_kernel: args.kernel,
+        replace: args.force,
+        reference: args.reference,
+        platform: args.platform,
+    };
+    artifacts::import_image(ui, &client, &mut interrupts, &begin, source).await?;
     ui.line(&name)
 }
 
@@ -309,6 +335,7 @@ mod tests {
             config: None,
             layers: Vec::new(),
             manifest_digest: None,
+            path: None,
             created_at: Timestamp::from_second(0).unwrap(),
             used_by: vec!["box".to_owned()],
         }

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 pub const FILE_SOURCE: &str = "import:";
 
 /// Body of `POST /v1/images`: begins an import, to be followed by the upload of a tar stream
-/// (plain, gzip or zstd) to the operation.
+/// (plain, gzip, zstd or xz) to the operation: a root file system, an OCI layout, what `docker save`
+/// writes, or a bundle of `rootfs.ext4` and `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImportImage {
@@ -24,6 +25,42 @@ pub struct ImportImage {
     /// Replace an image of this name; VMs made from the old one keep it.
     #[serde(default)]
     pub replace: bool,
+    /// Which of several container images: its tag, name or digest.
+    #[serde(default)]
+    pub reference: Option<String>,
+    /// Which platform's container image, instead of `linux/amd64`.
+    #[serde(default)]
+    pub platform: Option<String>,
+}
+
+/// Body of `POST /v1/registered-images`: gives an ext4 file system of the user's own a name. The
+/// file stays where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterImage {
+    /// The image's name.
+    #[schema(value_type = String)]
+    pub name: ImageName,
+    /// The file's absolute path.
+    pub path: String,
+    /// The kernel that VMs of this image boot unless told otherwise.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub default_kernel: Option<KernelName>,
+    /// Replace an image of this name; VMs made from the old one keep it.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+/// How an image is exported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportFormat {
+    /// A tar of an OCI layout.
+    #[default]
+    Layout,
+    /// A compressed tar of `rootfs.ext4` and `manifest.json`.
+    Bundle,
 }
 
 /// Body of `POST /v1/kernels`: begins an import, to be followed by the upload of a Debian kernel
@@ -49,7 +86,8 @@ pub struct Image {
     pub name: ImageName,
     /// Identity of this build: the ext4 UUID of its file system.
     pub id: String,
-    /// SHA-256 of the uncompressed tar it was built from, lower-case hexadecimal.
+    /// SHA-256 of the uncompressed tar it was built from, lower-case hexadecimal; of several layers
+    /// their chain id; empty for a registered image.
     pub sha256: String,
     /// Where it comes from.
     pub source: String,
@@ -81,6 +119,9 @@ pub struct Image {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub manifest_digest: Option<Digest>,
+    /// The user's own file that a registered image is.
+    #[serde(default)]
+    pub path: Option<String>,
     /// When it was built.
     #[schema(value_type = String)]
     pub created_at: Timestamp,

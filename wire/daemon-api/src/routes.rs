@@ -37,6 +37,9 @@
 //! | `POST /v1/pulls` | `PullImage` → 202 `OperationStarted` |
 //! | `POST /v1/blobs/prune` | `PruneBlobs` → `BlobsPruned` |
 //! | `GET /v1/usage` | → `DiskUsage` |
+//! | `GET /v1/images/{name}/export?format=layout` | → bytes: a tar of an OCI layout, or a `bundle` |
+//! | `POST /v1/images/{name}/promote` | → `Image`; copies a registered image into the store |
+//! | `POST /v1/registered-images` | `RegisterImage` → `Image` |
 //! | `GET /v1/kernels`, `GET /v1/kernels/{name}` | → `[Kernel]`, `Kernel` |
 //! | `POST /v1/kernels` | `ImportKernel` → 202 `OperationStarted` |
 //! | `DELETE /v1/kernels/{name}` | → `{}` |
@@ -83,6 +86,8 @@ pub const PULLS: &str = "/v1/pulls";
 pub const PRUNE_BLOBS: &str = "/v1/blobs/prune";
 /// `GET`: what takes the host's disk.
 pub const USAGE: &str = "/v1/usage";
+/// `POST`: a file of the user's own as an image.
+pub const REGISTERED_IMAGES: &str = "/v1/registered-images";
 /// `GET`, `POST`: kernels.
 pub const KERNELS: &str = "/v1/kernels";
 
@@ -102,6 +107,25 @@ pub fn vm(vm: &banger_types::VmReference, part: &str) -> String {
 #[must_use]
 pub fn image(name: &banger_types::ImageName) -> String {
     format!("{IMAGES}/{name}")
+}
+
+/// Returns the path of an image's export.
+#[must_use]
+pub fn image_export(
+    name: &banger_types::ImageName,
+    format: crate::artifact::ExportFormat,
+) -> String {
+    let format = match format {
+        crate::artifact::ExportFormat::Layout => "layout",
+        crate::artifact::ExportFormat::Bundle => "bundle",
+    };
+    format!("{IMAGES}/{name}/export?format={format}")
+}
+
+/// Returns the path that takes a registered image into the store.
+#[must_use]
+pub fn image_promote(name: &banger_types::ImageName) -> String {
+    format!("{IMAGES}/{name}/promote")
 }
 
 /// Returns the path of kernel `name`.

@@ -3,6 +3,7 @@
 mod agent;
 mod config;
 mod doctor;
+mod image_files;
 mod images;
 mod kernels;
 mod leases;
@@ -126,6 +127,9 @@ fn documented_router() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(pulls::begin))
         .routes(routes!(pulls::prune))
         .routes(routes!(pulls::usage))
+        .routes(routes!(image_files::export))
+        .routes(routes!(image_files::promote))
+        .routes(routes!(image_files::register))
         .routes(routes!(kernels::list, kernels::import))
         .routes(routes!(kernels::get, kernels::delete))
         .routes(routes!(vms::list, vms::create))

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_engine::seams::ArtifactError;
-use banger_image::{BuildError, Cancelled, ImageStoreError, KernelError, ShelfError, ToolError};
+use banger_image::{
+    BuildError, Cancelled, ContainerError, ImageStoreError, KernelError, ShelfError, ToolError,
+};
 use banger_types::{ImageName, KernelName};
 
 const MAKE_ROOM: &str = "free some space, then try again";
@@ -62,6 +64,9 @@ pub fn image(name: &ImageName, error: &ImageStoreError) -> ApiError {
             .hint(format!("`banger image delete {name}`, then pull or import it again")),
         ImageStoreError::Shelf(_) => general(ErrorCode::OperationFailed, error),
         ImageStoreError::Build { source, .. } => general(build_code(source), error),
+        ImageStoreError::Container { source, .. } => container(source, error),
+        ImageStoreError::Register { .. } => general(ErrorCode::BadParams, error),
+        ImageStoreError::Export { .. } => general(ErrorCode::OperationFailed, error),
     }
 }
 
@@ -79,6 +84,25 @@ pub fn kernel(name: &KernelName, error: &KernelError) -> ApiError {
         KernelError::Cancelled(_) => general(ErrorCode::Cancelled, error),
         _ => general(ErrorCode::BadArchive, error),
     }
+}
+
+/// An archive of container images was refused.
+fn container(source: &ContainerError, error: &ImageStoreError) -> ApiError {
+    let (code, hint) = match source {
+        ContainerError::Several(_) => (ErrorCode::BadParams, Some("--ref NAME says which one")),
+        ContainerError::NoReference { .. } => (ErrorCode::BadParams, None),
+        ContainerError::NoPlatform { .. } => {
+            (ErrorCode::BadParams, Some("--platform OS/ARCHITECTURE says another platform"))
+        }
+        ContainerError::Keep(_) => (ErrorCode::OperationFailed, None),
+        ContainerError::Cancelled(_) => (ErrorCode::Cancelled, None),
+        _ => (ErrorCode::BadArchive, None),
+    };
+    let mut api = general(code, error);
+    if let Some(hint) = hint {
+        api = api.hint(hint);
+    }
+    api
 }
 
 fn build_code(error: &BuildError) -> ErrorCode {
@@ -183,7 +207,7 @@ fn no_room(subject: &str, error: &(dyn Error + 'static)) -> ApiError {
 pub fn image_artifact(name: &ImageName, error: ImageStoreError) -> ArtifactError {
     match error {
         ImageStoreError::Shelf(shelf) => shelf_artifact("image", name.as_str(), shelf),
-        error @ ImageStoreError::Build { .. } => read_artifact(name.as_str(), error),
+        error => read_artifact(name.as_str(), error),
     }
 }
 

@@ -8,7 +8,7 @@ use banger_daemon_api::artifact::{FILE_SOURCE, ImportImage, ImportKernel};
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_daemon_api::operation::{OperationKind, OperationStarted};
 use banger_engine::{Begun, Operations, Reporter};
-use banger_image::{BuildOptions, CancelFlag, NewImage, NewKernel, Progress};
+use banger_image::{BuildOptions, CancelFlag, NewImage, NewKernel, Progress, Selection};
 use banger_types::OperationId;
 use tokio_util::task::TaskTracker;
 
@@ -58,8 +58,12 @@ impl Importer {
                 kernel: request.default_kernel,
                 replace: request.replace,
             };
+            let mut selection = Selection { reference: request.reference, ..Selection::default() };
+            if let Some(platform) = request.platform {
+                selection.platform = platform;
+            }
             store
-                .import(&new, upload, &BuildOptions::default(), progress, cancel)
+                .import_any(&new, &selection, upload, &BuildOptions::default(), progress, cancel)
                 .map(|_| ())
                 .map_err(|error| failure::image(&new.name, &error))
         }))

@@ -4,6 +4,7 @@
 
 mod failure;
 mod import;
+mod own_files;
 mod pull;
 mod registry_failure;
 mod upload;
@@ -153,6 +154,7 @@ fn image_shown(image: &Image) -> artifact::Image {
         config: manifest.config.clone(),
         layers: manifest.layers.iter().map(|layer| layer.digest.clone()).collect(),
         manifest_digest: manifest.manifest_digest.clone(),
+        path: manifest.path.as_ref().map(|path| path.display().to_string()),
         created_at: manifest.created_at,
         used_by: Vec::new(),
     }
