@@ -4,7 +4,7 @@
 
 pub use libfuzzer_sys;
 
-/// Makes a program that feeds one target: the frames, or a gate by the name of its type.
+/// Makes a program that feeds one target: the frames, archives, or a gate by the name of its type.
 #[macro_export]
 macro_rules! target {
     ($name:ident) => {
@@ -19,6 +19,10 @@ macro_rules! target {
 pub fn feed(target: &str, data: &[u8]) {
     if target == banger_properties::frames::TARGET {
         banger_properties::frames::check(data);
+        return;
+    }
+    if target == banger_properties::archives::TARGET {
+        banger_properties::archives::check(data);
         return;
     }
     static GATE: std::sync::OnceLock<&banger_properties::Gate> = std::sync::OnceLock::new();

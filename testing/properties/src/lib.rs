@@ -3,13 +3,15 @@
 //!
 //! [`rules`] has the rules of docs/privileges.md once more, written down independently of the gates;
 //! [`GATES`] holds each gate against its rule in both directions; [`frames`] has the helper's own
-//! connection and dispatch over a host that does nothing but check what it is granted.
+//! connection and dispatch over a host that does nothing but check what it is granted. And what
+//! must hold of what the daemon takes for an archive ([`archives`]).
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a property that does not hold ends the test")]
 
 // The helper's own sources are taken in below and say `banger_host`; here that is `stand_in`.
 extern crate self as banger_host;
 
+pub mod archives;
 mod audit;
 // The helper's; its lints are asked about there.
 #[allow(dead_code, missing_debug_implementations, reason = "parts of a program")]
@@ -73,13 +75,16 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     if target == frames::TARGET {
         return frames::seeds();
     }
+    if target == archives::TARGET {
+        return archives::seeds();
+    }
     let gate = GATES.iter().find(|gate| gate.target() == target);
     gate.map(gates::seeds).unwrap_or_default()
 }
 
-/// Every target: the frames, and a gate each.
+/// Every target: the frames, archives, and a gate each.
 #[must_use]
 pub fn targets() -> Vec<String> {
     let gates = GATES.iter().map(Gate::target);
-    std::iter::once(frames::TARGET.to_owned()).chain(gates).collect()
+    [frames::TARGET, archives::TARGET].map(str::to_owned).into_iter().chain(gates).collect()
 }

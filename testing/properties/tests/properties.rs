@@ -107,3 +107,19 @@ fn frames_come_to_what_they_say() {
     }
     assert!(acts > 100, "{acts} acts");
 }
+
+#[test]
+fn archives_hold_what_they_say_also_with_flipped_bytes() {
+    let mut numbers = Numbers(0xa2c);
+    for seed in seeds(banger_properties::archives::TARGET) {
+        banger_properties::archives::check(&seed);
+        for _ in 0..300 {
+            let mut bytes = seed.clone();
+            for _ in 0..4 {
+                let at = numbers.below(bytes.len());
+                bytes[at] ^= 1 << numbers.below(8);
+            }
+            banger_properties::archives::check(&bytes);
+        }
+    }
+}
