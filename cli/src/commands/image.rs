@@ -164,9 +164,10 @@ fn render_list(images: &[Image], now: Timestamp) -> String {
 
 /// Where an image comes from, short: `image show` has the digest.
 fn source(image: &Image) -> String {
+    // What was pulled is pinned; `import:FILE` would be a reference, too.
     match image.source.parse::<OciReference>() {
-        Ok(reference) => reference.unpinned().to_string(),
-        Err(_) => image.source.clone(),
+        Ok(reference) if image.source.contains('@') => reference.unpinned().to_string(),
+        _ => image.source.clone(),
     }
 }
 
