@@ -171,6 +171,9 @@ fn is_here(reason: &str, is_root: bool) -> bool {
         "mmdebstrap" => find_program("mmdebstrap").is_some(),
         "e2fsprogs" => find_program("mke2fs").is_some() && find_program("e2fsck").is_some(),
         "busybox" => find_program("busybox").is_some(),
+        "docker-registry" => {
+            find_program("docker-registry").is_some() && find_program("skopeo").is_some()
+        }
         "nft" => find_program("nft").is_some(),
         "strace" => find_program("strace").is_some(),
         "vmm-binaries" => banger_harness::vmm_binaries().is_some(),
