@@ -95,10 +95,11 @@ pub async fn find_reference(
         Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => return Ok(None),
         Err(error) => return Err(client.explain(error)),
     };
-    let same = image.source.parse::<OciReference>().is_ok_and(|source| match reference.digest() {
-        Some(digest) => source.digest() == Some(digest),
-        None => source.unpinned() == *reference,
-    });
+    let same =
+        OciReference::recorded(&image.source).is_some_and(|source| match reference.digest() {
+            Some(digest) => source.digest() == Some(digest),
+            None => source.unpinned() == *reference,
+        });
     if same {
         return Ok(Some(image));
     }

@@ -164,11 +164,8 @@ fn render_list(images: &[Image], now: Timestamp) -> String {
 
 /// Where an image comes from, short: `image show` has the digest.
 fn source(image: &Image) -> String {
-    // What was pulled is pinned; `import:FILE` would be a reference, too.
-    match image.source.parse::<OciReference>() {
-        Ok(reference) if image.source.contains('@') => reference.unpinned().to_string(),
-        _ => image.source.clone(),
-    }
+    OciReference::recorded(&image.source)
+        .map_or_else(|| image.source.clone(), |reference| reference.unpinned().to_string())
 }
 
 /// Gets an image, with hints where it is not here.

@@ -25,6 +25,10 @@ pub fn feed(target: &str, data: &[u8]) {
         banger_properties::archives::check(data);
         return;
     }
+    if target == banger_properties::manifests::TARGET {
+        banger_properties::manifests::check(data);
+        return;
+    }
     static GATE: std::sync::OnceLock<&banger_properties::Gate> = std::sync::OnceLock::new();
     let gate = GATE.get_or_init(|| {
         let mut gates = banger_properties::GATES.iter();

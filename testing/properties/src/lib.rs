@@ -4,7 +4,8 @@
 //! [`rules`] has the rules of docs/privileges.md once more, written down independently of the gates;
 //! [`GATES`] holds each gate against its rule in both directions; [`frames`] has the helper's own
 //! connection and dispatch over a host that does nothing but check what it is granted. And what
-//! must hold of what the daemon takes for an archive ([`archives`]).
+//! must hold of what the daemon takes for an archive ([`archives`]) and for a registry's manifest
+//! ([`manifests`]).
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a property that does not hold ends the test")]
 
@@ -22,6 +23,7 @@ mod connection;
 mod dispatch;
 pub mod frames;
 mod gates;
+pub mod manifests;
 pub mod rules;
 mod stand_in;
 
@@ -78,13 +80,17 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     if target == archives::TARGET {
         return archives::seeds();
     }
+    if target == manifests::TARGET {
+        return manifests::seeds();
+    }
     let gate = GATES.iter().find(|gate| gate.target() == target);
     gate.map(gates::seeds).unwrap_or_default()
 }
 
-/// Every target: the frames, archives, and a gate each.
+/// Every target: the frames, archives, a registry's documents, and a gate each.
 #[must_use]
 pub fn targets() -> Vec<String> {
     let gates = GATES.iter().map(Gate::target);
-    [frames::TARGET, archives::TARGET].map(str::to_owned).into_iter().chain(gates).collect()
+    let others = [frames::TARGET, archives::TARGET, manifests::TARGET];
+    others.map(str::to_owned).into_iter().chain(gates).collect()
 }

@@ -123,3 +123,16 @@ fn archives_hold_what_they_say_also_with_flipped_bytes() {
         }
     }
 }
+
+#[test]
+fn a_registrys_documents_are_what_they_say_however_they_are_bent() {
+    for seed in seeds(banger_properties::manifests::TARGET) {
+        banger_properties::manifests::check(&seed);
+        for at in 0..seed.len() {
+            let mut bent = seed.clone();
+            bent[at] = bent[at].wrapping_add(1);
+            banger_properties::manifests::check(&bent);
+            banger_properties::manifests::check(&seed[..at]);
+        }
+    }
+}

@@ -76,6 +76,14 @@ pub struct OciReference {
 }
 
 impl OciReference {
+    /// Reads the source of an image that came from a registry: a reference in full, with a digest. No
+    /// other source (`mmdebstrap:bookworm`) looks like that.
+    #[must_use]
+    pub fn recorded(source: &str) -> Option<Self> {
+        let reference: Self = source.parse().ok()?;
+        (reference.digest.is_some() && reference.to_string() == source).then_some(reference)
+    }
+
     /// Returns the registry's host, with its port where one is given: `docker.io`, `localhost:5000`.
     #[must_use]
     pub fn registry(&self) -> &str {
@@ -321,6 +329,16 @@ mod tests {
         assert_eq!(both.tag(), Some("3.20"));
         assert_eq!(both.unpinned(), parse("alpine:3.20"));
         assert_eq!(parse("alpine:3.20").pinned(DIGEST.parse().unwrap()), both);
+    }
+
+    #[test]
+    fn only_a_full_reference_is_an_images_source() {
+        let full = format!("docker.io/library/alpine:3.20@{DIGEST}");
+        assert_eq!(OciReference::recorded(&full), Some(parse(&full)));
+        for other in ["mmdebstrap:bookworm", "docker.io/library/alpine:3.20", "", "a b"] {
+            assert_eq!(OciReference::recorded(other), None, "{other}");
+        }
+        assert_eq!(OciReference::recorded(&format!("import:a@{DIGEST}")), None);
     }
 
     #[test]

@@ -61,6 +61,13 @@ mod tests {
             initrds: of(1, 3 << 20, 1, 3 << 20),
             vms: of(2, 700 << 20, 0, 0),
         };
-        insta::assert_snapshot!(render(&usage), @"");
+        insta::assert_snapshot!(render(&usage), @r"
+        WHAT      COUNT  SIZE  UNUSED  RECLAIMABLE
+        images    3      2G    1       512M
+        blobs     12     1G    12      1G
+        kernels   1      95M   0       0B
+        initrds   1      3M    1       3M
+        machines  2      700M  0       0B
+        ");
     }
 }

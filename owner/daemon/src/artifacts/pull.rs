@@ -149,8 +149,8 @@ async fn refuse_taken(stores: &ArtifactStores, request: &PullImage) -> Result<()
         return Ok(());
     }
     let Ok(image) = stores.image(&request.name).await else { return Ok(()) };
-    match image.source.parse::<OciReference>() {
-        Ok(source) if is_same(&source, &request.reference) => Ok(()),
+    match OciReference::recorded(&image.source) {
+        Some(source) if is_same(&source, &request.reference) => Ok(()),
         _ => {
             let message = format!(
                 "there is an image {} already, and it comes from {}",

@@ -13,5 +13,6 @@ mod guest;
 mod matrix;
 mod own_kernel;
 mod refusals;
+mod registries;
 mod setup;
 mod verbs;
