@@ -69,7 +69,7 @@ fn images_come_from_a_registry_and_their_blobs_are_shared_and_pruned() {
     let disk = disk.to_str().unwrap();
     environment.host("e2fsck", &["-fn", disk]);
     let read = |command: &str| environment.host("debugfs", &["-R", command, disk]);
-    assert_eq!(read("cat /etc/hostname").out(), "upper");
+    assert_eq!(read("cat /etc/hostname").out(), "upper\n");
     assert!(!read("ls -p /etc").out().contains("/passwd/"));
     let list = environment.banger(["image", "list"]).ok().out();
     assert!(list.contains(&reference) && !list.contains("sha256"), "{list}");
@@ -116,7 +116,8 @@ fn images_come_from_a_registry_and_their_blobs_are_shared_and_pruned() {
     environment.finish();
 }
 
-/// Returns whether any file below a directory holds these bytes.
+/// Returns whether any file below a directory holds these bytes. File systems, which are gigabytes
+/// of holes, are left out.
 fn holds(directory: &Path, secret: &[u8]) -> bool {
     std::fs::read_dir(directory).into_iter().flatten().flatten().any(|entry| {
         let path = entry.path();
@@ -124,7 +125,9 @@ fn holds(directory: &Path, secret: &[u8]) -> bool {
         if kind.is_dir() {
             return holds(&path, secret);
         }
+        let is_disk = path.extension().is_some_and(|extension| extension == "ext4");
         kind.is_file()
+            && !is_disk
             && std::fs::read(&path).unwrap().windows(secret.len()).any(|part| part == secret)
     })
 }
