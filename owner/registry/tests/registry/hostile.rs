@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 /// What a well-behaved registry has, by path below the repository.
-fn contents(layers: &[&[u8]]) -> HashMap<String, (&'static str, Vec<u8>)> {
+pub fn contents(layers: &[&[u8]]) -> HashMap<String, (&'static str, Vec<u8>)> {
     let (manifest, config) = image(layers);
     let mut all = HashMap::new();
     all.insert(format!("manifests/{}", digest(&manifest)), (MANIFEST, manifest.clone()));
@@ -27,7 +27,7 @@ fn contents(layers: &[&[u8]]) -> HashMap<String, (&'static str, Vec<u8>)> {
     all
 }
 
-fn serve(
+pub fn serve(
     contents: &HashMap<String, (&'static str, Vec<u8>)>,
     request: &Request,
     stream: &mut TcpStream,
