@@ -15,6 +15,7 @@ mod kvm_host;
 mod machines;
 mod network;
 mod number;
+mod pull;
 mod record;
 mod sizes;
 
@@ -53,6 +54,8 @@ enum What {
     Machines,
     /// The guests' network: NAT and names; needs root
     Network,
+    /// From an image in a registry to a finished ext4
+    Pull,
     /// Memory and files
     Sizes,
     /// All of them
@@ -61,7 +64,7 @@ enum What {
 
 impl What {
     /// The parts in the order of the page; the longest is last.
-    const PARTS: [Self; 10] = [
+    const PARTS: [Self; 11] = [
         Self::Boot,
         Self::Exec,
         Self::Helper,
@@ -69,6 +72,7 @@ impl What {
         Self::Network,
         Self::Disks,
         Self::Image,
+        Self::Pull,
         Self::Sizes,
         Self::Kernel,
         Self::KvmHost,
@@ -163,6 +167,7 @@ fn measure(part: What, arguments: &Arguments) -> Result<Vec<Number>> {
         },
         What::Network => network::measure(arguments.rounds),
         What::Image => image::measure(arguments.rounds.min(3)),
+        What::Pull => pull::measure(arguments.rounds.min(3)),
         What::Sizes => sizes::measure(),
         What::Kernel => match &arguments.own_kernel {
             Some(package) => kernel::measure(package, arguments.rounds),
