@@ -16,8 +16,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use banger_agent_api::{
-    Argument, Call, EnvironmentEntry, ExecCall, ExecStarted, Frame, FrameReader, FrameWriter,
-    GuestPath, MAX_FRAME_PAYLOAD, PtyCall, STDIN_WINDOW, SignalNumber, UserSpec,
+    Argument, AttachMainCall, Call, EnvironmentEntry, ExecCall, ExecStarted, Frame, FrameReader,
+    FrameWriter, GuestPath, MAX_FRAME_PAYLOAD, PtyCall, STDIN_WINDOW, SignalNumber, UserSpec,
 };
 use banger_daemon_api::routes;
 use banger_daemon_api::vm::{Vm, VmState};
@@ -76,19 +76,48 @@ pub async fn exec(
     exec: Exec,
     interrupts: &mut Interrupts,
 ) -> Result<u8, CliError> {
-    let pty = exec.tty.then(|| PtyCall {
-        size: terminal::size(),
-        term: environment::terminal_type()
-            .and_then(|term| Argument::new(std::os::unix::ffi::OsStringExt::into_vec(term)).ok()),
-    });
+    let (tty, stdin) = (exec.tty, exec.stdin);
     let call = Call::Exec(ExecCall {
         argv: exec.argv,
         env: exec.env,
         cwd: exec.cwd,
         user: exec.user,
-        pty,
-        stdin: exec.stdin,
+        pty: tty.then(pty),
+        stdin,
     });
+    attend(client, vm, call, (tty, stdin), interrupts).await
+}
+
+/// Attaches to the machine's main process, which the machine's maker has said all of; returns its
+/// exit code as [`exec`] does.
+pub async fn attach_main(
+    client: &Client,
+    vm: &VmId,
+    exec: Exec,
+    interrupts: &mut Interrupts,
+) -> Result<u8, CliError> {
+    let (tty, stdin) = (exec.tty, exec.stdin);
+    let call = Call::AttachMain(AttachMainCall { pty: tty.then(pty), stdin });
+    attend(client, vm, call, (tty, stdin), interrupts).await
+}
+
+/// This process's terminal, as a guest's program is to have one.
+fn pty() -> PtyCall {
+    PtyCall {
+        size: terminal::size(),
+        term: environment::terminal_type()
+            .and_then(|term| Argument::new(std::os::unix::ffi::OsStringExt::into_vec(term)).ok()),
+    }
+}
+
+/// Makes a call that starts a program and carries this process's standard streams until it ends.
+async fn attend(
+    client: &Client,
+    vm: &VmId,
+    call: Call,
+    (tty, stdin): (bool, bool),
+    interrupts: &mut Interrupts,
+) -> Result<u8, CliError> {
     let (_, stream): (ExecStarted, _) = tokio::select! {
         opened = agent::call(client, vm, call) => opened?,
         interrupt = interrupts.next() => {
@@ -97,19 +126,19 @@ pub async fn exec(
     };
     let (reader, writer) = tokio::io::split(stream);
     // Raw from here on; the guard restores the terminal however this function ends.
-    let raw = if exec.tty && io::IsTerminal::is_terminal(&io::stdin()) {
+    let raw = if tty && io::IsTerminal::is_terminal(&io::stdin()) {
         Some(RawMode::enter()?)
     } else {
         None
     };
-    let input = exec.stdin.then(read_stdin);
+    let input = stdin.then(read_stdin);
     let (control, commands) = mpsc::channel(QUEUE);
     let credit = Arc::new(Credit::default());
     let sender =
         tokio::spawn(send_frames(FrameWriter::new(writer), input, commands, Arc::clone(&credit)));
     let code = tokio::select! {
         code = receive(FrameReader::new(reader), &credit) => code,
-        interrupt = pass_signals(exec.tty, interrupts, &control) => {
+        interrupt = pass_signals(tty, interrupts, &control) => {
             Err(CliError::interrupted(interrupt, "interrupted, the command is ended"))
         }
     };

@@ -4,7 +4,9 @@ use banger_daemon_api::daemon::LEASE_HEADER;
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::operation::{Operation, OperationKind, OperationStarted};
 use banger_daemon_api::routes;
-use banger_daemon_api::vm::{CreateVm, DiskLimits, NetLimits, Vm, VmSpec, VmmChoice, Workspace};
+use banger_daemon_api::vm::{
+    CreateVm, DiskLimits, MainOptions, NetLimits, Vm, VmSpec, VmmChoice, Workspace,
+};
 use banger_types::{
     BytesPerSecond, DiskSize, GroupName, KernelName, LeaseId, MemoryMib, OpsPerSecond, Publication,
     VcpuCount, VmId, VmName, VmReference,
@@ -137,6 +139,7 @@ pub async fn create(
     args: &CreationArgs,
     lease: Option<&Lease>,
     workspace: Option<Workspace>,
+    main: MainOptions,
 ) -> Result<Vm, CliError> {
     check_request(client, args).await?;
     let image = artifacts::ensure_image(ui, client, interrupts, &args.image).await?;
@@ -154,6 +157,7 @@ pub async fn create(
         spec,
         lease: lease.map(|lease| lease.id.clone()),
         workspace,
+        main,
     };
     let started: OperationStarted =
         client.post(routes::VMS, &request).await.map_err(|error| client.explain(error))?;

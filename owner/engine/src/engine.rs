@@ -24,6 +24,7 @@ use crate::admission::{self, Request};
 use crate::error::EngineError;
 use crate::fault::Faults;
 use crate::layout::VmFiles;
+use crate::main_process::Programs;
 use crate::names;
 use crate::operation::{OperationHandle, Operations};
 use crate::orphans;
@@ -240,6 +241,9 @@ impl Engine {
             spec: request.spec,
             lease: request.lease,
             workspace: request.workspace,
+            main_options: request.main,
+            programs: Programs::default(),
+            main_exit: None,
             disks: None,
             address_number: Some(self.shared.address_number(&id, None)),
             running: None,

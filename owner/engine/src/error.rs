@@ -6,6 +6,7 @@ use banger_store::StoreError;
 use banger_types::{ByteSize, DiskSize, LeaseId, Publication, PublishedPort, VmName, VmReference};
 
 use crate::admission::DenyReason;
+use crate::main_process::MainError;
 use crate::seams::{ArtifactError, DiskError, HostError, NetworkError, PortError, VmmError};
 
 /// Why the engine refused or failed.
@@ -222,6 +223,18 @@ pub enum EngineError {
     /// The daemon is ending.
     #[error("the daemon is ending")]
     ShuttingDown,
+    /// The VM cannot run what it is to.
+    #[error(transparent)]
+    Main(#[from] MainError),
+    /// The guest refused to run what it is to.
+    #[error("VM {vm} cannot run its main process")]
+    MainRefused {
+        /// The VM.
+        vm: VmName,
+        /// The guest's words.
+        #[source]
+        source: ClientError,
+    },
     /// A defect of banger.
     #[error("defect: {0}")]
     Defect(&'static str),
@@ -310,6 +323,11 @@ impl EngineError {
             Self::Channel(_) | Self::Agent(_) => ErrorCode::AgentUnreachable,
             Self::Cancelled { .. } | Self::Overtaken { .. } => ErrorCode::Cancelled,
             Self::UnknownSignal { .. } | Self::Group { .. } => ErrorCode::BadParams,
+            Self::Main(_) => ErrorCode::BadParams,
+            Self::MainRefused { source, .. } if source.agent_error().is_some() => {
+                ErrorCode::BadParams
+            }
+            Self::MainRefused { .. } => ErrorCode::AgentUnreachable,
             Self::ShuttingDown => ErrorCode::Unavailable,
             Self::Store(_) | Self::Host(_) | Self::Io { .. } => ErrorCode::OperationFailed,
             Self::Defect(_) => ErrorCode::Internal,
@@ -372,6 +390,9 @@ impl EngineError {
                     .to_owned(),
             ),
             Self::Damaged { vm, .. } => Some(format!("`banger vm delete {vm}` removes the VM")),
+            Self::Main(MainError::Nothing) => Some(
+                "leave the command out and use `banger vm exec`, or give --entrypoint".to_owned(),
+            ),
             Self::UnknownSignal { .. } => {
                 Some("use TERM, KILL, INT, HUP, QUIT, USR1, USR2 or ABRT".to_owned())
             }

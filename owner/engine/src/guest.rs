@@ -4,8 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use banger_agent_api::{HealthReply, SetIdentityCall, printable_excerpt};
+use banger_agent_api::{
+    ConfigureCall, ExitStatus, HealthReply, SetIdentityCall, printable_excerpt,
+};
 use banger_daemon_api::stats::GuestUse;
+use banger_daemon_api::vm::MainExit;
 use banger_guest_client::{AgentClient, ClientError, Deadlines, GuestChannel};
 
 use crate::error::EngineError;
@@ -51,6 +54,24 @@ pub(crate) async fn greet(channel: &Arc<dyn GuestChannel>) -> Result<(), ClientE
         entropy: entropy.parse().ok(),
     };
     AgentClient::new(Arc::clone(channel)).set_identity(identity).await
+}
+
+/// Tells the guest what to run.
+pub(crate) async fn configure(
+    channel: &Arc<dyn GuestChannel>,
+    call: ConfigureCall,
+) -> Result<(), ClientError> {
+    AgentClient::new(Arc::clone(channel)).configure(call).await
+}
+
+/// Waits for the main process to end; returns nothing where the guest cannot tell.
+pub(crate) async fn main_exit(channel: &Arc<dyn GuestChannel>) -> Result<MainExit, ClientError> {
+    let status = AgentClient::new(Arc::clone(channel)).wait_main().await?;
+    let signal = match status {
+        ExitStatus::Code(_) => None,
+        ExitStatus::Signal(number) => Some(number),
+    };
+    Ok(MainExit { code: status.shell_code(), signal })
 }
 
 /// Asks the guest to write everything to its disks and to power off; returns once it has begun.

@@ -29,7 +29,9 @@ use crate::error::EngineError;
 use crate::record::{Running, VmRecord};
 use crate::seams::{VmmIdentity, VmmProcess};
 use crate::shared::Shared;
-use crate::vm::{Body, Control, clean_runtime, delete, end_process, ports, read_handles};
+use crate::vm::{
+    Body, Control, clean_runtime, delete, end_process, ports, read_handles, watch_main,
+};
 
 /// What reconciling found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -148,6 +150,7 @@ async fn one(
     }
     if let Some(process) = body.process.clone().filter(|_| keep) {
         adopted(&mut body, process.as_ref(), network).await;
+        watch_main(&mut body);
         report.adopted.push(name);
         return Some(body);
     }

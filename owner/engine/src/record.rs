@@ -7,12 +7,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use banger_daemon_api::error::ApiError;
-use banger_daemon_api::vm::{VmRuntime, VmSpec, VmState, Workspace};
+use banger_daemon_api::vm::{MainExit, MainOptions, VmRuntime, VmSpec, VmState, Workspace};
 use banger_types::{ImageName, KernelName, LeaseId, VmId, VmName};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::main_process::Programs;
 use crate::seams::{Acceleration, DiskImage, Guest, VmmIdentity, VmmKind};
 
 /// A VM's row in the store. Fields are only ever added, with a default.
@@ -30,6 +31,15 @@ pub(crate) struct VmRecord {
     pub(crate) lease: Option<LeaseId>,
     #[serde(default)]
     pub(crate) workspace: Option<Workspace>,
+    /// What the user wants to be run; counts when the VM is made.
+    #[serde(default)]
+    pub(crate) main_options: MainOptions,
+    /// What is run, decided when the VM is made.
+    #[serde(default)]
+    pub(crate) programs: Programs,
+    /// How the main process ended the last time.
+    #[serde(default)]
+    pub(crate) main_exit: Option<MainExit>,
     /// Its disks, once they exist.
     #[serde(default)]
     pub(crate) disks: Option<Disks>,

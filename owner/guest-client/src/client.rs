@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{
-    AgentError, Call, ConnectCall, Empty, ExecCall, ExecStarted, Frame, FrameReader, FrameWriter,
-    GetTreeCall, HealthReply, MAX_FRAME_PAYLOAD, MAX_REQUEST, MAX_RESPONSE, Outcome, PortsReply,
-    PowerOffCall, PutTreeCall, PutTreeReply, Request, Response, SetIdentityCall, SpawnBenchCall,
-    SpawnBenchReply, StatsReply, WireError, read_message, write_message,
+    AgentError, Call, ConfigureCall, ConnectCall, Empty, ExecCall, ExecStarted, ExitStatus, Frame,
+    FrameReader, FrameWriter, GetTreeCall, HealthReply, MAX_FRAME_PAYLOAD, MAX_REQUEST,
+    MAX_RESPONSE, Outcome, PortsReply, PowerOffCall, PutTreeCall, PutTreeReply, Request, Response,
+    SetIdentityCall, SpawnBenchCall, SpawnBenchReply, StatsReply, WireError, read_message,
+    write_message,
 };
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -225,6 +226,26 @@ impl AgentClient {
         Ok(ExecStream::new(started, stream, stdin))
     }
 
+    /// Tells the guest what the image and the user say of programs, and starts the main process.
+    pub async fn configure(&self, call: ConfigureCall) -> Result<(), ClientError> {
+        self.simple::<Empty>(Call::Configure(call)).await.map(|Empty {}| ())
+    }
+
+    /// Waits for the end of the main process, for as long as that takes; the guest ends when this
+    /// has returned.
+    pub async fn wait_main(&self) -> Result<ExitStatus, ClientError> {
+        const CALL: &str = "wait for the main process";
+        let (Empty {}, stream) = self.open_raw(Call::WaitMain).await?;
+        let mut reader = FrameReader::new(stream);
+        loop {
+            match reader.next().await.map_err(|source| ClientError::Wire { call: CALL, source })? {
+                Some(Frame::Exit(status)) => return Ok(status),
+                Some(_) => {}
+                None => return Err(ClientError::BrokenOff { call: CALL }),
+            }
+        }
+    }
+
     /// Opens an echo: what is written as data frames comes back.
     pub async fn echo(&self) -> Result<BoxedStream, ClientError> {
         self.open_raw::<Empty>(Call::Echo).await.map(|(_, stream)| stream)
@@ -358,6 +379,9 @@ fn call_name(call: &Call) -> &'static str {
         Call::Stats => "stats",
         Call::SetIdentity(_) => "set identity",
         Call::SpawnBench(_) => "spawn bench",
+        Call::Configure(_) => "configure",
+        Call::AttachMain(_) => "attach to the main process",
+        Call::WaitMain => "wait for the main process",
         Call::Unknown => "an unknown call",
     }
 }

@@ -22,6 +22,7 @@
 //! An unknown kind is skipped, so that newer peers can add some.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 
 use crate::message::AgentError;
 
@@ -74,7 +75,8 @@ pub struct WindowSize {
 }
 
 /// A Linux signal number, 1 to 64.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
 pub struct SignalNumber(u8);
 
 impl SignalNumber {
@@ -88,6 +90,20 @@ impl SignalNumber {
     #[must_use]
     pub fn get(self) -> u8 {
         self.0
+    }
+}
+
+impl TryFrom<u8> for SignalNumber {
+    type Error = &'static str;
+
+    fn try_from(number: u8) -> Result<Self, Self::Error> {
+        Self::new(number).ok_or("a signal's number is 1 to 64")
+    }
+}
+
+impl From<SignalNumber> for u8 {
+    fn from(signal: SignalNumber) -> Self {
+        signal.get()
     }
 }
 

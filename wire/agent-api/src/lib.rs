@@ -22,6 +22,7 @@
 mod boot;
 mod bytes_text;
 mod frame;
+mod main_process;
 mod message;
 pub mod mux;
 mod wire;
@@ -35,6 +36,7 @@ pub use frame::{
     ExitStatus, FRAME_HEADER, Frame, FrameDecoder, FrameError, FrameKind, MAX_FRAME_PAYLOAD,
     STDIN_WINDOW, SignalNumber, WindowSize, encode_chunks, encode_frame,
 };
+pub use main_process::{AttachMainCall, ConfigureCall, MainProcess};
 pub use message::{
     AgentError, Call, ConnectCall, Empty, ErrorCode, ExecCall, ExecStarted, GetTreeCall,
     HealthReply, InitKind, ListeningPort, NetworkState, Outcome, PortsReply, PowerOffCall, PtyCall,

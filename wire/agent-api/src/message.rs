@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::PROTOCOL_VERSION;
 use crate::bytes_text::{Argument, EnvironmentEntry, GuestPath, Hex, UserSpec, printable_excerpt};
 use crate::frame::WindowSize;
+use crate::main_process::{AttachMainCall, ConfigureCall};
 use banger_types::{PortProtocol, VmName};
 
 /// Hello and request in one: the first message on a stream.
@@ -57,6 +58,14 @@ pub enum Call {
     Stats,
     /// [`Empty`].
     SetIdentity(SetIdentityCall),
+    /// [`Empty`] once the main process, if one is given, is known to be startable as asked.
+    Configure(ConfigureCall),
+    /// [`ExecStarted`], then frames as after [`Call::Exec`]. A client that goes away leaves the main
+    /// process running.
+    AttachMain(AttachMainCall),
+    /// [`Empty`], then an exit frame once the main process has ended. The agent ends the machine when
+    /// it has been taken, or when nobody takes it.
+    WaitMain,
     /// [`SpawnBenchReply`]: the guest's own cost of running a command, without any channel.
     SpawnBench(SpawnBenchCall),
     /// A call that this build does not know.
@@ -220,6 +229,8 @@ pub enum ErrorCode {
     BadArchive,
     /// Nobody in the guest listens there.
     Refused,
+    /// The machine has no main process.
+    NoMainProcess,
     /// The guest's disk is full.
     DiskFull,
     /// Anything else that went wrong in the guest.

@@ -11,6 +11,7 @@ pub mod artifact;
 pub mod config;
 pub mod daemon;
 pub mod error;
+mod main_process;
 pub mod operation;
 pub mod orphan;
 pub mod pull;

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ApiError;
+pub use crate::main_process::{MainExit, MainOptions, MainProcess};
 
 /// Which VMM to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -205,6 +206,9 @@ pub struct CreateVm {
     /// The workspace that the client will put into the VM, for `vm list`.
     #[serde(default)]
     pub workspace: Option<Workspace>,
+    /// What is to be run otherwise than the image says.
+    #[serde(default)]
+    pub main: MainOptions,
 }
 
 /// A repository of the user inside a VM.
@@ -357,6 +361,12 @@ pub struct Vm {
     /// The user's repository inside, where there is one.
     #[serde(default)]
     pub workspace: Option<Workspace>,
+    /// The program that the VM exists for, where it has one.
+    #[serde(default)]
+    pub main: Option<MainProcess>,
+    /// How that program ended the last time, where the guest could tell.
+    #[serde(default)]
+    pub main_exit: Option<MainExit>,
     /// Why the last start, stop or run ended badly.
     #[serde(default)]
     pub last_error: Option<ApiError>,

@@ -8,6 +8,7 @@ use banger_daemon_api::vm::VmState;
 use clap::Args;
 
 use super::OneVm;
+use super::main_process::Said;
 use crate::error::CliError;
 use crate::exec::{self, Exec};
 use crate::interrupt::Interrupts;
@@ -44,7 +45,7 @@ pub struct CommandArgs {
     command: Vec<OsString>,
 }
 
-fn parse_variable(text: &str) -> Result<EnvironmentEntry, String> {
+pub fn parse_variable(text: &str) -> Result<EnvironmentEntry, String> {
     if text.contains('=') {
         return text.parse().map_err(|error: TextError| error.to_string());
     }
@@ -58,6 +59,16 @@ impl CommandArgs {
     /// Returns whether a command was given.
     pub fn has_command(&self) -> bool {
         !self.command.is_empty()
+    }
+
+    /// Returns what of it counts for a main process.
+    pub fn said(&self) -> Said<'_> {
+        Said {
+            command: &self.command,
+            env: &self.env,
+            workdir: self.workdir.as_ref(),
+            user: self.user.as_ref(),
+        }
     }
 
     /// Returns what to run; `directory` is used where none was asked for.

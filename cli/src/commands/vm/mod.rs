@@ -6,6 +6,7 @@ mod exec;
 mod kill;
 pub mod list;
 mod logs;
+mod main_process;
 mod ports;
 mod power;
 mod run;

@@ -11,11 +11,12 @@ use std::path::PathBuf;
 use banger_agent_api::GuestPath;
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::routes;
-use banger_daemon_api::vm::{self, Vm, VmState};
+use banger_daemon_api::vm::{self, MainOptions, Vm, VmState};
 use banger_types::VmId;
 use clap::Args;
 
 use super::exec::CommandArgs;
+use super::main_process::EntrypointArgs;
 use crate::client::Client;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
@@ -32,10 +33,15 @@ use crate::{daemon, exec};
   banger vm run --rm -- sh -c 'uname -a'    a command, then no machine
   banger vm run ./repo -- make test         a command on the repository's tracked files
   banger vm run --name box -d               a machine to use later
+  banger vm run -d --image nginx -p 8080:80 a service, whose output is in banger vm logs
 
 With PATH, the tracked files of the git repository around it, as they are in the working
 tree, are put at /root/repo, and the command runs there (in the same subdirectory as PATH).
-The .git directory stays on the host. Without a command, standard input goes to a login shell.")]
+The .git directory stays on the host. Without a command, standard input goes to a login shell.
+
+An image that is an application (an OCI image with an entrypoint or command that is more than a shell)
+runs that as the machine's main process, and the machine ends with it; COMMAND takes the place of the
+image's command, as with docker. With PATH it is a machine like any other.")]
 pub struct RunArgs {
     /// A git repository to take along
     #[arg(value_name = "PATH")]
@@ -46,11 +52,13 @@ pub struct RunArgs {
     #[arg(long)]
     rm: bool,
     /// Leave the machine running and print its name
-    #[arg(short, long, conflicts_with_all = ["rm", "command", "tty", "user", "workdir", "env"])]
+    #[arg(short, long, conflicts_with_all = ["rm", "tty"])]
     detach: bool,
     /// Take untracked files along too; ignored ones never
     #[arg(long, requires = "path")]
     include_untracked: bool,
+    #[command(flatten)]
+    entrypoint: EntrypointArgs,
     #[command(flatten)]
     command: CommandArgs,
 }
@@ -65,6 +73,7 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
     let directory = directory.transpose().map_err(|error| {
         CliError::new("cannot name the repository's directory in the machine").because(&error)
     })?;
+    let main = main_options(&args)?;
     let only_shell = !args.command.has_command();
     let exec = args.command.into_exec(directory)?;
 
@@ -76,9 +85,16 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
         source_path: workspace.top.to_string_lossy().into_owned(),
         head_commit: workspace.head.clone(),
     });
-    let vm =
-        vm_creation::create(ui, &client, &mut interrupts, &args.creation, lease.as_ref(), record)
-            .await?;
+    let vm = vm_creation::create(
+        ui,
+        &client,
+        &mut interrupts,
+        &args.creation,
+        lease.as_ref(),
+        record,
+        main,
+    )
+    .await?;
     if let Some(workspace) = workspace {
         put(ui, &client, &mut interrupts, &vm, workspace).await?;
     }
@@ -86,13 +102,20 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
         ui.line(&vm.name)?;
         return Ok(0);
     }
-    let mut result = exec::exec(&client, &vm.id, exec, &mut interrupts).await;
+    let is_main = vm.main.is_some();
+    let mut result = match is_main {
+        true => exec::attach_main(&client, &vm.id, exec, &mut interrupts).await,
+        false => exec::exec(&client, &vm.id, exec, &mut interrupts).await,
+    };
     if args.rm {
         finish(ui, &client, &vm.id).await;
         if let Err(error) = &mut result {
             // They speak of a machine that is gone by now.
             error.hints.clear();
         }
+    } else if is_main && result.is_ok() {
+        // It ends by itself; it can be run again.
+        remind_ended(ui, &vm);
     } else if (ui.stderr_is_terminal() || result.is_err()) && is_running(&client, &vm.id).await {
         remind(ui, &vm, only_shell);
     }
@@ -170,6 +193,33 @@ async fn finish(ui: &Ui, client: &Client, id: &VmId) {
         for cause in &error.causes {
             ui.warning(format_args!("  caused by: {cause}"));
         }
+    }
+}
+
+/// What is asked for beside the image's own words. With a repository the image is a machine to work in.
+fn main_options(args: &RunArgs) -> Result<MainOptions, CliError> {
+    let said = args.command.said().options()?;
+    if args.path.is_some() {
+        if args.entrypoint.words().is_some() {
+            return Err(CliError::usage("--entrypoint cannot be used with PATH")
+                .hint("give the program after --, which runs it in the repository"));
+        }
+        if args.detach && said != MainOptions::default() {
+            return Err(CliError::usage("-d cannot be used with PATH and a command"));
+        }
+        return Ok(MainOptions { machine: true, ..MainOptions::default() });
+    }
+    let required = args.detach && said != MainOptions::default();
+    let entrypoint = args.entrypoint.words();
+    Ok(MainOptions { entrypoint, required, held: !args.detach, ..said })
+}
+
+fn remind_ended(ui: &Ui, vm: &Vm) {
+    if ui.stderr_is_terminal() {
+        ui.status(format_args!(
+            "VM {0} ends with its main process; banger vm start {0} runs it again, or banger vm delete {0}",
+            vm.name
+        ));
     }
 }
 

@@ -58,6 +58,10 @@ fn render(vm: &Vm) -> String {
             ("started", runtime.started_at.to_string()),
         ]);
     }
+    if let Some(main) = &vm.main {
+        facts.push(("main process", table::printable(&main.argv.join(" "))));
+        facts.extend(vm.main_exit.map(|exit| ("main process", exit.to_string())));
+    }
     if let Some(workspace) = &vm.workspace {
         facts.push((
             "workspace",

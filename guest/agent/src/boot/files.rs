@@ -1,4 +1,5 @@
-//! The few files of the image that name the machine: hostname, hosts, resolv.conf.
+//! The few files of the image that name the machine: hostname, hosts, resolv.conf; and the two
+//! directories that every program may expect.
 //!
 //! They are written on the VM's own root disk, never in the image, and only where they differ.
 
@@ -12,6 +13,9 @@ use crate::console;
 
 /// Writes the files below `root`. A failure is said on the console: the machine works without.
 pub(super) fn write(root: &Path, config: &BootConfig) {
+    // An image of one program has neither.
+    attempt("make /etc", make_directory(root, "etc", 0o755));
+    attempt("make /tmp", make_directory(root, "tmp", 0o1777));
     if let Some(name) = &config.hostname {
         attempt("set the host name", rustix::system::sethostname(name.as_str().as_bytes()));
         attempt("write /etc/hostname", replace(&root.join("etc/hostname"), &format!("{name}\n")));
@@ -20,6 +24,22 @@ pub(super) fn write(root: &Path, config: &BootConfig) {
     if let Some(network) = config.network.as_ref().filter(|network| !network.dns.is_empty()) {
         attempt("write /etc/resolv.conf", write_resolver(root, network));
     }
+}
+
+/// Makes a directory where there is none. Where a link leads nowhere, what it names is made: it says
+/// where the image wants the directory.
+fn make_directory(root: &Path, name: &str, mode: u32) -> std::io::Result<()> {
+    let mut path = root.join(name);
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Ok(link) = std::fs::read_link(&path) {
+        let inside = normalise(&Path::new("/").join(link));
+        path = root.join(inside.strip_prefix("/").unwrap_or(&inside));
+    }
+    std::fs::create_dir_all(&path)?;
+    // Not by the call that makes it, which the umask would change.
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode))
 }
 
 fn attempt<E: std::fmt::Display>(what: &str, result: Result<(), E>) {
@@ -167,6 +187,32 @@ mod tests {
             assert_eq!(std::fs::read_to_string(made).unwrap(), content);
             assert_eq!(std::fs::read_link(&path).unwrap(), Path::new(link));
         }
+    }
+
+    #[test]
+    fn directories_are_made_where_an_image_has_none() {
+        use std::os::unix::fs::PermissionsExt;
+        for link in [None, Some("usr/share/etc"), Some("/usr/share/etc"), Some("../../x")] {
+            let root = tempfile::tempdir().unwrap();
+            if let Some(target) = link {
+                std::os::unix::fs::symlink(target, root.path().join("etc")).unwrap();
+            }
+            make_directory(root.path(), "etc", 0o755).unwrap();
+            make_directory(root.path(), "tmp", 0o1777).unwrap();
+            let made = match link {
+                None => "etc",
+                Some("../../x") => "x",
+                Some(_) => "usr/share/etc",
+            };
+            assert!(root.path().join(made).is_dir(), "{link:?}");
+            let mode = root.path().join("tmp").metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o1777);
+        }
+        let own = image();
+        let etc = own.path().join("etc");
+        std::fs::set_permissions(&etc, PermissionsExt::from_mode(0o700)).unwrap();
+        make_directory(own.path(), "etc", 0o755).unwrap();
+        assert_eq!(etc.metadata().unwrap().permissions().mode() & 0o7777, 0o700, "the image's own");
     }
 
     #[test]

@@ -1,26 +1,26 @@
 //! Reading a request and dispatching it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
 use banger_agent_api::{
-    AgentError, BootConfig, Call, Empty, ErrorCode, Frame, FrameReader, FrameWriter, HealthReply,
-    InitKind, MAX_REQUEST, MAX_RESPONSE, NetworkState, Outcome, Request, Response, WireError,
-    read_message, write_message,
+    AgentError, BootConfig, Call, Empty, EnvironmentEntry, ErrorCode, Frame, FrameReader,
+    FrameWriter, HealthReply, InitKind, MAX_REQUEST, MAX_RESPONSE, NetworkState, Outcome, Request,
+    Response, WireError, read_message, write_message,
 };
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
-use super::{connect, exec, identity, ports, power_off, stats, tree_get, tree_put};
+use super::{connect, exec, identity, main_process, ports, power_off, stats, tree_get, tree_put};
 use crate::console;
 
 /// A peer that opens a stream and says nothing holds it no longer than this.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long the first command waits for the network; the late loader gives up on a card after less.
-const NETWORK_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const NETWORK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the calls share.
 #[derive(Debug)]
@@ -29,6 +29,9 @@ pub struct Server {
     pub(super) network: watch::Sender<NetworkState>,
     pub(super) cgroups: super::cgroup::Cgroups,
     pub(super) execs: Cell<u32>,
+    pub(super) main: main_process::Main,
+    /// The image's environment.
+    pub(super) environment: RefCell<Vec<EnvironmentEntry>>,
 }
 
 impl Default for Server {
@@ -51,7 +54,14 @@ impl Server {
             Some(true) => NetworkState::Pending,
             _ => NetworkState::None,
         };
-        Self { config, network: watch::Sender::new(network), cgroups, execs: Cell::new(0) }
+        Self {
+            config,
+            network: watch::Sender::new(network),
+            cgroups,
+            execs: Cell::new(0),
+            main: main_process::Main::default(),
+            environment: RefCell::default(),
+        }
     }
 
     /// As [`Server::new`], for a machine whose cgroups are not the agent's to use.
@@ -79,7 +89,7 @@ impl Server {
 
     /// Waits until the network is up, or is known not to come: the first command may need it, and the
     /// agent's first word does not wait for it.
-    async fn network_settled(&self, patience: Duration) {
+    pub(super) async fn network_settled(&self, patience: Duration) {
         let mut state = self.network.subscribe();
         let settled = state.wait_for(|state| *state != NetworkState::Pending);
         let _ = tokio::time::timeout(patience, settled).await;
@@ -142,6 +152,11 @@ impl Server {
             }
             Call::Stats => answer(&mut stream, Ok(stats::collect())).await,
             Call::SetIdentity(call) => answer(&mut stream, identity::set(call)).await,
+            Call::Configure(call) => {
+                answer(&mut stream, main_process::configure(&self, call)).await
+            }
+            Call::AttachMain(call) => main_process::attach(&self, call, stream).await,
+            Call::WaitMain => main_process::wait(&self, stream).await,
             Call::Unknown => {
                 let error = AgentError::new(
                     ErrorCode::UnsupportedCall,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 
-use banger_agent_api::{Argument, EnvironmentEntry, ExecCall};
+use banger_agent_api::{Argument, EnvironmentEntry, ExecCall, PtyCall};
 
 use super::users::User;
 
@@ -12,10 +12,16 @@ const ROOT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 const USER_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games";
 
 /// Name and value, as bytes.
-type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(super) type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// Makes the environment: defaults, then /etc/environment, then what the call asks for.
-pub(super) fn build(user: &User, call: &ExecCall, etc_environment: &str) -> Environment {
+/// Makes the environment: defaults, then /etc/environment, then the image's, then what the call
+/// asks for.
+pub(super) fn build(
+    user: &User,
+    call: &ExecCall,
+    etc_environment: &str,
+    image: &[EnvironmentEntry],
+) -> Environment {
     use std::os::unix::ffi::OsStrExt;
     let path = if user.identity.uid == 0 { ROOT_PATH } else { USER_PATH };
     let mut environment = Environment::new();
@@ -34,7 +40,29 @@ pub(super) fn build(user: &User, call: &ExecCall, etc_environment: &str) -> Envi
     if let Some(pty) = &call.pty {
         set("TERM", pty.term.as_ref().map_or(b"xterm", Argument::as_bytes));
     }
-    for (name, value) in call.env.iter().filter_map(split) {
+    for (name, value) in image.iter().chain(&call.env).filter_map(split) {
+        environment.insert(name.to_vec(), value.to_vec());
+    }
+    environment
+}
+
+/// Makes the environment of the main process: what container engines give one, then the image's.
+pub(super) fn of_main(
+    user: &User,
+    pty: Option<&PtyCall>,
+    image: &[EnvironmentEntry],
+) -> Environment {
+    let hostname = rustix::system::uname().nodename().to_bytes().to_vec();
+    let mut environment = Environment::from([
+        (b"PATH".to_vec(), ROOT_PATH.as_bytes().to_vec()),
+        (b"HOME".to_vec(), user.home.as_os_str().as_encoded_bytes().to_vec()),
+        (b"HOSTNAME".to_vec(), hostname),
+    ]);
+    if let Some(pty) = pty {
+        let term = pty.term.as_ref().map_or(&b"xterm"[..], Argument::as_bytes);
+        environment.insert(b"TERM".to_vec(), term.to_vec());
+    }
+    for (name, value) in image.iter().filter_map(split) {
         environment.insert(name.to_vec(), value.to_vec());
     }
     environment
@@ -106,14 +134,29 @@ mod tests {
             env: vec!["LANG=de".parse().unwrap(), "A=1=2".parse().unwrap(), "B=".parse().unwrap()],
             ..ExecCall::default()
         };
-        let environment =
-            build(&user(1000), &call, "# c\nLANG=\"en\"\nexport X='y'\nbad name=1\n=z\n");
+        let environment = build(
+            &user(1000),
+            &call,
+            "# c\nLANG=\"en\"\nexport X='y'\nIMAGE=no\nbad name=1\n=z\n",
+            &["IMAGE=1".parse().unwrap(), "B=image".parse().unwrap()],
+        );
         let strings: Vec<String> =
             to_strings(&environment).into_iter().map(|s| s.into_string().unwrap()).collect();
-        for expected in ["LANG=de", "A=1=2", "B=", "X=y", "HOME=/home/dev", "USER=dev"] {
+        for expected in ["LANG=de", "A=1=2", "B=", "X=y", "IMAGE=1", "HOME=/home/dev", "USER=dev"] {
             assert!(strings.iter().any(|entry| entry == expected), "{expected} in {strings:?}");
         }
         assert!(!strings.iter().any(|entry| entry.starts_with("TERM=") || entry.contains("bad")));
+    }
+
+    #[test]
+    fn a_main_process_has_the_images_environment_and_nothing_of_a_login() {
+        let image = ["PATH=/app".parse().unwrap(), "A=".parse().unwrap()];
+        let environment = of_main(&user(1000), None, &image);
+        let names: Vec<String> =
+            environment.keys().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+        assert_eq!(names, ["A", "HOME", "HOSTNAME", "PATH"]);
+        assert_eq!(environment[&b"PATH"[..]], b"/app");
+        assert_eq!(environment[&b"HOME"[..]], b"/home/dev");
     }
 
     #[test]

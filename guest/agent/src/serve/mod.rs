@@ -4,10 +4,14 @@
 
 mod calls;
 mod cgroup;
+mod command;
 mod connect;
+mod console_log;
 mod environment;
 mod exec;
 mod identity;
+mod input;
+mod main_process;
 mod output;
 mod port;
 mod ports;

@@ -2,6 +2,9 @@
 
 use std::cell::Cell;
 use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::Duration;
 
 use banger_agent_api::{ExitStatus, FRAME_HEADER, Frame, FrameKind, MAX_FRAME_PAYLOAD, WireError};
@@ -10,20 +13,82 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
+use super::command::Attached;
+use super::input::Sink;
 use super::terminal::Terminal;
 
 /// How long output may be silent, after the command's exit, before a background process that
 /// still holds the pipe is left alone.
-const DRAIN_SILENCE: Duration = Duration::from_millis(50);
+pub(super) const DRAIN_SILENCE: Duration = Duration::from_millis(50);
 
 /// How long the first answer waits for output or the end to travel with: a short command then
 /// costs the channel one message, not two.
 const ANSWER_HOLD: Duration = Duration::from_millis(2);
 
 /// Where a command writes.
-pub(super) enum Sources<'a> {
+pub(super) enum Sources {
     Pipes { stdout: Option<pipe::Receiver>, stderr: Option<pipe::Receiver> },
-    Terminal { terminal: &'a Terminal, open: bool },
+    Terminal { terminal: Rc<Terminal>, open: bool },
+}
+
+impl Sources {
+    /// Takes a command's ends apart: what it reads, what it writes, and of a terminal our copy of
+    /// its side.
+    pub fn of(attached: Attached) -> (Sink, Self, Option<OwnedFd>) {
+        match attached {
+            Attached::Pipes { stdin, stdout, stderr } => {
+                let sources = Self::Pipes { stdout: Some(stdout), stderr: Some(stderr) };
+                (Sink::Pipe(stdin), sources, None)
+            }
+            Attached::Terminal { terminal, peer } => {
+                let sources = Self::Terminal { terminal: Rc::clone(&terminal), open: true };
+                (Sink::Terminal(terminal), sources, Some(peer))
+            }
+        }
+    }
+
+    /// Returns whether anything may still come.
+    pub fn are_open(&self) -> bool {
+        match self {
+            Self::Pipes { stdout, stderr } => stdout.is_some() || stderr.is_some(),
+            Self::Terminal { open, .. } => *open,
+        }
+    }
+
+    /// Waits for output, into the first buffer, or of standard error into the second; breaks off
+    /// where one of the two has ended. Never resolves once both have. Cancel safe.
+    pub async fn read(
+        &mut self,
+        [out, error]: &mut [Vec<u8>; 2],
+    ) -> ControlFlow<(), (FrameKind, usize)> {
+        let (kind, result) = match self {
+            Self::Pipes { stdout, stderr } => tokio::select! {
+                result = read(stdout, out) => (FrameKind::Stdout, result),
+                result = read(stderr, error) => (FrameKind::Stderr, result),
+            },
+            Self::Terminal { terminal, open: true } => {
+                (FrameKind::Stdout, terminal.read(out).await)
+            }
+            Self::Terminal { open: false, .. } => std::future::pending().await,
+        };
+        match result {
+            Ok(count) if count > 0 => ControlFlow::Continue((kind, count)),
+            // A pipe of our own does not fail; if it does, there is nothing more to be had.
+            _ => {
+                self.end(kind);
+                ControlFlow::Break(())
+            }
+        }
+    }
+
+    fn end(&mut self, ended: FrameKind) {
+        match self {
+            Self::Pipes { stdout, stderr } => {
+                *(if ended == FrameKind::Stderr { stderr } else { stdout }) = None;
+            }
+            Self::Terminal { open, .. } => *open = false,
+        }
+    }
 }
 
 /// Stdin bytes the command has taken and the client has no credit for yet.
@@ -43,6 +108,12 @@ impl Credit {
             self.due.notify_one();
         }
     }
+
+    /// Waits until credit is due and takes it.
+    pub async fn due(&self) -> u32 {
+        self.due.notified().await;
+        self.count.take()
+    }
 }
 
 /// What one wait for output gave.
@@ -57,7 +128,7 @@ enum Piece {
 /// Turns output into frames. Holds one frame.
 pub(super) struct Pump<'a, W> {
     writer: W,
-    sources: Sources<'a>,
+    sources: Sources,
     credit: &'a Credit,
     out: BytesMut,
     error: BytesMut,
@@ -68,7 +139,7 @@ pub(super) struct Pump<'a, W> {
 
 impl<'a, W: AsyncWrite + Unpin> Pump<'a, W> {
     /// Sends `answer` before anything else.
-    pub fn new(writer: W, sources: Sources<'a>, credit: &'a Credit, answer: BytesMut) -> Self {
+    pub fn new(writer: W, sources: Sources, credit: &'a Credit, answer: BytesMut) -> Self {
         let buffer = || BytesMut::zeroed(FRAME_HEADER + MAX_FRAME_PAYLOAD);
         let error = match sources {
             Sources::Pipes { .. } => buffer(),
@@ -78,19 +149,9 @@ impl<'a, W: AsyncWrite + Unpin> Pump<'a, W> {
         Self { writer, sources, credit, out: buffer(), error, answer, answer_due }
     }
 
-    fn open(&self) -> bool {
-        match &self.sources {
-            Sources::Pipes { stdout, stderr } => stdout.is_some() || stderr.is_some(),
-            Sources::Terminal { open, .. } => *open,
-        }
-    }
-
     /// Waits for output or credit. Cancel safe: nothing is read before it is returned.
     async fn wait(&mut self) -> io::Result<Piece> {
-        let credit = async {
-            self.credit.due.notified().await;
-            Ok(Piece::Credit(self.credit.count.take()))
-        };
+        let credit = async { Ok(Piece::Credit(self.credit.due().await)) };
         let answer = async {
             tokio::time::sleep_until(self.answer_due).await;
             Ok(Piece::Answer)
@@ -133,12 +194,7 @@ impl<'a, W: AsyncWrite + Unpin> Pump<'a, W> {
             }
             Piece::Credit(count) => self.frame(&Frame::StdinCredit(count)).await,
             Piece::Ended(ended) => {
-                match &mut self.sources {
-                    Sources::Pipes { stdout, stderr } => {
-                        *(if ended == FrameKind::Stderr { stderr } else { stdout }) = None;
-                    }
-                    Sources::Terminal { open, .. } => *open = false,
-                }
+                self.sources.end(ended);
                 Ok(())
             }
         }
@@ -167,7 +223,7 @@ impl<'a, W: AsyncWrite + Unpin> Pump<'a, W> {
                 }
             }
         };
-        while self.open() {
+        while self.sources.are_open() {
             match tokio::time::timeout(DRAIN_SILENCE, self.wait()).await {
                 Ok(piece) => self.send(piece.map_err(read_error)?).await?,
                 Err(_) => break,

@@ -15,17 +15,34 @@ use crate::{console, power};
 const EXEC_GRACE: Duration = Duration::from_millis(500);
 const EXEC_PAUSE: Duration = Duration::from_millis(10);
 
+/// What is left of the grace for everything but the main process.
+const REST_TIME: Duration = Duration::from_secs(5);
+
+/// How long PID 1, which is ours, may take where the main process has ended by itself.
+const AFTER_MAIN_GRACE: Duration = Duration::from_secs(10);
+
 /// How long PID 1 gets to act before it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Lets the answer leave for the host before anything ends.
 const ANSWER_TIME: Duration = Duration::from_millis(20);
 
-/// Ends the execs, asks the image's init, and after the grace ends the machine by force.
+/// Ends the main process and the execs, asks the image's init, and after the grace ends the machine by force.
 pub(super) async fn run(server: &Rc<Server>, call: PowerOffCall) {
     tokio::time::sleep(ANSWER_TIME).await;
-    end_execs(server).await;
     let grace = Duration::from_secs(u64::from(call.grace_seconds));
+    let begun = tokio::time::Instant::now();
+    server.main.stop(grace.saturating_sub(REST_TIME).max(grace / 2)).await;
+    end(server, grace.saturating_sub(begun.elapsed()).max(grace / 4)).await
+}
+
+/// Powers the machine off whose main process has ended.
+pub(super) async fn after_main(server: &Server) {
+    end(server, AFTER_MAIN_GRACE).await
+}
+
+async fn end(server: &Server, grace: Duration) {
+    end_execs(server).await;
     match tokio::time::timeout(grace, ask_init()).await {
         Ok(Err(error)) => {
             console::error(&format!("cannot ask the image's init to power off: {error}"));

@@ -17,8 +17,18 @@ pub(super) struct User {
     pub identity: Identity,
 }
 
-/// Looks the user up; root where none is named.
+/// Looks the user of an exec up; root where none is named.
 pub(super) fn look_up(spec: Option<&UserSpec>) -> Result<User, AgentError> {
+    look_up_with(spec, None)
+}
+
+/// Looks the user of the main process up. A number without an entry has group 0 there, on which
+/// images for any user rely (OCI image specification, `config.User`, as container engines read it).
+pub(super) fn look_up_for_image(spec: Option<&UserSpec>) -> Result<User, AgentError> {
+    look_up_with(spec, Some(0))
+}
+
+fn look_up_with(spec: Option<&UserSpec>, stranger: Option<u32>) -> Result<User, AgentError> {
     // Files of an image may be anything; these are read with a cap, as bytes.
     let read = |path: &str| {
         use std::io::Read;
@@ -31,7 +41,7 @@ pub(super) fn look_up(spec: Option<&UserSpec>) -> Result<User, AgentError> {
     let passwd = read("/etc/passwd");
     match spec {
         None => Ok(root(&passwd)),
-        Some(spec) => resolve(spec, &passwd, &read("/etc/group")),
+        Some(spec) => resolve(spec, &passwd, &read("/etc/group"), stranger),
     }
 }
 
@@ -78,7 +88,13 @@ fn group_entries(text: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     })
 }
 
-fn resolve(spec: &UserSpec, passwd: &str, group: &str) -> Result<User, AgentError> {
+/// `stranger` is the group of a number without an entry, instead of one of the same number.
+fn resolve(
+    spec: &UserSpec,
+    passwd: &str,
+    group: &str,
+    stranger: Option<u32>,
+) -> Result<User, AgentError> {
     let missing = |kind: &str, name: &str| {
         AgentError::new(ErrorCode::NoSuchUser, format!("the guest has no {kind} {name}"))
     };
@@ -89,7 +105,7 @@ fn resolve(spec: &UserSpec, passwd: &str, group: &str) -> Result<User, AgentErro
     let (name, uid, own_gid, home, shell) = match (&entry, number) {
         (Some(entry), _) => (entry.name, entry.uid, entry.gid, entry.home, entry.shell),
         // As containers do: a bare number needs no entry.
-        (None, Some(uid)) => (spec.user(), uid, uid, "/", "/bin/sh"),
+        (None, Some(uid)) => (spec.user(), uid, stranger.unwrap_or(uid), "/", "/bin/sh"),
         (None, None) => return Err(missing("user", spec.user())),
     };
     let (gid, groups) = match spec.group() {
@@ -122,7 +138,7 @@ mod tests {
     const GROUP: &str = "root:x:0:\ndev:x:1000:\nadm:x:4:dev,other\nsudo:x:27:other\n";
 
     fn find(spec: &str) -> Result<User, ErrorCode> {
-        resolve(&spec.parse().unwrap(), PASSWD, GROUP).map_err(|error| error.code)
+        resolve(&spec.parse().unwrap(), PASSWD, GROUP, None).map_err(|error| error.code)
     }
 
     #[test]
@@ -144,6 +160,16 @@ mod tests {
             Identity { uid: 1000, gid: 4, groups: vec![] }
         );
         assert_eq!(find("dev:77").unwrap().identity.gid, 77);
+    }
+
+    #[test]
+    fn a_stranger_of_an_image_has_group_0() {
+        let find = |spec: &str, passwd: &str| {
+            resolve(&spec.parse().unwrap(), passwd, GROUP, Some(0)).unwrap().identity
+        };
+        assert_eq!(find("4242", ""), Identity { uid: 4242, gid: 0, groups: vec![0] });
+        assert_eq!(find("4242:77", ""), Identity { uid: 4242, gid: 77, groups: vec![] });
+        assert_eq!(find("1000", PASSWD).gid, 1000);
     }
 
     #[test]

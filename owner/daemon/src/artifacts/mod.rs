@@ -194,6 +194,7 @@ impl Artifacts for ArtifactStores {
                 rootfs: image.root(),
                 uuid: image.manifest.id,
                 size: image.manifest.size,
+                config: None,
             })
         })
         .await

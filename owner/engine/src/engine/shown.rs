@@ -44,6 +44,8 @@ impl Engine {
             mac: self.bridge_address(record).map(|ip| hardware_text(hardware_address(ip))),
             ports: self.published(record),
             workspace: record.workspace.clone(),
+            main: record.programs.main.clone(),
+            main_exit: record.main_exit,
             last_error: record.last_error.clone(),
             created_at: record.created_at,
             updated_at: record.updated_at,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use banger_types::{DiskSize, ImageName, KernelName};
+use banger_types::{DiskSize, ImageConfig, ImageName, KernelName};
 use uuid::Uuid;
 
 /// An image as a VM's root disk stands on it.
@@ -15,6 +15,8 @@ pub struct BaseImage {
     pub uuid: Uuid,
     /// Size in bytes.
     pub size: u64,
+    /// How it wants to be run, where it says so.
+    pub config: Option<ImageConfig>,
 }
 
 /// A kernel as a VM boots it.

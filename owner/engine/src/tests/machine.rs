@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use banger_agent_api::{
-    AgentError, Call, Empty, ErrorCode, HealthReply, InitKind, MAX_REQUEST, MAX_RESPONSE,
-    NetworkState, Outcome, Request, Response, read_message, write_message,
+    AgentError, Call, ConfigureCall, Empty, ErrorCode, ExitStatus, Frame, FrameWriter, HealthReply,
+    InitKind, MAX_REQUEST, MAX_RESPONSE, NetworkState, Outcome, Request, Response, read_message,
+    write_message,
 };
 use banger_guest_client::{BoxedStream, ChannelError, GuestChannel};
 use banger_types::{DiskSize, ImageName, KernelName};
 use rustix::process::Signal;
+use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -47,6 +49,9 @@ pub(super) struct Process {
     state: watch::Sender<VmmState>,
     resumed: watch::Sender<bool>,
     boot_id: String,
+    main_exit: watch::Sender<Option<ExitStatus>>,
+    /// What it was told to run.
+    configured: Mutex<Vec<ConfigureCall>>,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +63,10 @@ pub(super) struct Script {
     pub(super) disk: u64,
     /// How full a root disk is.
     pub(super) fill_percent: Option<u8>,
+    /// How the image wants to be run.
+    pub(super) config: Option<banger_types::ImageConfig>,
+    /// How a main process ends, as soon as somebody listens.
+    pub(super) main_exit: Option<ExitStatus>,
 }
 
 #[derive(Debug)]
@@ -120,6 +129,16 @@ impl Machine {
             .filter(|process| *process.state.borrow() == VmmState::Alive)
             .map(|process| process.identity.pid)
             .collect()
+    }
+
+    /// What the guest of a VMM was told to run.
+    pub(super) fn configured(&self, pid: u32) -> Vec<ConfigureCall> {
+        self.processes.lock().unwrap()[&pid].configured.lock().unwrap().clone()
+    }
+
+    /// Ends the main process in the guest of a VMM.
+    pub(super) fn end_main(&self, pid: u32, status: ExitStatus) {
+        self.processes.lock().unwrap()[&pid].main_exit.send_replace(Some(status));
     }
 
     /// Ends a VMM behind the engine's back.
@@ -270,6 +289,22 @@ async fn serve(process: Arc<Process>, mut stream: tokio::io::DuplexStream) {
     }
     let answer = Response::new(Outcome::Ok(Empty {}));
     let _ = write_message(&mut stream, &answer, MAX_RESPONSE).await;
+    if let Call::Configure(call) = &request.call {
+        process.configured.lock().unwrap().push(call.clone());
+    }
+    if request.call == Call::WaitMain {
+        let mut exit = process.main_exit.subscribe();
+        let exit = exit.wait_for(Option::is_some).await.map(|exit| *exit);
+        let Ok(Some(status)) = exit else { return };
+        let (mut reader, writer) = tokio::io::split(stream);
+        let mut writer = FrameWriter::new(writer);
+        let _ = writer.send(&Frame::Exit(status)).await;
+        let _ = writer.shutdown().await;
+        // As the agent does: the machine ends when the host has heard it.
+        let _ = reader.read(&mut [0]).await;
+        process.die(None);
+        return;
+    }
     if matches!(request.call, Call::PowerOff(_)) && process.guest == Guest::Good {
         process.die(None);
     }
@@ -307,6 +342,10 @@ impl Vmm for FakeVmm {
         assert!(plan.kernel_args.contains(&format!("banger.hostname={}", plan.name)));
         std::fs::write(plan.runtime_dir.join("qmp.sock"), "").unwrap();
         let pid = u32::try_from(self.0.next_pid.fetch_add(1, Ordering::Relaxed)).unwrap();
+        let (guest, main_exit) = {
+            let script = self.0.script.lock().unwrap();
+            (script.guest, script.main_exit)
+        };
         let process = Arc::new(Process {
             identity: VmmIdentity {
                 kind: VmmKind::Qemu,
@@ -316,10 +355,12 @@ impl Vmm for FakeVmm {
                 host_boot_id: "boot".to_owned(),
             },
             runtime_dir: plan.runtime_dir,
-            guest: self.0.script.lock().unwrap().guest,
+            guest,
             state: watch::Sender::new(VmmState::Alive),
             resumed: watch::Sender::new(false),
             boot_id: Uuid::new_v4().to_string(),
+            main_exit: watch::Sender::new(main_exit),
+            configured: Mutex::default(),
         });
         self.0.processes.lock().unwrap().insert(pid, Arc::clone(&process));
         Ok(Arc::new(Hold { machine: Arc::clone(&self.0), process }))
@@ -454,7 +495,12 @@ impl Artifacts for FakeArtifacts {
             return Err(ArtifactError::NotFound { kind: "image", name: name.to_string() });
         }
         let rootfs = self.0.dir.path().join("images/rootfs.ext4");
-        Ok(BaseImage { rootfs, uuid: Uuid::from_u128(1), size: 4096 })
+        Ok(BaseImage {
+            rootfs,
+            uuid: Uuid::from_u128(1),
+            size: 4096,
+            config: self.0.script.lock().unwrap().config.clone(),
+        })
     }
 
     async fn kernel(&self, name: &KernelName) -> Result<BootKernel, ArtifactError> {

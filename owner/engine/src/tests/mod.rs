@@ -3,6 +3,7 @@
 mod crash;
 mod lifecycle;
 mod machine;
+mod main_process;
 mod network;
 mod orphans;
 mod ports;
@@ -87,6 +88,7 @@ fn request(name: Option<&str>) -> CreateVm {
         },
         lease: None,
         workspace: None,
+        main: banger_daemon_api::vm::MainOptions::default(),
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod console;
 mod delete;
+mod main_exit;
 mod network;
 pub(crate) mod ports;
 mod set;
@@ -35,6 +36,7 @@ use crate::shared::Shared;
 use crate::step::Step;
 
 pub(crate) use delete::delete;
+pub(crate) use main_exit::watch as watch_main;
 pub(crate) use network::NetworkChange;
 pub(crate) use stop::{clean_runtime, end_process, read_handles};
 pub(crate) use task::{Begin, Details, Message, Order, spawn, task_gone};
@@ -54,6 +56,7 @@ pub(crate) struct Body {
     pub(crate) record: VmRecord,
     pub(crate) files: VmFiles,
     pub(crate) process: Option<Arc<dyn VmmProcess>>,
+    heard_exit: main_exit::HeardExit,
     view: watch::Sender<View>,
 }
 
@@ -65,7 +68,8 @@ impl Body {
     ) -> Self {
         let files = VmFiles::new(&shared.vms_dir, &shared.runtime_root, &record.id);
         let view = View { record: Arc::new(record.clone()), process: process.clone(), gone: false };
-        Self { shared, record, files, process, view: watch::Sender::new(view) }
+        let heard_exit = main_exit::HeardExit::default();
+        Self { shared, record, files, process, heard_exit, view: watch::Sender::new(view) }
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<View> {

@@ -10,15 +10,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use banger_agent_api::{BootConfig, MachineEnd, SessionToken, StaticNetwork};
+use banger_agent_api::{BootConfig, InitChoice, MachineEnd, SessionToken, StaticNetwork};
 use banger_daemon_api::vm::{DiskLimits, PORTS_NOTE, VmState};
+use banger_guest_client::GuestChannel;
 use banger_types::{ByteSize, DiskSize};
 use uuid::Uuid;
 
 use self::choose::{Chosen, Link, configuration};
-use super::{Body, Control, console, io, ports, remove_file, remove_tree};
+use super::{Body, Control, console, io, main_exit, ports, remove_file, remove_tree};
 use crate::error::{EngineError, Failure};
 use crate::guest;
+use crate::main_process::Programs;
 use crate::record::{Disks, Handles, Running, acceleration_name};
 use crate::seams::{
     DiskImage, LaunchPlan, Network, Nic, PlannedDisk, RootDisk, Vmm, VmmProcess, VmmState,
@@ -54,6 +56,7 @@ struct Run<'a> {
 /// records what becomes of the VM.
 pub(super) async fn start(body: &mut Body, control: &Control) -> Result<(), Failure> {
     body.record.last_error = None;
+    body.record.main_exit = None;
     body.set_state(VmState::Starting);
     let mut run = Run { body, control, undo: Vec::new(), boot_start: None };
     match run.all().await {
@@ -122,6 +125,12 @@ impl Run<'_> {
             Some(_) => None,
             None => Some(shared.artifacts.image(&record.image).await?),
         };
+        if let Some(base) = &base {
+            let options = &record.main_options;
+            let programs = Programs::decide(base.config.as_ref(), options)?;
+            self.body.record.programs = programs;
+        }
+        let record = &self.body.record;
         // Before anything is tried on the disk.
         shared.promise_disk(&record.id, 0)?;
         self.undo.push(Undo::DiskPromise);
@@ -315,6 +324,10 @@ impl Run<'_> {
         boot.work = Some(disks.work_uuid);
         boot.hostname = Some(record.name.clone());
         boot.session = Some(SessionToken(*Uuid::new_v4().as_bytes()));
+        if record.programs.main.is_some() {
+            // An init would be somebody else to end the machine.
+            boot.init = InitChoice::None;
+        }
         if !chosen.vmm.has_power_switch() {
             boot.end = MachineEnd::Restart;
         }
@@ -431,7 +444,21 @@ impl Run<'_> {
             // The guest has its own clock; it runs without this.
             tracing::warn!(vm = %self.body.record.id, %error, "the guest's clock was not set");
         }
+        self.run_programs(&channel).await?;
         self.done(Step::SetIdentity).await
+    }
+
+    /// Tells the guest what to run. A client that made the VM may want to be there from the first
+    /// word on.
+    async fn run_programs(&self, channel: &Arc<dyn GuestChannel>) -> Result<(), EngineError> {
+        let record = &self.body.record;
+        if record.programs.are_plain() {
+            return Ok(());
+        }
+        let call = record.programs.call(record.main_options.held && !record.complete)?;
+        guest::configure(channel, call)
+            .await
+            .map_err(|source| EngineError::MainRefused { vm: record.name.clone(), source })
     }
 
     async fn console_tail(&self) -> Vec<String> {
@@ -465,6 +492,7 @@ impl Run<'_> {
             return Err(error);
         }
         self.body.publish();
+        main_exit::watch(self.body);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_daemon_api::vm::VmState;
 
-use super::{Body, Control, collected, remove_file, remove_tree};
+use super::{Body, Control, collected, main_exit, remove_file, remove_tree};
 use crate::error::{EngineError, Failure};
 use crate::guest;
 use crate::record::Handles;
@@ -39,6 +39,7 @@ pub(super) async fn stop(body: &mut Body, control: &Control, how: Stop) -> Resul
         body.save_or_log(false).await;
         return Err(error.into());
     }
+    main_exit::record(body);
     let mut errors = clean_runtime(body, control).await;
     body.record.running = None;
     body.record.last_error = warning;
@@ -172,6 +173,7 @@ pub(super) async fn reap(
     expected: bool,
 ) {
     body.process = None;
+    main_exit::record(body);
     let errors = clean_runtime(body, control).await;
     body.record.running = None;
     body.record.last_error = match reason {
