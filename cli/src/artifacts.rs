@@ -5,6 +5,7 @@
 //! need the same one at once, the second watches the first, and takes over if that is interrupted.
 
 mod image_source;
+mod kernel_files;
 mod layout;
 mod registry_pull;
 mod source;
@@ -13,14 +14,15 @@ mod transfer;
 use std::path::Path;
 
 use banger_daemon_api::artifact::{FILE_SOURCE, Image, ImportImage, ImportKernel, Kernel};
+use banger_daemon_api::config::{KERNEL_DEFAULT, Setting};
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::routes;
-use banger_types::{ImageName, KernelName};
+use banger_types::{ImageConfig, ImageName, KernelName};
 
 pub use image_source::{ImageSource, is_reference};
 pub use layout::ImageFiles;
 pub use registry_pull::{RegistryPull, pull_reference};
-pub use source::NamedFile;
+pub use source::NamedKernel;
 use source::Source;
 use transfer::Transfer;
 
@@ -93,8 +95,15 @@ pub fn can_pull_kernel(name: &KernelName) -> bool {
 }
 
 /// Returns the kernel of a machine when neither the user nor the image says one.
-pub fn default_kernel() -> Result<KernelName, CliError> {
-    host::DEFAULT_KERNEL
+///
+/// That is the setting's, or our own choice.
+pub async fn default_kernel(client: &Client) -> Result<KernelName, CliError> {
+    let settings: Vec<Setting> =
+        client.get(routes::CONFIG).await.map_err(|error| client.explain(error))?;
+    let set = settings.into_iter().find(|setting| setting.key == KERNEL_DEFAULT);
+    set.and_then(|setting| (setting.value != "auto").then_some(setting.value))
+        .as_deref()
+        .unwrap_or(host::DEFAULT_KERNEL)
         .parse()
         .map_err(|error| CliError::new("the default kernel's name is wrong").because(&error))
 }
@@ -203,6 +212,7 @@ pub async fn pull_image(
         replace: pull.replace,
         reference: None,
         platform: None,
+        config: None,
     };
     let transfer =
         Transfer { ui, client, subject: format!("image {}", pull.name), path: routes::IMAGES };
@@ -220,12 +230,40 @@ pub async fn import_image(
     begin: &ImportImage,
     files: ImageFiles,
 ) -> Result<(), CliError> {
-    let name = &begin.name;
-    let transfer = Transfer { ui, client, subject: format!("image {name}"), path: routes::IMAGES };
+    let subject = format!("image {}", begin.name);
+    let transfer = Transfer { ui, client, subject, path: routes::IMAGES };
     transfer
         .run_once(interrupts, begin, move |_| Ok(files.into_source()))
         .await
-        .map_err(|error| explain_taken(error, "image", name.as_str()))
+        .map_err(|error| explain_taken(error, "image", begin.name.as_str()))
+}
+
+/// Reads how an image is to be run: an OCI image configuration, or its `config` alone.
+pub fn read_image_config(path: &Path) -> Result<ImageConfig, CliError> {
+    /// Larger than any that would be taken.
+    const MOST: u64 = 1 << 20;
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        CliError::usage(format!("cannot read the configuration {}", path.display()))
+            .because(error)
+            .hint("it is JSON such as {\"Entrypoint\": [\"/app\"], \"Env\": [\"A=b\"], \"User\": \"1000\"}")
+    };
+    let mut text = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| {
+            std::io::Read::read_to_end(&mut std::io::Read::take(file, MOST), &mut text)
+        })
+        .map_err(|error| failed(&error))?;
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|error| failed(&error))?;
+    let config = match json.get_mut("config") {
+        Some(config) => config.take(),
+        None => json,
+    };
+    // What `docker inspect` shows of images is a list, which would be taken for an empty object.
+    if !config.is_object() {
+        return Err(failed(&std::io::Error::other("it is no object")));
+    }
+    serde_json::from_value(config).map_err(|error| failed(&error))
 }
 
 /// Takes a kernel from a Debian package.
@@ -246,21 +284,21 @@ pub async fn pull_kernel(
         .map_err(|error| explain_taken(error, "kernel", name.as_str()))
 }
 
-/// Takes a kernel from a Debian package that the user has.
+/// Takes a kernel that the user has.
 pub async fn import_kernel(
     ui: &Ui,
     client: &Client,
     interrupts: &mut Interrupts,
     name: &KernelName,
     replace: bool,
-    package: NamedFile,
+    named: NamedKernel,
 ) -> Result<(), CliError> {
-    let source = format!("{FILE_SOURCE}{}", package.name());
+    let source = format!("{FILE_SOURCE}{}", named.name());
     let begin = ImportKernel { name: name.clone(), source, replace };
     let transfer =
         Transfer { ui, client, subject: format!("kernel {name}"), path: routes::KERNELS };
     transfer
-        .run_once(interrupts, &begin, move |_| Ok(Source::file(package)))
+        .run_once(interrupts, &begin, move |_| Source::kernel(named))
         .await
         .map_err(|error| explain_taken(error, "kernel", name.as_str()))
 }

@@ -32,7 +32,8 @@ pub struct CreationArgs {
     /// The image: a name, or what is in a registry (alpine:3.20); pulled on first use
     #[arg(long, default_value = host::DEFAULT_IMAGE, add = completion::images())]
     pub image: ImageSource,
-    /// The kernel; pulled on first use [default: the image's own, else debian-6.12-cloud]
+    /// The kernel; pulled on first use [default: the image's own, else the setting kernel.default,
+    /// else debian-6.12-cloud]
     #[arg(long, add = completion::kernels())]
     pub kernel: Option<KernelName>,
     /// Virtual CPUs, 1 to 32
@@ -145,7 +146,7 @@ pub async fn create(
     let image = artifacts::ensure_image(ui, client, interrupts, &args.image).await?;
     let kernel = match args.kernel.clone().or(image.default_kernel) {
         Some(kernel) => kernel,
-        None => artifacts::default_kernel()?,
+        None => artifacts::default_kernel(client).await?,
     };
     artifacts::ensure_kernel(ui, client, interrupts, &kernel).await?;
     let spec = args.spec();

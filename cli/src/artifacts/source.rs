@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::kernel_files::{self, KernelFiles, KernelTar};
 use super::layout::LayoutStream;
 use crate::debian::{self, DownloadedDeb, ImageRequest, KernelPackage};
 use crate::error::CliError;
@@ -22,6 +23,8 @@ pub enum Source {
     Layout(LayoutStream),
     /// A root file system that is being made.
     Debian(debian::TarStream),
+    /// A kernel's files.
+    Kernel(KernelTar),
     /// A downloaded package; its directory is removed with it.
     Package {
         /// The package.
@@ -35,6 +38,17 @@ impl Source {
     /// Streams what the user named.
     pub fn file(named: NamedFile) -> Self {
         Self::File(named.file)
+    }
+
+    /// Streams a kernel's files, or the one file that the user named: a kernel, or a package.
+    pub fn kernel(named: NamedKernel) -> Result<Self, CliError> {
+        match named {
+            NamedKernel::Directory { files, .. } => Ok(Self::Kernel(files.pack()?)),
+            NamedKernel::File(named) => match kernel_files::name_of_bare_kernel(&named.file) {
+                Some(name) => Ok(Self::Kernel(kernel_files::pack_one(named.file, name)?)),
+                None => Ok(Self::File(named.file)),
+            },
+        }
     }
 
     /// Starts to make a Debian root file system.
@@ -56,7 +70,7 @@ impl Source {
     pub fn is_ready(&self, patience: &Timespec) -> bool {
         match self {
             // A regular file is always ready, and standard input may wait: Ctrl-C ends that.
-            Self::File(_) | Self::Layout(_) | Self::Package { .. } => true,
+            Self::File(_) | Self::Layout(_) | Self::Kernel(_) | Self::Package { .. } => true,
             Self::Debian(stream) => {
                 let mut fds = [PollFd::new(stream, PollFlags::IN)];
                 poll(&mut fds, Some(patience)).is_ok_and(|ready| ready > 0)
@@ -68,6 +82,7 @@ impl Source {
     pub fn finish(self) -> Result<(), CliError> {
         match self {
             Self::Debian(stream) => stream.finish().map_err(CliError::from),
+            Self::Kernel(tar) => tar.finish(),
             Self::File(_) | Self::Layout(_) | Self::Package { .. } => Ok(()),
         }
     }
@@ -79,6 +94,50 @@ impl Read for Source {
             Self::File(file) | Self::Package { file, .. } => file.read(buffer),
             Self::Layout(stream) => stream.read(buffer),
             Self::Debian(stream) => stream.read(buffer),
+            Self::Kernel(tar) => tar.read(buffer),
+        }
+    }
+}
+
+/// A kernel that the user named.
+#[derive(Debug)]
+pub enum NamedKernel {
+    /// A package, or a kernel alone.
+    File(NamedFile),
+    /// A directory with a kernel's files.
+    Directory {
+        /// Its name, for people.
+        name: String,
+        /// What was found in it.
+        files: KernelFiles,
+    },
+}
+
+impl NamedKernel {
+    /// Opens it; `-` is a package on standard input.
+    pub fn open(path: &Path) -> Result<Self, CliError> {
+        if !path.is_dir() {
+            return Ok(Self::File(NamedFile::open(path)?));
+        }
+        let name = path.canonicalize().ok();
+        let name = name.as_deref().and_then(Path::file_name).unwrap_or(path.as_os_str());
+        let name = name.to_string_lossy().into_owned();
+        Ok(Self::Directory { name, files: KernelFiles::find(path)? })
+    }
+
+    /// Returns its name, for people.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::File(file) => file.name(),
+            Self::Directory { name, .. } => name,
+        }
+    }
+
+    /// Returns what of a directory is not taken.
+    pub fn left_out(&self) -> &[String] {
+        match self {
+            Self::File(_) => &[],
+            Self::Directory { files, .. } => &files.left_out,
         }
     }
 }

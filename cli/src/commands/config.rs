@@ -33,6 +33,7 @@ pub struct GetArgs {
 /// Arguments of `banger config set`.
 #[derive(Args, Debug)]
 #[command(after_help = "Settings:
+  kernel.default  the kernel of machines for which neither they nor their image say another, or auto
   network.mode    auto (the bridge where there can be one), bridge or user (QEMU's own network)
   network.subnet  the bridge's address and prefix such as 172.16.0.1/24, or auto: a free one
   network.dns     name servers for machines with NAT, with commas, or auto: this host's own

@@ -42,6 +42,8 @@ pub enum ImageCommand {
     Register(register::RegisterArgs),
     /// Copy a registered image into banger's store
     Promote(register::PromoteArgs),
+    /// Change which kernel an image's machines boot
+    Set(super::image_set::SetArgs),
     /// Delete images that no machine uses
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
@@ -101,6 +103,9 @@ pub struct ImportArgs {
     /// The kernel its machines boot unless told otherwise
     #[arg(long, add = completion::kernels())]
     kernel: Option<KernelName>,
+    /// How it is run: a JSON file with the config of an OCI image (Entrypoint, Cmd, Env, User, ...)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Replace an image of this name
     #[arg(long)]
     force: bool,
@@ -126,6 +131,7 @@ impl ImageCommand {
             Self::Export(args) => export::run(ui, &args).await,
             Self::Register(args) => register::register(ui, args).await,
             Self::Promote(args) => register::promote(ui, &args).await,
+            Self::Set(args) => super::image_set::run(ui, args).await,
             Self::Delete(args) => delete(ui, &args).await,
         }
     }
@@ -297,6 +303,7 @@ async fn import(ui: &Ui, args: ImportArgs) -> Result<(), CliError> {
         replace: args.force,
         reference: args.reference,
         platform: args.platform,
+        config: args.config.as_deref().map(artifacts::read_image_config).transpose()?,
     };
     artifacts::import_image(ui, &client, &mut interrupts, &begin, source).await?;
     ui.line(&name)

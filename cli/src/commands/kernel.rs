@@ -27,7 +27,7 @@ pub enum KernelCommand {
     Show(ShowArgs),
     /// Take a kernel from a Debian package, by way of the host's apt
     Pull(PullArgs),
-    /// Take a kernel from a Debian package in a file
+    /// Take a kernel from a Debian package, a directory, or a file of its own
     Import(ImportArgs),
     /// Delete kernels that no machine uses
     #[command(visible_alias = "rm")]
@@ -68,9 +68,9 @@ pub struct PullArgs {
 /// Arguments of `banger kernel import`.
 #[derive(Args, Debug)]
 pub struct ImportArgs {
-    /// The package: linux-image-*_amd64.deb, as Debian and `make bindeb-pkg` build it; - is standard
-    /// input
-    #[arg(value_name = "PACKAGE")]
+    /// A package (linux-image-*_amd64.deb, as Debian and `make bindeb-pkg` build it; - is standard
+    /// input), a bzImage or vmlinux, or a directory with one of these and its modules
+    #[arg(value_name = "FILE|DIRECTORY")]
     path: PathBuf,
     /// The kernel's name
     #[arg(long)]
@@ -192,9 +192,13 @@ fn render_kernel(kernel: &Kernel) -> String {
 
 async fn import(ui: &Ui, args: ImportArgs) -> Result<(), CliError> {
     let mut interrupts = Interrupts::install()?;
-    let package = artifacts::NamedFile::open(&args.path)?;
+    let kernel = artifacts::NamedKernel::open(&args.path)?;
+    if !kernel.left_out().is_empty() {
+        let names: Vec<_> = kernel.left_out().iter().map(|name| table::printable(name)).collect();
+        ui.status(format_args!("not taken: {}", names.join(", ")));
+    }
     let client = daemon::connect(ui).await?;
-    artifacts::import_kernel(ui, &client, &mut interrupts, &args.name, args.force, package).await?;
+    artifacts::import_kernel(ui, &client, &mut interrupts, &args.name, args.force, kernel).await?;
     ui.line(&args.name)
 }
 

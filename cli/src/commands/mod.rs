@@ -6,6 +6,7 @@ mod daemon;
 mod doctor;
 mod image;
 mod image_cache;
+mod image_set;
 mod internal;
 mod kernel;
 mod ps;

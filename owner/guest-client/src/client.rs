@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{
-    AgentError, Call, ConfigureCall, ConnectCall, Empty, ExecCall, ExecStarted, ExitStatus, Frame,
-    FrameReader, FrameWriter, GetTreeCall, HealthReply, MAX_FRAME_PAYLOAD, MAX_REQUEST,
-    MAX_RESPONSE, Outcome, PortsReply, PowerOffCall, PutTreeCall, PutTreeReply, Request, Response,
-    SetIdentityCall, SpawnBenchCall, SpawnBenchReply, StatsReply, WireError, read_message,
-    write_message,
+    AgentError, AttachMainCall, Call, ConfigureCall, ConnectCall, Empty, ExecCall, ExecStarted,
+    ExitStatus, Frame, FrameReader, FrameWriter, GetTreeCall, HealthReply, MAX_FRAME_PAYLOAD,
+    MAX_REQUEST, MAX_RESPONSE, Outcome, PortsReply, PowerOffCall, PutTreeCall, PutTreeReply,
+    Request, Response, SetIdentityCall, SpawnBenchCall, SpawnBenchReply, StatsReply, WireError,
+    read_message, write_message,
 };
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -229,6 +229,13 @@ impl AgentClient {
     /// Tells the guest what the image and the user say of programs, and starts the main process.
     pub async fn configure(&self, call: ConfigureCall) -> Result<(), ClientError> {
         self.simple::<Empty>(Call::Configure(call)).await.map(|Empty {}| ())
+    }
+
+    /// Attaches to the main process, and starts it where it is held.
+    pub async fn attach_main(&self, call: AttachMainCall) -> Result<ExecStream, ClientError> {
+        let stdin = call.stdin;
+        let (started, stream) = self.open_raw::<ExecStarted>(Call::AttachMain(call)).await?;
+        Ok(ExecStream::new(started, stream, stdin))
     }
 
     /// Waits for the end of the main process, for as long as that takes; the guest ends when this

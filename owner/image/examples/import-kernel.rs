@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let started = std::time::Instant::now();
     let package = std::fs::File::open(package)?;
-    let kernel = KernelStore::open(store.join("kernels"))?.import_deb(
+    let kernel = KernelStore::open(store.join("kernels"))?.import(
         &new,
         package,
         None,

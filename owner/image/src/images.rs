@@ -259,24 +259,30 @@ impl ImageStore {
         };
         let (contents, input) = archives::look(input).map_err(read)?;
         match contents {
-            Contents::RootFileSystem => self.import(new, input, options, progress, cancel),
+            Contents::RootFileSystem => self.make(new, |paths| {
+                let built = build_image(input, paths, options, progress, cancel)
+                    .map_err(|source| ImageStoreError::Build { name: new.name.clone(), source })?;
+                let config = selection.config.clone();
+                Ok((built, FromContainer { config, ..FromContainer::default() }))
+            }),
             Contents::Containers => {
                 let kept = self.shelf.stage()?;
                 let limits = &options.limits;
                 let (path, name) = (kept.path(), &new.name);
-                let image =
+                let mut image =
                     archives::read_containers(input, path, selection, limits, progress, cancel)
                         .map_err(|source| ImageStoreError::Container {
                             name: name.clone(),
                             source: Box::new(source),
                         })?;
+                image.config = selection.config.clone().unwrap_or(image.config);
                 self.import_layers(new, image, options, progress, cancel)
             }
             Contents::Bundle => self.make(new, |paths| {
                 let (built, bundle) =
                     archives::build_bundle(input, new, paths, options, progress, cancel)?;
                 let container = FromContainer {
-                    config: bundle.config,
+                    config: selection.config.clone().or(bundle.config),
                     kernel: bundle.kernel,
                     ..FromContainer::default()
                 };
@@ -349,6 +355,19 @@ impl ImageStore {
     pub fn get(&self, name: &ImageName) -> Result<Image, ImageStoreError> {
         let manifest = self.shelf.manifest(name.as_str())?;
         Ok(Image { manifest, directory: self.shelf.path(name.as_str()) })
+    }
+
+    /// Changes which kernel VMs of the image `name` boot unless told otherwise.
+    ///
+    /// # Errors
+    /// [`ShelfError::Missing`], or a manifest that cannot be read or written.
+    pub fn set_kernel(
+        &self,
+        name: &ImageName,
+        kernel: Option<KernelName>,
+    ) -> Result<(), ImageStoreError> {
+        let manifest: ImageManifest = self.shelf.manifest(name.as_str())?;
+        Ok(self.shelf.change_manifest(name.as_str(), &ImageManifest { kernel, ..manifest })?)
     }
 
     /// Returns all images by name; one whose manifest cannot be read is logged and left out.

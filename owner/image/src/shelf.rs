@@ -138,6 +138,23 @@ impl Shelf {
         sync_directory(&self.root)
     }
 
+    /// Puts another manifest in the place of that of `name`, by one rename.
+    pub(crate) fn change_manifest(
+        &self,
+        name: &str,
+        manifest: &impl Serialize,
+    ) -> Result<(), ShelfError> {
+        let directory = self.path(name);
+        let (path, staged) = (directory.join(MANIFEST), directory.join(".manifest.json.new"));
+        let text = serde_json::to_vec_pretty(manifest)
+            .map_err(|source| ShelfError::Manifest { path: path.clone(), source })?;
+        // What a crash left there is overwritten.
+        let mut file = File::create(&staged).map_err(failed("create", &staged))?;
+        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed("write", &staged))?;
+        fs::rename(&staged, &path).map_err(failed("replace", &path))?;
+        sync_directory(&directory)
+    }
+
     /// Reads the manifest of `name`.
     pub(crate) fn manifest<T: DeserializeOwned>(&self, name: &str) -> Result<T, ShelfError> {
         let path = self.path(name).join(MANIFEST);

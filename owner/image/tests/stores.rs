@@ -162,7 +162,7 @@ fn a_kernel_with_everything_built_in_needs_no_modules() {
         let new = NewKernel { name: name.parse().unwrap(), source: "test".into(), replace: false };
         let control = "Package: linux-image-x\nVersion: 1\nArchitecture: amd64\n";
         let package = package(control, files);
-        store.import_deb(&new, &package[..], None, &NoProgress, &CancelFlag::default())
+        store.import(&new, &package[..], None, &NoProgress, &CancelFlag::default())
     };
     let config = |text: &str| file("./boot/config-1", text.as_bytes());
     let kernel = file("./boot/vmlinuz-1", &bzimage());
@@ -204,8 +204,8 @@ fn packages_that_are_none_are_refused() {
     let kernel = "Package: linux-image-x\nVersion: 1\nArchitecture: amd64\n";
     let whole = package(kernel, &[file("./boot/vmlinuz-1", b"x")]);
     let mut cases: Vec<(Vec<u8>, &str)> = vec![
-        (Vec::new(), "too short"),
-        (vec![7; 1000], "not those of an ar archive"),
+        (Vec::new(), "no bzImage or vmlinux"),
+        (vec![7; 1000], "is damaged"),
         (b"!<arch>\n".to_vec(), "it is empty"),
         (package("Package: bash\nArchitecture: amd64\n", &[]), "is not an amd64 kernel"),
         (package("Package: linux-image-x\nArchitecture: arm64\n", &[]), "is not an amd64 kernel"),
@@ -220,13 +220,70 @@ fn packages_that_are_none_are_refused() {
         cases.push((whole[..end].to_vec(), ""));
     }
     for (bytes, expected) in cases {
-        let result = store.import_deb(&new, &bytes[..], None, &NoProgress, &CancelFlag::default());
+        let result = store.import(&new, &bytes[..], None, &NoProgress, &CancelFlag::default());
         let text = chain(&result.map(|kernel| kernel.manifest).unwrap_err());
         assert!(text.contains(expected), "expected {expected:?} in {text:?}");
         assert_eq!(fs::read_dir(directory.path().join("kernels")).unwrap().count(), 0, "{text}");
     }
     let missing = store.get(&new.name);
     assert!(matches!(missing, Err(KernelError::Shelf(ShelfError::Missing(_)))));
+}
+
+/// The least that is an ELF kernel of a version.
+fn elf(version: &str) -> Vec<u8> {
+    let mut kernel = b"\x7fELF\x02\x01\x01".to_vec();
+    kernel.resize(64, 0);
+    kernel[18] = 62;
+    kernel.extend(format!("Linux version {version} (someone@somewhere) #1").bytes());
+    kernel
+}
+
+#[test]
+fn a_kernel_is_made_of_its_files_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = KernelStore::open(directory.path().join("kernels")).unwrap();
+    let import = |name: &str, files: &[Vec<u8>]| {
+        let new = NewKernel { name: name.parse().unwrap(), source: "test".into(), replace: false };
+        store.import(&new, &archive(files)[..], None, &NoProgress, &CancelFlag::default())
+    };
+    let vmlinux = file("vmlinux", &elf("6.1.2-own+"));
+    // A bare kernel, of which nothing else is known.
+    let bare = import("bare", std::slice::from_ref(&vmlinux)).unwrap();
+    assert_eq!(bare.manifest.version, "6.1.2-own+");
+    assert_eq!(fs::read(bare.bzimage()).unwrap(), fs::read(bare.vmlinux()).unwrap());
+    assert_eq!(bare.modules_image(), None);
+    // In both forms, with what is known of it.
+    let config = file("config", b"CONFIG_VIRTIO_BLK=y\nCONFIG_EXT4_FS=y\nCONFIG_PVH=y\n");
+    let list = file(
+        "modules/modules.builtin",
+        b"kernel/drivers/block/virtio_blk.ko\nkernel/fs/ext4/ext4.ko\n",
+    );
+    let files = [
+        file("bzImage", &bzimage()),
+        vmlinux.clone(),
+        config.clone(),
+        list,
+        file("initrd.img", b"x"),
+    ];
+    let whole = import("whole", &files).unwrap();
+    assert_eq!(whole.manifest.config["CONFIG_PVH"], "y");
+    assert_eq!(&fs::read(whole.bzimage()).unwrap()[0x202..0x206], b"HdrS");
+    assert!(whole.modules_image().is_some());
+    for (files, expected) in [
+        (vec![config.clone()], "no bzImage or vmlinux"),
+        (vec![file("vmlinux", b"\x7fELF, or so it says")], "not an ELF kernel"),
+        (vec![file("vmlinux", &elf("../../etc"))], "no version"),
+        (vec![file("bzImage", b"none")], "no version"),
+        (vec![vmlinux.clone(), file("config", b"CONFIG_EXT4_FS=y\n")], "no virtio_blk"),
+        (vec![vmlinux.clone(), file("modules/a.ko", b"x")], "is damaged"),
+        (vec![file("../vmlinux", &elf("6.1"))], ""),
+        (vec![link("vmlinux", b'2', "/etc/passwd")], "no bzImage or vmlinux"),
+    ] {
+        let text = chain(&import("bad", &files).map(|kernel| kernel.manifest).unwrap_err());
+        assert!(text.contains(expected), "expected {expected:?} in {text:?}");
+    }
+    assert_eq!(store.list().unwrap().len(), 2);
+    assert_eq!(fs::read_dir(directory.path().join("kernels")).unwrap().count(), 2);
 }
 
 /// With `BANGER_TEST_KERNEL_DEB` naming Debian kernel packages, separated by colons.
@@ -241,8 +298,7 @@ fn real_kernel_packages_become_kernels_and_initrds() {
         let store = KernelStore::open(directory.path().join("kernels")).unwrap();
         let new = NewKernel { name: "k".parse().unwrap(), source: "test".into(), replace: false };
         let deb = fs::File::open(&package).unwrap();
-        let kernel =
-            store.import_deb(&new, deb, None, &NoProgress, &CancelFlag::default()).unwrap();
+        let kernel = store.import(&new, deb, None, &NoProgress, &CancelFlag::default()).unwrap();
         let manifest = &kernel.manifest;
         assert!(fs::read(kernel.vmlinux()).unwrap().starts_with(b"\x7fELF"));
         assert_eq!(&fs::read(kernel.bzimage()).unwrap()[0x202..0x206], b"HdrS");

@@ -408,7 +408,7 @@ fn own_kernel(folder: &Path) -> Result<Vec<PathBuf>> {
     let file = file.with_context(|| format!("open {}", package.display()))?;
     let store = KernelStore::open(folder.join("kernels")).context("make a place for a kernel")?;
     let kernel = store
-        .import_deb(&new, file, None, &NoProgress, &CancelFlag::default())
+        .import(&new, file, None, &NoProgress, &CancelFlag::default())
         .with_context(|| format!("unpack {}", package.display()))?;
     let agent = agent()?;
     let initrd = build_initrd(&AgentBinary::new(&agent), &kernel, &folder.join("initrds"))

@@ -31,6 +31,19 @@ pub struct ImportImage {
     /// Which platform's container image, instead of `linux/amd64`.
     #[serde(default)]
     pub platform: Option<String>,
+    /// How the image wants to be run: the `config` of an OCI image configuration.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    pub config: Option<ImageConfig>,
+}
+
+/// Body of `PATCH /v1/images/{name}`: what is to be otherwise; what is not said stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeImage {
+    /// The kernel that VMs of this image boot unless told otherwise; an empty text is none.
+    #[serde(default)]
+    pub default_kernel: Option<String>,
 }
 
 /// Body of `POST /v1/registered-images`: gives an ext4 file system of the user's own a name. The

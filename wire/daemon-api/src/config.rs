@@ -3,13 +3,15 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use banger_types::{RegistryHost, RegistryMirror, Subnet};
+use banger_types::{KernelName, RegistryHost, RegistryMirror, Subnet};
 use serde::{Deserialize, Serialize};
 
 /// All settings; what is missing has its default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// What VMs boot.
+    pub kernel: KernelConfig,
     /// The guests' network.
     pub network: NetworkConfig,
     /// How registries are reached.
@@ -29,6 +31,15 @@ pub struct RegistryConfig {
     /// A file of certificate authorities beside the host's own, PEM. The command line reads it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
+}
+
+/// Settings of what VMs boot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KernelConfig {
+    /// The kernel of VMs for which neither they nor their image say another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default: Option<KernelName>,
 }
 
 /// Settings of the guests' network.
@@ -106,8 +117,15 @@ pub enum ConfigError {
     },
 }
 
+/// The key of [`KernelConfig::default`].
+pub const KERNEL_DEFAULT: &str = "kernel.default";
+
 /// The settings' keys and what each is for.
-pub const KEYS: [(&str, &str); 7] = [
+pub const KEYS: [(&str, &str); 8] = [
+    (
+        KERNEL_DEFAULT,
+        "the kernel of machines for which nothing else is said, or auto: banger's own choice",
+    ),
     ("network.mode", "auto, bridge or user: which network machines get"),
     ("network.subnet", "the bridge's address and prefix such as 172.16.0.1/24, or auto"),
     ("network.dns", "name servers for guests with NAT, with commas, or auto: the host's own"),
@@ -145,6 +163,7 @@ impl Config {
     pub fn get(&self, name: &str) -> Result<String, ConfigError> {
         let auto = || AUTO.to_owned();
         Ok(match key(name)? {
+            KERNEL_DEFAULT => self.kernel.default.as_ref().map_or_else(auto, ToString::to_string),
             "network.mode" => self.network.mode.word().to_owned(),
             "network.subnet" => self.network.subnet.map_or_else(auto, |subnet| subnet.to_string()),
             "network.tap_pool" if self.network.tap_pool == 0 => auto(),
@@ -168,6 +187,11 @@ impl Config {
             rule,
         };
         match key {
+            KERNEL_DEFAULT if value == AUTO => self.kernel.default = None,
+            KERNEL_DEFAULT => {
+                let name = value.parse::<KernelName>();
+                self.kernel.default = Some(name.map_err(|error| refused(error.to_string()))?);
+            }
             "network.mode" => {
                 let found = NetworkMode::ALL.iter().find(|(word, _)| *word == value);
                 let found = found.ok_or_else(|| refused("use auto, bridge or user".to_owned()))?;
@@ -258,6 +282,7 @@ mod tests {
         config.set("network.subnet", "10.9.8.1/24").unwrap();
         let before = config.clone();
         for (key, value, part) in [
+            ("kernel.default", "../x", "not allowed"),
             ("network.mode", "tap", "auto, bridge or user"),
             ("network.subnet", "10.9.8.0/24", "broadcast"),
             ("network.subnet", "8.8.8.1/24", "lies in"),
@@ -291,6 +316,7 @@ mod tests {
             assert_eq!(config.get(key).unwrap(), "auto");
         }
         for (key, value) in [
+            ("kernel.default", "own"),
             ("network.mode", "user"),
             ("network.subnet", "10.9.8.1/24"),
             ("network.dns", "1.1.1.1,fd00::53"),

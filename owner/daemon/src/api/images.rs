@@ -3,10 +3,10 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use banger_daemon_api::artifact::{Image, ImportImage};
+use banger_daemon_api::artifact::{ChangeImage, Image, ImportImage};
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_daemon_api::operation::OperationStarted;
-use banger_types::ImageName;
+use banger_types::{ImageName, KernelName};
 
 use super::{Api, Nothing, Shared};
 use crate::server::{Answer, Failure, JsonBody, OpId, PathPart};
@@ -48,6 +48,44 @@ pub async fn import(
 ) -> Answer<(StatusCode, Json<OperationStarted>)> {
     let started = api.services.importer().image(request, op_id).await?;
     Ok((StatusCode::ACCEPTED, Json(started)))
+}
+
+/// Changes what VMs of an image boot unless told otherwise.
+#[utoipa::path(
+    patch,
+    path = "/v1/images/{name}",
+    params(("name" = String, Path)),
+    request_body = ChangeImage,
+    responses(
+        (status = 200, body = Image),
+        (status = 400, body = ApiError),
+        (status = 404, body = ApiError)
+    )
+)]
+pub async fn change(
+    State(api): Shared,
+    PathPart(name): PathPart<ImageName>,
+    JsonBody(change): JsonBody<ChangeImage>,
+) -> Answer<Json<Image>> {
+    if let Some(text) = change.default_kernel {
+        let kernel = match text.as_str() {
+            "" => None,
+            name => Some(name.parse::<KernelName>().map_err(|error| {
+                Failure::new(
+                    ErrorCode::BadParams,
+                    format!("no kernel can be named {name:?}: {error}"),
+                )
+            })?),
+        };
+        if let Some(kernel) = &kernel {
+            // One that is not there would be noticed by the next VM only.
+            api.services.artifacts().kernel(kernel).await?;
+        }
+        api.services.artifacts().set_image_kernel(&name, kernel).await?;
+    }
+    let mut image = api.services.artifacts().image(&name).await?;
+    image.used_by = users(&api, &name);
+    Ok(Json(image))
 }
 
 /// Deletes an image that no VM uses.

@@ -58,7 +58,11 @@ impl Importer {
                 kernel: request.default_kernel,
                 replace: request.replace,
             };
-            let mut selection = Selection { reference: request.reference, ..Selection::default() };
+            let mut selection = Selection {
+                reference: request.reference,
+                config: request.config,
+                ..Selection::default()
+            };
             if let Some(platform) = request.platform {
                 selection.platform = platform;
             }
@@ -85,7 +89,7 @@ impl Importer {
             let new =
                 NewKernel { name: request.name, source: request.source, replace: request.replace };
             store
-                .import_deb(&new, upload, None, progress, cancel)
+                .import(&new, upload, None, progress, cancel)
                 .map(|_| ())
                 .map_err(|error| failure::kernel(&new.name, &error))
         }))

@@ -95,6 +95,19 @@ impl ArtifactStores {
         .await
     }
 
+    /// Changes the kernel that VMs of an image boot unless told otherwise.
+    pub async fn set_image_kernel(
+        &self,
+        name: &ImageName,
+        kernel: Option<KernelName>,
+    ) -> Result<(), ApiError> {
+        let (store, name) = (self.images.clone(), name.clone());
+        blocking(move || {
+            store.set_kernel(&name, kernel).map_err(|error| failure::image(&name, &error))
+        })
+        .await
+    }
+
     /// Returns all kernels.
     pub async fn kernels(&self) -> Result<Vec<artifact::Kernel>, ApiError> {
         let store = self.kernels.clone();
@@ -194,7 +207,7 @@ impl Artifacts for ArtifactStores {
                 rootfs: image.root(),
                 uuid: image.manifest.id,
                 size: image.manifest.size,
-                config: None,
+                config: image.manifest.config.clone(),
             })
         })
         .await

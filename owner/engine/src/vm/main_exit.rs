@@ -4,11 +4,16 @@
 //! finds it here.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use banger_daemon_api::vm::MainExit;
 
 use super::Body;
+use crate::error::EngineError;
 use crate::guest;
+
+/// Between two tries to listen to a guest whose agent is there and breaks off.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// What the guest said, kept until the VM has ended.
 #[derive(Clone, Debug, Default)]
@@ -34,13 +39,20 @@ pub(crate) fn watch(body: &mut Body) {
     };
     let (channel, heard, vm) = (process.channel(), body.heard_exit.clone(), body.id().clone());
     tokio::spawn(async move {
-        match guest::main_exit(&channel).await {
-            Ok(exit) => {
-                tracing::info!(%vm, %exit, "the main process ended");
-                heard.set(Some(exit));
+        // Until the channel closes, which is the machine's end by force or by its own failure.
+        while channel.wait_ready().await.is_ok() {
+            match guest::main_exit(&channel).await {
+                Ok(exit) => {
+                    tracing::info!(%vm, %exit, "the main process ended");
+                    heard.set(Some(exit));
+                    return;
+                }
+                Err(error) => {
+                    let causes = EngineError::from(error).to_api().causes.join(": ");
+                    tracing::info!(%vm, causes, "the wait for the main process's end broke off");
+                    tokio::time::sleep(AGAIN).await;
+                }
             }
-            // The machine ended another way, by force or by its own failure.
-            Err(error) => tracing::debug!(%vm, %error, "the main process's end was not heard"),
         }
     });
 }

@@ -1,6 +1,6 @@
 //! Which image of an archive is meant, and what it is made of.
 
-use banger_types::Digest;
+use banger_types::{Digest, ImageConfig};
 
 use super::documents::{
     Configuration, Descriptor, Index, LayoutVersion, MOST_IMAGES, MOST_LAYERS, Manifest, Platform,
@@ -22,12 +22,14 @@ pub struct Selection {
     pub reference: Option<String>,
     /// Such as `linux/amd64`.
     pub platform: String,
+    /// How the image is to be run, in place of what it says itself.
+    pub config: Option<ImageConfig>,
 }
 
 impl Default for Selection {
     /// The only image, for what virtual machines run on here.
     fn default() -> Self {
-        Self { reference: None, platform: "linux/amd64".into() }
+        Self { reference: None, platform: "linux/amd64".into(), config: None }
     }
 }
 

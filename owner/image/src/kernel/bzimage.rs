@@ -52,6 +52,44 @@ pub(crate) fn extract(image: &[u8]) -> Result<Vec<u8>, BzImageError> {
     Ok(kernel)
 }
 
+/// Whether these are the first bytes of an ELF file for this machine: 64 bits, little endian, x86-64
+/// (elf(5)).
+pub(crate) fn is_elf(kernel: &[u8]) -> bool {
+    kernel.starts_with(b"\x7fELF\x02\x01") && kernel.get(18..20) == Some(&[62, 0])
+}
+
+/// Returns what `uname -r` will say, as the kernel itself has it: a bzImage by its header, an ELF
+/// file by its banner.
+pub(crate) fn version(image: &[u8]) -> Option<String> {
+    const BANNER: &[u8] = b"Linux version ";
+    const LONGEST: usize = 64;
+    let text = if is_elf(image) {
+        let at = image.windows(BANNER.len()).position(|window| window == BANNER)?;
+        image.get(at + BANNER.len()..)?
+    } else {
+        // `kernel_version` of the header counts from the second sector.
+        let at = usize::from(u16::from_le_bytes([*image.get(0x20e)?, *image.get(0x20f)?]));
+        (image.get(0x202..0x206)? == b"HdrS" && at > 0).then(|| image.get(at + 0x200..))??
+    };
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._+~-".contains(&byte);
+    let end = text.iter().take(LONGEST + 1).position(|&byte| !allowed(byte))?;
+    let version = String::from_utf8(text[..end].to_vec()).ok()?;
+    version.starts_with(|first: char| first.is_ascii_digit()).then_some(version)
+}
+
+/// Returns the configuration that a kernel with `CONFIG_IKCONFIG` carries.
+pub(crate) fn configuration(elf: &[u8]) -> Option<Vec<u8>> {
+    const BEGIN: &[u8] = b"IKCFG_ST";
+    const LARGEST_CONFIGURATION: u64 = 16 << 20;
+    let at = elf.windows(BEGIN.len()).position(|window| window == BEGIN)?;
+    let mut config = Vec::new();
+    flate2::read::GzDecoder::new(elf.get(at + BEGIN.len()..)?)
+        .take(LARGEST_CONFIGURATION)
+        .read_to_end(&mut config)
+        .ok()?;
+    Some(config)
+}
+
 fn payload(image: &[u8]) -> Option<&[u8]> {
     let word = |at: usize| -> Option<usize> {
         let bytes = image.get(at..at + 4)?;

@@ -32,6 +32,9 @@ pub(crate) struct Control {
     pub(crate) architecture: String,
 }
 
+/// What an ar archive begins with.
+pub(crate) const MAGIC: &[u8; 8] = b"!<arch>\n";
+
 const LARGEST_CONTROL: u64 = 1 << 20;
 /// Most entries of a control archive that are looked at; packages have about ten.
 const MOST_CONTROL_ENTRIES: usize = 1000;
@@ -48,7 +51,7 @@ impl<R: Read> Package<R> {
     pub(crate) fn open(mut reader: R) -> Result<Self, DebError> {
         let mut magic = [0_u8; 8];
         reader.read_exact(&mut magic).map_err(|_| DebError::Format("it is too short"))?;
-        if &magic != b"!<arch>\n" {
+        if magic != *MAGIC {
             return Err(DebError::Format("its first bytes are not those of an ar archive"));
         }
         let mut package = Self { reader, rest: 0 };

@@ -1,18 +1,19 @@
-//! Turns a Debian kernel package into the files of the store, in one pass over the package.
+//! Turns a Debian kernel package, or a tar of a kernel's files, into the files of the store, in one
+//! pass.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::deb::Package;
+use super::deb::{self, Control, Package};
 use super::depmod::{self, Tree, TreeModule};
 use super::{
-    BZIMAGE, CONFIG, DebError, KernelError, KernelManifest, KernelModule, MODULES, MODULES_IMAGE,
-    ModuleRole, ModulesImage, NewKernel, VMLINUX, bzimage, modinfo,
+    BZIMAGE, BzImageError, CONFIG, DebError, KernelError, KernelManifest, KernelModule, MODULES,
+    MODULES_IMAGE, ModuleRole, ModulesImage, NewKernel, VMLINUX, bzimage, modinfo,
 };
 use crate::builder;
 use crate::ext4::{self, FileContent, Metadata, Timestamp, Writer};
@@ -21,6 +22,8 @@ use crate::shelf::{failed, sync_directory};
 use crate::tarball::{Archive, Entry, EntryKind, Hashing, Piece, Source, TarError};
 
 const LARGEST_KERNEL: u64 = 256 << 20;
+/// A kernel with all its symbols.
+const LARGEST_ELF: u64 = 1 << 30;
 const LARGEST_MODULE: u64 = 64 << 20;
 const LARGEST_TEXT: u64 = 16 << 20;
 const MOST_MODULES: usize = 20_000;
@@ -79,7 +82,8 @@ struct Found {
     taken: u64,
     described: u64,
     writer: Writer,
-    kernel: Option<(String, Vec<u8>)>,
+    kernel: Option<(Option<String>, Vec<u8>)>,
+    elf: Option<Vec<u8>>,
     config: Option<Vec<u8>>,
     builtin: Vec<u8>,
     builtin_info: Vec<u8>,
@@ -92,66 +96,48 @@ pub(super) fn import(
     report: &Report<'_>,
     cancel: &CancelFlag,
 ) -> Result<KernelManifest, KernelError> {
-    report.progress.stage("reading the package");
-    let mut reader = Hashing::new(package);
-    let mut package = Package::open(&mut reader)?;
-    let control = package.control()?;
-    if control.architecture != "amd64" || !control.package.starts_with("linux-image-") {
-        return Err(KernelError::NotAKernel {
-            package: control.package.escape_debug().to_string(),
-            architecture: control.architecture.escape_debug().to_string(),
-        });
-    }
-    let tree_path = directory.join(MODULES_IMAGE);
-    let tree_file = File::create_new(&tree_path).map_err(failed("create", &tree_path))?;
-    let uuid = Uuid::new_v4();
-    let writer = Writer::new(
-        tree_file,
-        ext4::Options {
-            size: 32 << 20,
-            grow_with_free: Some(0),
-            uuid,
-            label: "banger-modules".into(),
-            // It is only ever mounted read-only.
-            journal: false,
-        },
-    )
-    .map_err(KernelError::Tree)?;
-    let spool = {
-        // Nameless, so that it is gone however this ends.
-        let path = directory.join(".spool");
-        let file = File::options().read(true).write(true).create_new(true).open(&path);
-        let file = file.map_err(failed("create", &path))?;
-        fs::remove_file(&path).map_err(failed("remove", &path))?;
-        file
+    let mut package = package;
+    let mut magic = Vec::new();
+    package.by_ref().take(8).read_to_end(&mut magic).map_err(DebError::Read)?;
+    let is_deb = magic == deb::MAGIC;
+    let mut reader = Hashing::new(io::Read::chain(&magic[..], package));
+    let (tree_path, uuid, mut found) = Found::new(directory)?;
+    let control = if is_deb {
+        report.progress.stage("reading the package");
+        let mut package = Package::open(&mut reader)?;
+        let control = package.control()?;
+        if control.architecture != "amd64" || !control.package.starts_with("linux-image-") {
+            return Err(KernelError::NotAKernel {
+                package: control.package.escape_debug().to_string(),
+                architecture: control.architecture.escape_debug().to_string(),
+            });
+        }
+        let mut data = package.data()?;
+        found.read(&mut data, place_in_package, directory, report, cancel)?;
+        drop(data);
+        package.drain()?;
+        control
+    } else {
+        report.progress.stage("reading the kernel's files");
+        let mut data = Archive::new(Source::new(&mut reader).map_err(DebError::Read)?);
+        found.read(&mut data, place_in_tree, directory, report, cancel)?;
+        Control::default()
     };
-    let mut found = Found {
-        tree: Tree::new(),
-        places: BTreeMap::new(),
-        spool,
-        spooled: 0,
-        files: 0,
-        taken: 0,
-        described: 0,
-        writer,
-        kernel: None,
-        config: None,
-        builtin: Vec::new(),
-        builtin_info: Vec::new(),
-    };
-    let mut data = package.data()?;
-    found.read(&mut data, directory, report, cancel)?;
-    drop(data);
-    package.drain()?;
     let (_, sha256) = reader.finish();
 
-    let (version, image) = found.kernel.take().ok_or(KernelError::Missing("boot/vmlinuz"))?;
+    let images = found.images(is_deb)?;
     report.progress.stage("extracting the kernel");
-    let vmlinux = bzimage::extract(&image)?;
+    let vmlinux = match images.elf {
+        Some(elf) => elf,
+        None => bzimage::extract(&images.compressed)?,
+    };
     cancel.check()?;
-    write(&directory.join(BZIMAGE), &image)?;
+    write(&directory.join(BZIMAGE), &images.compressed)?;
     write(&directory.join(VMLINUX), &vmlinux)?;
-    let config = found.config.take().unwrap_or_default();
+    let config = match found.config.take() {
+        Some(config) => config,
+        None => bzimage::configuration(&vmlinux).unwrap_or_default(),
+    };
     write(&directory.join(CONFIG), &config)?;
 
     report.progress.stage("writing its modules");
@@ -171,13 +157,13 @@ pub(super) fn import(
         schema: 1,
         id: Uuid::new_v4(),
         name: new.name.clone(),
-        version,
+        version: images.version,
         package: control.package,
         package_version: control.version,
         sha256,
         source: new.source.clone(),
         imported_at: jiff::Timestamp::now(),
-        bzimage_size: image.len() as u64,
+        bzimage_size: images.compressed.len() as u64,
         vmlinux_size: vmlinux.len() as u64,
         modules,
         modules_image,
@@ -185,11 +171,116 @@ pub(super) fn import(
     })
 }
 
+/// What a file is for.
+enum Place<'a> {
+    /// The kernel as it is booted, and its version where the name says it.
+    Compressed(Option<&'a str>),
+    /// The kernel as an ELF file.
+    Elf,
+    Config,
+    /// A file of the module tree, by its path there.
+    Module(&'a str),
+}
+
+/// Names in a Debian package.
+fn place_in_package(path: &str) -> Option<Place<'_>> {
+    let path = path.strip_prefix("usr/").unwrap_or(path);
+    if let Some(version) = path.strip_prefix("boot/vmlinuz-") {
+        return Some(Place::Compressed(Some(version)));
+    }
+    if path.starts_with("boot/config-") {
+        return Some(Place::Config);
+    }
+    let (_, below) = path.strip_prefix("lib/modules/")?.split_once('/')?;
+    Some(Place::Module(below))
+}
+
+/// Names in a tar of a kernel's files.
+fn place_in_tree(path: &str) -> Option<Place<'_>> {
+    match path {
+        "bzImage" => Some(Place::Compressed(None)),
+        "vmlinux" => Some(Place::Elf),
+        "config" => Some(Place::Config),
+        _ => path.strip_prefix("modules/").filter(|below| !below.is_empty()).map(Place::Module),
+    }
+}
+
+/// The kernel in both its forms.
+struct Images {
+    version: String,
+    /// What QEMU boots: where there is only the ELF file that, by its PVH entry.
+    compressed: Vec<u8>,
+    elf: Option<Vec<u8>>,
+}
+
 impl Found {
+    /// Begins with the files that take what the pass finds.
+    fn new(directory: &Path) -> Result<(PathBuf, Uuid, Self), KernelError> {
+        let tree_path = directory.join(MODULES_IMAGE);
+        let tree_file = File::create_new(&tree_path).map_err(failed("create", &tree_path))?;
+        let uuid = Uuid::new_v4();
+        let writer = Writer::new(
+            tree_file,
+            ext4::Options {
+                size: 32 << 20,
+                grow_with_free: Some(0),
+                uuid,
+                label: "banger-modules".into(),
+                // It is only ever mounted read-only.
+                journal: false,
+            },
+        )
+        .map_err(KernelError::Tree)?;
+        let spool = {
+            // Nameless, so that it is gone however this ends.
+            let path = directory.join(".spool");
+            let file = File::options().read(true).write(true).create_new(true).open(&path);
+            let file = file.map_err(failed("create", &path))?;
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+            file
+        };
+        let found = Self {
+            tree: Tree::new(),
+            places: BTreeMap::new(),
+            spool,
+            spooled: 0,
+            files: 0,
+            taken: 0,
+            described: 0,
+            writer,
+            kernel: None,
+            elf: None,
+            config: None,
+            builtin: Vec::new(),
+            builtin_info: Vec::new(),
+        };
+        Ok((tree_path, uuid, found))
+    }
+
+    /// Takes the kernel that was found and says which it is.
+    fn images(&mut self, is_deb: bool) -> Result<Images, KernelError> {
+        let elf = self.elf.take();
+        if elf.as_ref().is_some_and(|elf| !bzimage::is_elf(elf)) {
+            return Err(BzImageError::NotElf.into());
+        }
+        let (named, compressed) = match (self.kernel.take(), &elf) {
+            (Some(kernel), _) => kernel,
+            (None, Some(elf)) => (None, elf.clone()),
+            (None, None) if is_deb => return Err(KernelError::Missing("boot/vmlinuz")),
+            (None, None) => return Err(KernelError::Missing("bzImage or vmlinux")),
+        };
+        let version = named
+            .or_else(|| bzimage::version(&compressed))
+            .or_else(|| elf.as_deref().and_then(bzimage::version));
+        let version = version.ok_or(KernelError::Missing("version in the kernel"))?;
+        Ok(Images { version, compressed, elf })
+    }
+
     /// Reads the package's files.
     fn read<R: Read>(
         &mut self,
         data: &mut Archive<Source<R>>,
+        place: impl Fn(&str) -> Option<Place<'_>>,
         directory: &Path,
         report: &Report<'_>,
         cancel: &CancelFlag,
@@ -203,17 +294,18 @@ impl Found {
                 continue;
             }
             let Ok(path) = std::str::from_utf8(&entry.path) else { continue };
-            let path = path.strip_prefix("usr/").unwrap_or(path);
-            if let Some(version) = path.strip_prefix("boot/vmlinuz-") {
-                let image = content(data, &entry, LARGEST_KERNEL)?;
-                self.kernel = Some((version.to_owned(), image));
-            } else if path.starts_with("boot/config-") {
-                self.config = Some(content(data, &entry, LARGEST_TEXT)?);
-            } else if let Some((_, below)) =
-                path.strip_prefix("lib/modules/").and_then(|rest| rest.split_once('/'))
-            {
-                let below = below.to_owned();
-                self.add_to_tree(data, &entry, &below, directory)?;
+            match place(path) {
+                Some(Place::Compressed(version)) => {
+                    let image = content(data, &entry, LARGEST_KERNEL)?;
+                    self.kernel = Some((version.map(str::to_owned), image));
+                }
+                Some(Place::Elf) => self.elf = Some(content(data, &entry, LARGEST_ELF)?),
+                Some(Place::Config) => self.config = Some(content(data, &entry, LARGEST_TEXT)?),
+                Some(Place::Module(below)) => {
+                    let below = below.to_owned();
+                    self.add_to_tree(data, &entry, &below, directory)?;
+                }
+                None => {}
             }
         }
         data.drain(1 << 20).map_err(damaged)?;
@@ -284,7 +376,9 @@ impl Found {
         fs::create_dir(directory).map_err(failed("create", directory))?;
         let builtin = String::from_utf8_lossy(&self.builtin);
         let builtin: BTreeSet<String> = builtin.lines().filter_map(depmod::module_name).collect();
-        for (needed, option) in NEEDED {
+        // A bare kernel says nothing of what it has.
+        let is_known = !builtin.is_empty() || !self.tree.is_empty() || !config.is_empty();
+        for (needed, option) in NEEDED.into_iter().filter(|_| is_known) {
             let is_built_in = builtin.contains(needed)
                 || config.lines().any(|line| line.strip_prefix(option) == Some("=y"));
             if !is_built_in && !self.tree.contains_key(needed) {

@@ -1,6 +1,6 @@
 //! The kernel store: `<root>/<name>/{bzImage, vmlinux, config, modules/, modules.ext4, manifest.json}`.
 //!
-//! A kernel comes from a Debian package. `bzImage` is what QEMU boots, `vmlinux` (the same kernel,
+//! A kernel comes from a Debian package or from its files. `bzImage` is what QEMU boots, `vmlinux` (the same kernel,
 //! uncompressed) what Firecracker boots, `modules/` what the initrd loads before there is a root
 //! file system, and `modules.ext4` the whole module tree, for guests whose image has none for it.
 //! A kernel with everything built in has no modules, and one whose package has no module tree at
@@ -256,12 +256,13 @@ impl KernelStore {
         Ok(self.shelf.clean_staging()?)
     }
 
-    /// Imports a kernel from a Debian package of `size` bytes, where that is known.
+    /// Imports a kernel of `size` bytes, where that is known: a Debian package, or a tar of `bzImage`,
+    /// `vmlinux`, `config` and `modules/`, of which one of the first two is enough.
     ///
     /// # Errors
     /// A taken name, a package that is damaged or holds no usable kernel, a full disk, a cancelled
     /// call; nothing is left behind.
-    pub fn import_deb(
+    pub fn import(
         &self,
         new: &NewKernel,
         package: impl Read,
