@@ -8,6 +8,7 @@
 //! Tests stand on this crate; nothing that ships does. It panics like a test.
 #![forbid(unsafe_code)]
 
+mod application_rootfs;
 mod assets;
 mod environment;
 mod inventory;
@@ -24,6 +25,7 @@ mod rootfs;
 mod terminal;
 mod user;
 
+pub use application_rootfs::application_rootfs;
 pub use assets::{
     DEFAULT_IMAGE, DEFAULT_KERNEL, build_cache, ensure as ensure_assets, kernel_package,
     kernel_store_if_made, kernel_store_now, link_folder, pull_kernel,

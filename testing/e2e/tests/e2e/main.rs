@@ -10,6 +10,7 @@ mod archives;
 mod daemon;
 mod full_disk;
 mod guest;
+mod kernels;
 mod matrix;
 mod own_kernel;
 mod refusals;

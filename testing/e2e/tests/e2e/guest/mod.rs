@@ -3,6 +3,7 @@
 //! Most use an image of nothing but a busybox, which boots fastest; `debian`
 //! has what needs a distribution.
 
+mod applications;
 mod crash;
 mod crash_matrix;
 mod debian;
@@ -16,6 +17,7 @@ mod ports;
 mod pull;
 mod run;
 mod terminal;
+mod upstream_images;
 mod user;
 mod volume;
 mod walls;
