@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::applications::{ended, logs};
 
-/// What speaks on a port of this host, after `words` were sent to it.
-fn answer(environment: &Environment, port: u16, words: &str) -> String {
+/// The first `count` bytes of what a port of this host says, after `words` were sent to it.
+fn answer(environment: &Environment, port: u16, words: &str, count: u8) -> String {
     let script = format!(
-        "exec 3<>/dev/tcp/127.0.0.1/{port} && printf '{words}' >&3 && timeout 5 head -c 9 <&3"
+        "exec 3<>/dev/tcp/127.0.0.1/{port} && printf '{words}' >&3 && timeout 5 head -c {count} <&3"
     );
     let output = environment.command_in_network(&["bash", "-c", &script]).output().unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -82,7 +82,7 @@ fn nginx_postgres_and_python_run_as_their_images_say() {
 
     run(&["-d", "--name", "web", "--image", "nginx", "-p", "8080:80"]).ok();
     wait_for("nginx", GUEST_DEADLINE, || {
-        (answer(&environment, 8080, "GET / HTTP/1.0\\r\\n\\r\\n") == "HTTP/1.1 ").then_some(())
+        (answer(&environment, 8080, "GET / HTTP/1.0\\r\\n\\r\\n", 9) == "HTTP/1.1 ").then_some(())
     });
     let log = wait_for("nginx's log", GUEST_DEADLINE, || {
         Some(logs(&environment, "web")).filter(|log| log.contains("GET / HTTP/1.0"))
@@ -106,7 +106,7 @@ fn nginx_postgres_and_python_run_as_their_images_say() {
         logs(&environment, "pg").contains("ready to accept connections").then_some(())
     });
     // An SSL request, to which a server without certificates says N (or S with one).
-    let said = answer(&environment, 5432, "\\x00\\x00\\x00\\x08\\x04\\xd2\\x16\\x2f");
+    let said = answer(&environment, 5432, "\\x00\\x00\\x00\\x08\\x04\\xd2\\x16\\x2f", 1);
     assert!(matches!(said.as_str(), "N" | "S"), "{said:?}");
     let query = environment.banger(["vm", "exec", "-e", "PGPASSWORD=secret", "pg", "--", "psql"]);
     let query = ["-h", "127.0.0.1", "-U", "postgres", "-tAc", "select 6 * 7"]
