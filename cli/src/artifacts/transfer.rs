@@ -255,7 +255,7 @@ fn read_all(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifacts::NamedFile;
+    use crate::artifacts::source::NamedFile;
 
     fn reader_of(path: &std::path::Path) -> Reader {
         let tar = NamedFile::open(path).unwrap();
