@@ -142,7 +142,7 @@ pub(super) fn import(
 
     report.progress.stage("writing its modules");
     let config = String::from_utf8_lossy(&config);
-    let modules = found.write_initrd_modules(&directory.join(MODULES), &config)?;
+    let modules = found.write_initrd_modules(&directory.join(MODULES), &config, is_deb)?;
     let modules_image = if found.files == 0 {
         drop(found);
         fs::remove_file(&tree_path).map_err(failed("remove", &tree_path))?;
@@ -372,12 +372,13 @@ impl Found {
         &mut self,
         directory: &Path,
         config: &str,
+        is_deb: bool,
     ) -> Result<Vec<KernelModule>, KernelError> {
         fs::create_dir(directory).map_err(failed("create", directory))?;
         let builtin = String::from_utf8_lossy(&self.builtin);
         let builtin: BTreeSet<String> = builtin.lines().filter_map(depmod::module_name).collect();
         // A bare kernel says nothing of what it has.
-        let is_known = !builtin.is_empty() || !self.tree.is_empty() || !config.is_empty();
+        let is_known = is_deb || !builtin.is_empty() || !self.tree.is_empty() || !config.is_empty();
         for (needed, option) in NEEDED.into_iter().filter(|_| is_known) {
             let is_built_in = builtin.contains(needed)
                 || config.lines().any(|line| line.strip_prefix(option) == Some("=y"));
