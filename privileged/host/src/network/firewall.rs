@@ -14,8 +14,8 @@ use super::foreign::{self, Foreign};
 use super::netlink::Netlink;
 use super::records::Known;
 use super::routing::Routing;
-use crate::tool::{Input, Tool};
-use crate::{During, Host, HostError, Result};
+use crate::tool::{Input, Outcome, Tool};
+use crate::{Host, HostError, Result};
 
 const NFT: &[&str] = &["/usr/sbin/nft", "/sbin/nft"];
 const LIMIT: Duration = Duration::from_secs(20);
@@ -65,50 +65,41 @@ impl Ours<'_> {
 /// The names of the sets are those of rules.nft; this is all that is ever put into them.
 fn wanted(known: &Known, routing: &Routing) -> BTreeSet<Element> {
     let mut all = BTreeSet::new();
-    let mut inet = |set: &str, text: String| all.insert((format!("inet banger {set}"), text));
+    let mut put = |family, set, text: String| all.insert((format!("{family} banger {set}"), text));
     for (name, bridge) in &known.bridges {
         let (ip, port) = (bridge.network.address(), bridge.dns_port.unwrap_or(53));
-        inet("bridges", format!("\"{name}\""));
-        inet("loops", format!("\"{name}\" . \"{name}\""));
-        inet("addresses", format!("\"{name}\" . {ip}"));
-        inet("services", format!("\"{name}\" . {ip} . {port}"));
+        put("inet", "bridges", format!("\"{name}\""));
+        put("inet", "loops", format!("\"{name}\" . \"{name}\""));
+        put("inet", "addresses", format!("\"{name}\" . {ip}"));
+        put("inet", "services", format!("\"{name}\" . {ip} . {port}"));
         if bridge.dns_port.is_some() {
-            inet("dns", format!("\"{name}\" . {ip} : {ip} . {port}"));
+            put("inet", "dns", format!("\"{name}\" . {ip} : {ip} . {port}"));
         }
-        for (_, tap) in known.taps_of(name) {
+        put("bridge", "addresses", ip.to_string());
+        // A subnet of one address is listed without its length.
+        let subnet = format!("{}/{}", bridge.network.network(), bridge.network.prefix());
+        put("bridge", "subnets", subnet.trim_end_matches("/32").to_owned());
+        for (tap_name, tap) in known.taps_of(name) {
+            if let Some((mac, ip)) = &tap.source {
+                put("bridge", "checked", format!("\"{tap_name}\""));
+                put("bridge", "guests", format!("\"{tap_name}\" . {mac} . {ip}"));
+            }
             if let Some(guest) = tap.guest {
-                inet("nat", format!("\"{name}\" . {guest}"));
+                put("inet", "nat", format!("\"{name}\" . {guest}"));
                 if tap.allows_lan {
-                    inet("lan", format!("\"{name}\" . {guest}"));
+                    put("inet", "lan", format!("\"{name}\" . {guest}"));
                 }
+                put("bridge", "sources", format!("\"{tap_name}\" . {guest}"));
+                put("bridge", "owned", guest.to_string());
+            }
+            if let Some((_, number)) = &tap.group {
+                put("bridge", "groups", format!("\"{tap_name}\" : {number}"));
+                put("bridge", "members", format!("{number} . \"{tap_name}\""));
             }
         }
     }
     for name in &routing.guarded {
-        inet("routed", format!("\"{name}\""));
-    }
-    let mut link = |set: &str, text: String| all.insert((format!("bridge banger {set}"), text));
-    for (name, bridge) in &known.bridges {
-        link("addresses", bridge.network.address().to_string());
-        // A subnet of one address is listed without its length.
-        let (network, prefix) = (bridge.network.network(), bridge.network.prefix());
-        let is_one = prefix == 32;
-        link("subnets", if is_one { network.to_string() } else { format!("{network}/{prefix}") });
-        for (tap_name, tap) in known.taps_of(name) {
-            if let Some((mac, ip)) = &tap.source {
-                link("checked", format!("\"{tap_name}\""));
-                link("macs", format!("\"{tap_name}\" . {mac}"));
-                link("sources", format!("\"{tap_name}\" . {ip}"));
-            }
-            if let Some(guest) = tap.guest {
-                link("sources", format!("\"{tap_name}\" . {guest}"));
-                link("owned", guest.to_string());
-            }
-            if let Some((_, number)) = &tap.group {
-                link("groups", format!("\"{tap_name}\" : {number}"));
-                link("members", format!("{number} . \"{tap_name}\""));
-            }
-        }
+        put("inet", "routed", format!("\"{name}\""));
     }
     all
 }
@@ -145,11 +136,29 @@ fn version() -> String {
 }
 
 impl Found {
-    /// Reads all tables at once: nft 1.0.6 forgets the first of two that it is asked for by name.
+    /// Reads all tables at once: nft 1.0.6 forgets the first of two that it is asked for by name. It
+    /// also writes a table's flags from memory that it has freed, and may break off there; then
+    /// it is asked table by table, and one that it cannot write is let be.
     fn now() -> Result<Self> {
         let mut found = Self::default();
-        nft(&["-j", "list", "ruleset"], String::new())?.iter().for_each(|list| found.read(list));
+        if !found.list(&["ruleset"])? {
+            let tables = nft(&["list", "tables"], String::new())?;
+            for table in String::from_utf8_lossy(&tables).lines() {
+                if !found.list(&table.split(' ').collect::<Vec<_>>())? {
+                    found.foreign.closed.insert(table.trim_start_matches("table ").to_owned());
+                }
+            }
+        }
         Ok(found)
+    }
+
+    /// Reads what nft lists; whether it is whole.
+    fn list(&mut self, what: &[&str]) -> Result<bool> {
+        let output = nft(&[&["-j", "list"], what].concat(), String::new())?;
+        let lists = serde_json::Deserializer::from_slice(&output).into_iter();
+        let lists: serde_json::Result<Vec<_>> = lists.collect();
+        lists.iter().flatten().for_each(|list| self.read(list));
+        Ok(lists.is_ok())
     }
 
     /// Whether the rules are those of this helper.
@@ -218,15 +227,12 @@ fn objects(list: &Value) -> impl Iterator<Item = (&str, &Value)> {
     all.filter_map(|object| object.as_object()?.iter().next()).map(|(kind, o)| (kind.as_str(), o))
 }
 
-fn nft(arguments: &[&str], script: String) -> Result<Vec<Value>> {
+fn nft(arguments: &[&str], script: String) -> Result<Vec<u8>> {
     let input = Input::Bytes(script.into_bytes());
     let tool = Tool { input, longest_output: LONGEST_LIST, ..Tool::of(NFT, arguments, LIMIT) };
-    let outcome = tool.run()?;
-    if !outcome.status.success() {
-        return Err(HostError::of("change or read", "the firewall")(outcome.error));
-    }
-    let lists = serde_json::Deserializer::from_slice(&outcome.output).into_iter();
-    lists.collect::<Result<_, _>>().during("read", "the firewall")
+    let Outcome { status, output, error } = tool.run()?;
+    let failed = || HostError::of("change or read", "the firewall")(error);
+    status.success().then_some(output).ok_or_else(failed)
 }
 
 impl Host {

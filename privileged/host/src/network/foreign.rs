@@ -27,7 +27,7 @@ struct Base {
 pub(super) struct Foreign {
     bases: Vec<Base>,
     /// Tables that cannot be changed, because a process holds them, or that are asleep.
-    closed: BTreeSet<String>,
+    pub(super) closed: BTreeSet<String>,
     /// The rules of each chain (`ip filter FORWARD`), in order.
     rules: BTreeMap<String, Vec<Value>>,
 }

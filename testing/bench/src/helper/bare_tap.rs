@@ -88,8 +88,7 @@ pub(crate) fn delete(name: &str) -> Result<()> {
 pub(crate) fn check_guest(verb: &str, name: &str, mac: &str, ip: &str) -> Result<()> {
     let script = format!(
         "{verb} element bridge banger checked {{ \"{name}\" }}\n\
-         {verb} element bridge banger macs {{ \"{name}\" . {mac} }}\n\
-         {verb} element bridge banger sources {{ \"{name}\" . {ip} }}\n"
+         {verb} element bridge banger guests {{ \"{name}\" . {mac} . {ip} }}\n"
     );
     let mut command = Command::new("/usr/sbin/nft");
     let mut child = command.args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("start nft")?;
