@@ -86,12 +86,13 @@ pub async fn run(ui: &Ui, args: InstallArgs) -> Result<(), CliError> {
 
     systemctl(&["daemon-reload"])?;
     systemctl(&[&["enable", "--quiet"][..], &NAMES].concat())?;
-    // The machines' unit is started and never restarted. The two others one after the other: the
+    // The machines' units are started and never restarted. The two others one after the other: the
     // daemon waits for the helper to be ready.
-    let [machines, helper, daemon] = NAMES;
+    let [machines, helper, daemon, shutdown] = NAMES;
     systemctl(&["start", machines])?;
     systemctl(&["restart", helper])?;
     systemctl(&["restart", daemon])?;
+    systemctl(&["start", shutdown])?;
     wait(&owner).await?;
     ui.status(format_args!("bangerd and its root helper run; {name} can use banger now"));
     Ok(())

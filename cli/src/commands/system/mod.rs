@@ -3,6 +3,7 @@
 mod df;
 mod install;
 mod services;
+mod stop_machines;
 mod uninstall;
 
 use clap::Subcommand;
@@ -19,18 +20,24 @@ pub enum SystemCommand {
     Install(install::InstallArgs),
     /// Stop the services and remove them; machines, images and kernels stay
     Uninstall(uninstall::UninstallArgs),
+    /// Stop the machines if the host shuts down; systemd runs it
+    #[command(hide = true)]
+    StopMachines,
 }
 
 impl SystemCommand {
     /// Runs the verb.
     pub async fn run(self, ui: &Ui) -> Result<(), CliError> {
-        if !matches!(self, Self::Df(_)) && !rustix::process::geteuid().is_root() {
+        if !matches!(self, Self::Df(_) | Self::StopMachines)
+            && !rustix::process::geteuid().is_root()
+        {
             return Err(CliError::new("only root can do that").hint("put sudo before the command"));
         }
         match self {
             Self::Df(json) => df::run(ui, json.json).await,
             Self::Install(args) => install::run(ui, args).await,
             Self::Uninstall(args) => uninstall::run(ui, args).await,
+            Self::StopMachines => stop_machines::run(ui).await,
         }
     }
 }

@@ -6,14 +6,17 @@ use std::process::{Command, Stdio};
 use crate::error::CliError;
 
 /// `systemctl`, by its one place.
-const SYSTEMCTL: &str = "/usr/bin/systemctl";
+pub const SYSTEMCTL: &str = "/usr/bin/systemctl";
 /// Where systemd looks first for units of this machine.
 pub const UNITS: &str = "/etc/systemd/system";
-/// In the order of their needs: the machines' cgroup, the helper, the daemon.
-pub const NAMES: [&str; 3] = ["banger-vms.service", "bangerd-root.service", "bangerd.service"];
+/// In the order of their needs: the machines' cgroup, the helper, the daemon, and what stops the
+/// machines with the host.
+pub const NAMES: [&str; 4] =
+    ["banger-vms.service", "bangerd-root.service", "bangerd.service", "banger-shutdown.service"];
 const VMS_UNIT: &str = include_str!("../../../systemd/banger-vms.service");
 const HELPER_UNIT: &str = include_str!("../../../systemd/bangerd-root.service");
 const DAEMON_UNIT: &str = include_str!("../../../systemd/bangerd.service");
+const SHUTDOWN_UNIT: &str = include_str!("../../../systemd/banger-shutdown.service");
 
 /// What is in `/etc` besides install.toml and the units.
 pub const SYSCTL: (&str, &str) = (
@@ -32,7 +35,7 @@ pub const PROGRAMS: [(&str, &str); 3] = [
 ];
 
 /// The units with the owner's name, ids and groups in them.
-pub fn units(owner: &str, uid: u32, gid: u32, groups: &[String]) -> [(PathBuf, String); 3] {
+pub fn units(owner: &str, uid: u32, gid: u32, groups: &[String]) -> [(PathBuf, String); 4] {
     let fill = |text: &str| {
         text.lines()
             .filter(|line| !groups.is_empty() || !line.contains("@GROUPS@"))
@@ -50,6 +53,7 @@ pub fn units(owner: &str, uid: u32, gid: u32, groups: &[String]) -> [(PathBuf, S
         (path(NAMES[0]), fill(VMS_UNIT)),
         (path(NAMES[1]), fill(HELPER_UNIT)),
         (path(NAMES[2]), fill(DAEMON_UNIT)),
+        (path(NAMES[3]), fill(SHUTDOWN_UNIT)),
     ]
 }
 
@@ -94,9 +98,9 @@ mod tests {
                 }
             }
         }
-        let [_, _, (_, daemon)] = units("u", 1000, 1001, &["kvm".to_owned()]);
+        let [_, _, (_, daemon), _] = units("u", 1000, 1001, &["kvm".to_owned()]);
         assert!(daemon.contains("\nUser=1000\nGroup=1001\nSupplementaryGroups=kvm\n"));
-        let [_, _, (_, daemon)] = units("u", 1000, 1001, &[]);
+        let [_, _, (_, daemon), _] = units("u", 1000, 1001, &[]);
         assert!(!daemon.contains("SupplementaryGroups"));
     }
 

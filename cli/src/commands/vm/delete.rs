@@ -17,5 +17,6 @@ pub struct DeleteArgs {
 /// Deletes machines, running or not.
 pub async fn run(ui: &Ui, args: &DeleteArgs) -> Result<(), CliError> {
     let client = daemon::connect(ui).await?;
-    for_each(ui, &client, &args.vms.vms, Act::Delete).await
+    let vms = args.vms.resolve(&client, |_| true).await?;
+    for_each(ui, &client, &vms, Act::Delete).await
 }

@@ -35,7 +35,7 @@ pub async fn run(ui: &Ui, args: &KillArgs) -> Result<(), CliError> {
     let client = daemon::connect(ui).await?;
     let body = KillVm { signal: args.signal.clone() };
     let mut failures = Vec::new();
-    for reference in &args.vms.vms {
+    for reference in &args.vms.resolve(&client, super::is_up).await? {
         let killed = async {
             let vm = super::get(&client, reference).await?;
             let path = routes::vm(&(&vm.id).into(), "/kill");

@@ -106,8 +106,39 @@ pub struct OneVm {
 #[derive(Args, Debug)]
 pub struct SomeVms {
     /// The machines: names, ids or beginnings of ids
-    #[arg(required = true, value_name = "VM", add = completion::vms())]
-    pub vms: Vec<VmReference>,
+    #[arg(required_unless_present = "all", value_name = "VM", add = completion::vms())]
+    vms: Vec<VmReference>,
+    /// All machines
+    #[arg(short, long, conflicts_with = "vms")]
+    all: bool,
+}
+
+impl SomeVms {
+    /// The machines meant; of all of them, those that `concerns` says are meant.
+    async fn resolve(
+        &self,
+        client: &Client,
+        concerns: impl Fn(&Vm) -> bool,
+    ) -> Result<Vec<VmReference>, CliError> {
+        if !self.all {
+            return Ok(self.vms.clone());
+        }
+        let vms = client.get::<Vec<Vm>>(routes::VMS).await;
+        let vms = vms.map_err(|error| client.explain(error))?;
+        Ok(vms.iter().filter(|vm| concerns(vm)).map(|vm| VmReference::from(&vm.id)).collect())
+    }
+}
+
+/// Whether there is something to stop.
+fn is_up(vm: &Vm) -> bool {
+    !matches!(vm.state, VmState::Created | VmState::Stopped | VmState::Failed | VmState::Deleting)
+}
+
+/// Stops all machines that run, in order; what takes longer than `grace_ms` is killed.
+pub async fn stop_all(ui: &Ui, client: &Client, grace_ms: u64) -> Result<(), CliError> {
+    let all = SomeVms { vms: Vec::new(), all: true }.resolve(client, is_up).await?;
+    let body = serde_json::json!({ "grace_ms": grace_ms });
+    for_each(ui, client, &all, Act::Post("/stop", &body)).await
 }
 
 /// Gets a machine; an unknown one brings close names as a hint.

@@ -44,17 +44,20 @@ impl StopArgs {
 /// Starts machines.
 pub async fn start(ui: &Ui, args: &StartArgs) -> Result<(), CliError> {
     let client = daemon::connect(ui).await?;
-    for_each(ui, &client, &args.vms.vms, Act::Post("/start", &json!({}))).await
+    let vms = args.vms.resolve(&client, |vm| !super::is_up(vm)).await?;
+    for_each(ui, &client, &vms, Act::Post("/start", &json!({}))).await
 }
 
 /// Stops machines.
 pub async fn stop(ui: &Ui, args: &StopArgs) -> Result<(), CliError> {
     let client = daemon::connect(ui).await?;
-    for_each(ui, &client, &args.vms.vms, Act::Post("/stop", &args.body()?)).await
+    let vms = args.vms.resolve(&client, super::is_up).await?;
+    for_each(ui, &client, &vms, Act::Post("/stop", &args.body()?)).await
 }
 
 /// Stops and starts machines.
 pub async fn restart(ui: &Ui, args: &StopArgs) -> Result<(), CliError> {
     let client = daemon::connect(ui).await?;
-    for_each(ui, &client, &args.vms.vms, Act::Post("/restart", &args.body()?)).await
+    let vms = args.vms.resolve(&client, super::is_up).await?;
+    for_each(ui, &client, &vms, Act::Post("/restart", &args.body()?)).await
 }

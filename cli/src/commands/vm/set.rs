@@ -122,7 +122,7 @@ pub async fn run(ui: &Ui, args: &SetArgs) -> Result<(), CliError> {
     }
     let client = daemon::connect(ui).await?;
     let mut failures = Vec::new();
-    for reference in &args.vms.vms {
+    for reference in &args.vms.resolve(&client, |_| true).await? {
         match set_network(ui, &client, reference, &network).await {
             Ok(vm) if sizes == SetVm::default() => ui.line(&vm.name)?,
             Ok(_) => {}
@@ -158,7 +158,8 @@ async fn set_sizes(ui: &Ui, args: &SetArgs, sizes: &SetVm) -> Result<(), CliErro
     let body = serde_json::to_value(sizes)
         .map_err(|error| CliError::new("cannot write the request").because(&error))?;
     let client = daemon::connect(ui).await?;
-    for_each(ui, &client, &args.vms.vms, Act::Post("/set", &body)).await
+    let vms = args.vms.resolve(&client, |_| true).await?;
+    for_each(ui, &client, &vms, Act::Post("/set", &body)).await
 }
 
 #[cfg(test)]

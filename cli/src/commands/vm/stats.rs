@@ -22,7 +22,8 @@ pub struct StatsArgs {
 /// Measures machines at once and shows them in the order given; JSON is one array.
 pub async fn run(ui: &Ui, args: &StatsArgs) -> Result<(), CliError> {
     let client = daemon::connect(ui).await?;
-    let measured = args.vms.vms.iter().map(async |reference| {
+    let vms = args.vms.resolve(&client, |_| true).await?;
+    let measured = vms.iter().map(async |reference| {
         let vm = super::get(&client, reference).await?;
         let path = routes::vm(&(&vm.id).into(), "/stats");
         client.get::<VmStats>(&path).await.map_err(|error| client.explain(error))

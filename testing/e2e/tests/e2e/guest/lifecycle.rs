@@ -67,7 +67,15 @@ fn lists_show_what_there_is() {
     // By a unique beginning of its id.
     let id = json["id"].as_str().unwrap().to_owned();
     assert_eq!(environment.show(&id)["name"], "one");
-    environment.banger(["vm", "delete", "one", "two"]).ok();
+    // All that a verb concerns.
+    let all = |verb: &str| environment.banger(["vm", verb, "--all"]).ok().out();
+    assert_eq!(all("stop"), "one\n");
+    assert_eq!(all("stop"), "");
+    assert_eq!(environment.show("one")["state"], "stopped");
+    let mut deleted: Vec<_> = all("delete").lines().map(str::to_owned).collect();
+    deleted.sort();
+    assert_eq!(deleted, ["one", "two"]);
+    environment.banger(["vm", "stop", "--all", "one"]).run().code(2);
     assert_eq!(environment.vms(), [""; 0]);
     environment.finish();
 }
