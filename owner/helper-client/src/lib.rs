@@ -13,7 +13,8 @@ use banger_helper_api::{HelperError, Method, PROTOCOL_VERSION, Request, Response
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::value::to_raw_value;
+use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
@@ -93,7 +94,7 @@ impl HelperClient {
         let request = Request {
             version: Some(PROTOCOL_VERSION),
             method: method.name().to_owned(),
-            params: Some(to_raw_value(params).map_err(|error| answer(error.into()))?),
+            params: Some(said(params).map_err(|error| answer(error.into()))?),
             op_id: op_id.to_owned(),
         };
         let mut line = serde_json::to_vec(&request).map_err(|error| answer(error.into()))?;
@@ -128,6 +129,24 @@ impl HelperClient {
             return Err(reach(io::Error::new(io::ErrorKind::PermissionDenied, cause)));
         }
         Ok(stream)
+    }
+}
+
+/// Parameters as a helper of any version takes them: what is not there is not mentioned.
+fn said(params: &impl Serialize) -> serde_json::Result<Box<RawValue>> {
+    let mut params = serde_json::to_value(params)?;
+    leave_out_nulls(&mut params);
+    to_raw_value(&params)
+}
+
+fn leave_out_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(leave_out_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(leave_out_nulls),
+        _ => {}
     }
 }
 

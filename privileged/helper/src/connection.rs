@@ -1,6 +1,6 @@
 //! One peer: who it is, its requests one after another, and what it may not do with our time.
 
-use std::io::{IoSlice, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -146,7 +146,7 @@ impl Frames<'_> {
             match (&mut &*self.stream).read(&mut self.chunk) {
                 Ok(0) => return Ok(None),
                 Ok(count) => self.buffer.extend_from_slice(&self.chunk[..count]),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) if deadline.is_none() => return Ok(None),
                 Err(_) => return Err(TOO_SLOW),
             }
@@ -216,8 +216,8 @@ fn decide(
     if request.version != Some(PROTOCOL_VERSION) {
         return Err((ErrorCode::BadVersion, format!("version {PROTOCOL_VERSION} is spoken here")));
     }
-    let unknown = |_| (ErrorCode::UnknownMethod, request.method.chars().take(64).collect());
-    let found = request.method.parse::<Method>().map_err(unknown)?;
+    let unknown = || (ErrorCode::UnknownMethod, request.method.chars().take(64).collect());
+    let found = Method::named(&request.method).ok_or_else(unknown)?;
     *method = Some(found);
     if line.len() > LONGEST_FRAME && found != Method::WriteExt4Files {
         return Err(bad("a line that is too long"));
@@ -229,16 +229,12 @@ fn decide(
 }
 
 /// Writes a response, and a descriptor with its first byte.
-fn answer(
-    mut stream: &UnixStream,
-    response: &Response,
-    descriptor: Option<OwnedFd>,
-) -> std::io::Result<()> {
+fn answer(mut stream: &UnixStream, response: &Response, file: Option<OwnedFd>) -> io::Result<()> {
     let mut bytes = serde_json::to_vec(response)?;
     bytes.push(b'\n');
     let mut sent = 0;
-    if let Some(descriptor) = &descriptor {
-        let descriptors = [descriptor.as_fd()];
+    if let Some(file) = &file {
+        let descriptors = [file.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&descriptors));

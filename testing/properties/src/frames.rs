@@ -232,7 +232,7 @@ fn hold(line: &[u8], answer: &str, asked: &mut impl Iterator<Item = Method>) -> 
     let answer: Value = serde_json::from_str(answer).expect("an answer is JSON");
     let frame: Option<Map<String, Value>> = serde_json::from_slice(line).ok();
     let field = |name: &str| frame.as_ref().and_then(|frame| frame.get(name));
-    let method = field("method").and_then(Value::as_str).map(str::parse::<Method>);
+    let method = field("method").and_then(Value::as_str).map(Method::named);
     let is_spoken = field("version").and_then(Value::as_u64) == Some(PROTOCOL_VERSION.into());
     if answer["ok"] == true {
         let frame = frame.as_ref().unwrap_or_else(|| panic!("no object: {}", what()));
@@ -241,7 +241,7 @@ fn hold(line: &[u8], answer: &str, asked: &mut impl Iterator<Item = Method>) -> 
         // No parameters are an empty object.
         let is_whole = params.is_object() || params.is_null();
         assert!(is_whole && has_its_lists(params, ""), "a list for an object: {}", what());
-        let method = method.and_then(Result::ok).unwrap_or_else(|| panic!("{}", what()));
+        let method = method.flatten().unwrap_or_else(|| panic!("{}", what()));
         assert!(is_spoken && answer["error"].is_null(), "{}", what());
         let is_blank = |name: &str| {
             field("params").is_none_or(|params| params[name] == "" || params[name].is_null())
@@ -280,12 +280,12 @@ fn hold(line: &[u8], answer: &str, asked: &mut impl Iterator<Item = Method>) -> 
     let is_right = match code {
         ErrorCode::BadRequest => !is_request(line, frame),
         ErrorCode::BadVersion => !is_spoken,
-        ErrorCode::UnknownMethod => method.is_some_and(|method| method.is_err()),
+        ErrorCode::UnknownMethod => method.is_some_and(|method| method.is_none()),
         ErrorCode::BadParams
         | ErrorCode::InvalidPath
         | ErrorCode::InvalidPid
         | ErrorCode::InvalidSignal => {
-            is_spoken && method.is_some_and(|method| method.is_ok()) && is_short(line, frame)
+            is_spoken && method.is_some_and(|method| method.is_some()) && is_short(line, frame)
         }
         ErrorCode::Unauthorized | ErrorCode::OperationFailed | ErrorCode::MarshalFailed => false,
     };

@@ -48,7 +48,6 @@ parameters! {
         #[serde(default)]
         pub tap_device: String,
         /// The MAC of the machine's side of the tap; Firecracker picks one without.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub guest_mac: Option<String>,
         /// Where the vsock's socket is to be found, below the runtime directory; blank for none.
         #[serde(default)]
@@ -61,19 +60,15 @@ parameters! {
         /// Memory in MiB.
         pub memory_mib: u64,
         /// The bridge that the tap is a port of.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub network: Option<Network>,
         /// The jail; a launch without one is refused.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub jailer: Option<Jailer>,
         /// A balloon device; none without.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub balloon: Option<Balloon>,
         /// Whether the machine has an entropy device.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub entropy: bool,
         /// What its cgroup allows, where there are cgroup v2 controllers.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub limits: Option<Limits>,
     }
 
@@ -91,7 +86,6 @@ parameters! {
         #[serde(default)]
         pub is_root: bool,
         /// How fast it may be; as fast as it can without.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub rate_limiter: Option<RateLimiter>,
     }
 
@@ -99,10 +93,8 @@ parameters! {
     #[derive(Copy, Default)]
     pub struct RateLimiter {
         /// Bytes.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub bandwidth: Option<TokenBucket>,
         /// Operations.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub ops: Option<TokenBucket>,
     }
 
@@ -114,7 +106,6 @@ parameters! {
         /// Milliseconds.
         pub refill_time: u64,
         /// Tokens to begin with.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub one_time_burst: Option<u64>,
     }
 
@@ -134,19 +125,14 @@ parameters! {
     #[derive(Copy, Default)]
     pub struct Limits {
         /// `memory.max` in MiB: the machine's memory and what the VMM itself needs.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub memory_max_mib: Option<u64>,
         /// `cpu.max` in hundredths of a CPU.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub cpu_percent: Option<u32>,
         /// `pids.max`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub pids_max: Option<u32>,
         /// The largest file that Firecracker may write, in bytes (RLIMIT_FSIZE).
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub file_size: Option<u64>,
         /// The most files that it may have open (RLIMIT_NOFILE); the jailer's default without.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub open_files: Option<u64>,
     }
 

@@ -16,7 +16,6 @@ parameters! {
         pub cidr: String,
         /// The UDP and TCP port of `bangerd`'s name server on the bridge's address, one of
         /// [`DNS_PORTS`]; guests' questions to port 53 there are sent to it.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub dns_port: Option<u16>,
     }
 
@@ -41,17 +40,13 @@ parameters! {
         /// Begins with `tap-fc-` or `tap-pool-`.
         pub tap_name: String,
         /// The only source MAC that frames from the tap may have; with `guest_ip` or not at all.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub guest_mac: Option<String>,
         /// The only source address that packets from the tap may have.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub guest_ip: Option<String>,
         /// Taps of one group reach each other; without, the tap is alone.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub group: Option<String>,
         /// Whether the bridge keeps it from other isolated ports; the default is that it does
         /// unless the tap has a group.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         pub isolated: Option<bool>,
         /// Whether the open tap is to be sent along with the answer (SCM_RIGHTS).
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]

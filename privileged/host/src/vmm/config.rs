@@ -2,7 +2,7 @@
 //! src/firecracker/swagger/firecracker.yaml). Paths are those of the jail.
 
 use banger_gates::request::{Disk, Launch};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::VSOCK_SOCKET;
 
@@ -39,7 +39,8 @@ pub(super) fn of(launch: &Launch) -> Vec<u8> {
         })
     });
     let vsock = launch.vsock.as_ref();
-    let mut machine = json!({
+    // What a machine does not have is null.
+    let machine = json!({
         "boot-source": {
             "kernel_image_path": format!("/{KERNEL}"),
             "initrd_path": launch.initrd.as_ref().map(|_| format!("/{INITRD}")),
@@ -52,18 +53,5 @@ pub(super) fn of(launch: &Launch) -> Vec<u8> {
         "balloon": launch.balloon,
         "entropy": launch.has_entropy.then(|| json!({})),
     });
-    leave_out_nulls(&mut machine);
     machine.to_string().into_bytes()
-}
-
-/// What a machine does not have is not mentioned.
-fn leave_out_nulls(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            fields.retain(|_, field| !field.is_null());
-            fields.values_mut().for_each(leave_out_nulls);
-        }
-        Value::Array(items) => items.iter_mut().for_each(leave_out_nulls),
-        _ => {}
-    }
 }
