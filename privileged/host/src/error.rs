@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use banger_gates::Refusal;
+use banger_gates::{Name, Refusal};
 
 /// Why an act did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,12 @@ impl HostError {
         let object = object.to_string();
         move |source| Self::Failed { operation, object, source: source.into() }
     }
+}
+
+/// That an owner has room for one more of what there may be so many of.
+pub(crate) fn check_room(name: Name, count: usize, most: usize, what: &str) -> Result<(), Refusal> {
+    let rule = format!("the owner has {count} {what} of {most} that may be: end one first");
+    Refusal::when(count >= most, name, rule)
 }
 
 /// An error with all its causes, in one line.

@@ -12,13 +12,15 @@ mod records;
 mod tool;
 mod vmm;
 
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
 use banger_gates::{Policy, Runtime, State};
 use rustix::fs::{OFlags, ResolveFlags};
+use rustix::path::Arg;
 
 pub use beneath::Directory;
-pub(crate) use error::During;
+pub(crate) use error::{During, check_room};
 pub use error::{HostError, chain};
 pub use guarded::open_guarded;
 pub use network::Resolver;
@@ -74,16 +76,12 @@ pub(crate) const BENEATH: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// A path of an open file, good as long as it is open, for what takes nothing but paths.
-pub(crate) fn descriptor_path(descriptor: &impl std::os::fd::AsFd) -> PathBuf {
-    use std::os::fd::AsRawFd;
+pub(crate) fn descriptor_path(descriptor: &impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()))
 }
 
 /// Removes a file, which need not be there.
-pub(crate) fn unlink(
-    directory: impl std::os::fd::AsFd,
-    name: impl rustix::path::Arg,
-) -> rustix::io::Result<()> {
+pub(crate) fn unlink(directory: impl AsFd, name: impl Arg) -> rustix::io::Result<()> {
     match rustix::fs::unlinkat(directory, name, rustix::fs::AtFlags::empty()) {
         Err(rustix::io::Errno::NOENT) => Ok(()),
         done => done,

@@ -74,37 +74,14 @@ pub struct Target {
     pub parameters: String,
 }
 
-/// The number of a device; its node is `/dev/dm-MINOR`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DeviceNumber {
-    /// The driver's number.
-    pub major: u32,
-    /// The device's own.
-    pub minor: u32,
-}
-
-impl DeviceNumber {
-    /// The kernel's encoding in this interface (`huge_encode_dev`), of a minor number alone.
-    fn encode_minor(minor: u32) -> u64 {
-        u64::from(minor & 0xff) | (u64::from(minor & !0xff) << 12)
-    }
-
-    fn decode(device: u64) -> Self {
-        let major = (device >> 8) & 0xfff;
-        let minor = (device & 0xff) | ((device >> 12) & 0xfff00);
-        let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-        Self { major: number(major), minor: number(minor) }
-    }
-}
-
 /// A device as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// Its number.
-    pub number: DeviceNumber,
+    /// Its number, as `stat(2)` has it; its node is `/dev/dm-MINOR`.
+    pub number: u64,
     /// How many have it open, itself not counted.
     pub users: u32,
-    /// The targets of its live table, what they say of themselves in place of their parameters.
+    /// The targets of its live table, with what they say of themselves.
     pub targets: Vec<Target>,
 }
 
@@ -149,16 +126,17 @@ impl DeviceMapper {
     ///
     /// # Errors
     /// A name or UUID that is taken (`ResourceBusy`), a minor number that is (ENXIO); one that is none.
-    pub fn create(&self, name: &str, uuid: &str, minor: u32) -> io::Result<DeviceNumber> {
+    pub fn create(&self, name: &str, uuid: &str, minor: u32) -> io::Result<u64> {
         if !is_name(name) {
             return Err(io::Error::new(ErrorKind::InvalidInput, "no name of a device"));
         }
         let mut buffer = Buffer::zeroed(HEADER);
         buffer.put(OFFSET_NAME, name.as_bytes());
         buffer.put_u32(OFFSET_FLAGS, PERSISTENT_DEVICE);
-        buffer.put(OFFSET_DEVICE, &DeviceNumber::encode_minor(minor).to_ne_bytes());
+        // The kernel's `huge_encode_dev`, which is the C library's, too.
+        buffer.put(OFFSET_DEVICE, &libc::makedev(0, minor).to_ne_bytes());
         let answer = self.run(Command::Create, uuid, buffer)?;
-        Ok(DeviceNumber::decode(u64_at(&answer, OFFSET_DEVICE)))
+        Ok(u64_at(&answer, OFFSET_DEVICE))
     }
 
     /// Gives a device a table of one row, which lives from the next [`DeviceMapper::resume`] on.
@@ -181,27 +159,20 @@ impl DeviceMapper {
         self.run(Command::Suspend, uuid, Buffer::zeroed(HEADER)).map(drop)
     }
 
-    /// A device as it is; none if there is none of that UUID.
+    /// A device as it is, its targets with their parameters if `as_loaded`; none if there is none of
+    /// that UUID.
     ///
     /// # Errors
     /// More targets than fit the answer.
-    pub fn find(&self, uuid: &str) -> io::Result<Option<Device>> {
-        let answer = if_there(self.run(Command::TableStatus, uuid, Buffer::zeroed(ANSWER)))?;
+    pub fn find(&self, uuid: &str, as_loaded: bool) -> io::Result<Option<Device>> {
+        let mut buffer = Buffer::zeroed(ANSWER);
+        buffer.put_u32(OFFSET_FLAGS, if as_loaded { STATUS_TABLE } else { 0 });
+        let answer = if_there(self.run(Command::TableStatus, uuid, buffer))?;
         Ok(answer.map(|answer| Device {
-            number: DeviceNumber::decode(u64_at(&answer, OFFSET_DEVICE)),
+            number: u64_at(&answer, OFFSET_DEVICE),
             users: u32_at(&answer, OFFSET_OPEN_COUNT),
             targets: rows(&answer),
         }))
-    }
-
-    /// The targets of a device's live table, with their parameters as they are now.
-    ///
-    /// # Errors
-    /// No such device; more targets than fit the answer.
-    pub fn table(&self, uuid: &str) -> io::Result<Vec<Target>> {
-        let mut buffer = Buffer::zeroed(ANSWER);
-        buffer.put_u32(OFFSET_FLAGS, STATUS_TABLE);
-        self.run(Command::TableStatus, uuid, buffer).map(|answer| rows(&answer))
     }
 
     /// Ends a device; false if there was none.
@@ -309,11 +280,10 @@ mod tests {
 
     #[test]
     fn numbers_are_read_as_the_kernel_writes_them() {
-        let number = DeviceNumber::decode(0x0010_fd02);
-        assert_eq!(number, DeviceNumber { major: 253, minor: 0x102 });
+        assert_eq!(libc::makedev(253, 0x102), 0x0010_fd02);
         for minor in [0, 0xff, 0x100, 0xfffff] {
-            let number = DeviceNumber::decode(DeviceNumber::encode_minor(minor));
-            assert_eq!(number, DeviceNumber { major: 0, minor });
+            let huge = u64::from(minor & 0xff) | (u64::from(minor & !0xff) << 12);
+            assert_eq!(libc::makedev(0, minor), huge);
         }
         assert_eq!(Command::Create.request(), 0xc138_fd03);
     }

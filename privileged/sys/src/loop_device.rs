@@ -3,14 +3,13 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::device_mapper::DeviceNumber;
 use crate::ioctl::{Buffer, if_there, u32_at, u64_at, with_buffer, with_number};
 
 // <linux/loop.h>
-const LOOP_CTL_GET_FREE: u64 = 0x4C82;
+const LOOP_CTL_ADD: u64 = 0x4C80;
+const LOOP_CTL_REMOVE: u64 = 0x4C81;
 const LOOP_CONFIGURE: u64 = 0x4C0A;
 const LOOP_CLR_FD: u64 = 0x4C01;
 const LOOP_GET_STATUS64: u64 = 0x4C05;
@@ -26,8 +25,10 @@ const INFO_DEVICE: usize = 0;
 const INFO_INODE: usize = 8;
 /// Five u64, three u32 before it.
 const INFO_FLAGS: usize = 5 * 8 + 3 * 4;
-/// Another process may take the free device first.
-const ATTEMPTS: u32 = 64;
+const CONTROL: &str = "/dev/loop-control";
+/// The numbers that [`LoopDevice::attach`] takes, by which udev's rule knows them: the kernel gives
+/// everybody else the lowest that is free. Of `max_part=31` there are 32768 (loop(4)).
+pub const NUMBERS: std::ops::Range<u32> = 20_000..30_000;
 
 /// The file that a loop device stands on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,11 @@ pub struct LoopDevice {
     device: File,
 }
 
+/// Whether there is a loop device of a number that stands on something.
+fn is_attached(number: u32) -> bool {
+    Path::new(&format!("/sys/block/loop{number}/loop")).exists()
+}
+
 impl LoopDevice {
     /// Opens a loop device as it is; none if there is no such device.
     ///
@@ -58,6 +64,16 @@ impl LoopDevice {
         let path = PathBuf::from(format!("/dev/loop{number}"));
         let device = if_there(File::open(&path))?;
         Ok(device.map(|device| Self { number, path, device }))
+    }
+
+    /// The numbers of those that stand on something, or of those that do not.
+    ///
+    /// # Errors
+    /// None that is expected.
+    pub fn all(are_attached: bool) -> io::Result<Vec<u32>> {
+        let names = std::fs::read_dir("/sys/block")?.flatten().map(|device| device.file_name());
+        let numbers = names.filter_map(|name| name.to_str()?.strip_prefix("loop")?.parse().ok());
+        Ok(numbers.filter(|number| is_attached(*number) == are_attached).collect())
     }
 
     /// What it stands on; none if nothing.
@@ -92,40 +108,51 @@ impl LoopDevice {
     /// cached twice.
     ///
     /// # Errors
-    /// No right to, or no module for it; a file that cannot be a disk.
+    /// No right to, or no module for it; a file that cannot be a disk; all [`NUMBERS`] are in use.
     pub fn attach(backing: &File, read_only: bool) -> io::Result<Self> {
-        let control = File::options().read(true).write(true).open("/dev/loop-control")?;
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            let number = with_number(&control, LOOP_CTL_GET_FREE, 0)?;
+        let control = File::options().read(true).write(true).open(CONTROL)?;
+        for number in NUMBERS.filter(|number| !is_attached(*number)) {
+            match with_number(&control, LOOP_CTL_ADD, number.into()) {
+                // One that is there is as good, if nothing is on it.
+                Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
+                _ => {}
+            }
             let path = PathBuf::from(format!("/dev/loop{number}"));
-            let device = File::options().read(true).write(!read_only).open(&path)?;
+            // Who found it unused may have ended it, or taken it to be read only.
+            let opened = File::options().read(true).write(!read_only).open(&path);
+            let Ok(device) = opened else { continue };
             let mut config = Buffer::zeroed(LOOP_CONFIG);
             config.put_u32(OFFSET_FD, u32::try_from(backing.as_raw_fd()).unwrap_or(u32::MAX));
             let mode = if read_only { LO_FLAGS_READ_ONLY } else { 0 };
             config.put_u32(8 + INFO_FLAGS, LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO | mode);
             match with_buffer(&device, LOOP_CONFIGURE, LOOP_CONFIG, &mut config) {
                 Ok(()) => return Ok(Self { number, path, device }),
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempt < ATTEMPTS => {}
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(error),
             }
         }
+        Err(io::Error::other("none of banger's loop devices can be had"))
+    }
+
+    /// Ends those of [`NUMBERS`] that stand on nothing and that nobody has open, so that the kernel
+    /// gives them to nobody else.
+    ///
+    /// # Errors
+    /// No right to.
+    pub fn end_unused() -> io::Result<()> {
+        let Some(control) = if_there(File::options().read(true).write(true).open(CONTROL))? else {
+            return Ok(());
+        };
+        for number in Self::all(false)?.iter().filter(|number| NUMBERS.contains(*number)) {
+            let _ = with_number(&control, LOOP_CTL_REMOVE, (*number).into());
+        }
+        Ok(())
     }
 
     /// Its number `N` in `/dev/loopN`.
     #[must_use]
     pub fn number(&self) -> u32 {
         self.number
-    }
-
-    /// The numbers by which the kernel knows it.
-    ///
-    /// # Errors
-    /// None that is expected.
-    pub fn device_number(&self) -> io::Result<DeviceNumber> {
-        let device = self.device.metadata()?.rdev();
-        Ok(DeviceNumber { major: libc::major(device), minor: libc::minor(device) })
     }
 
     /// Its node in `/dev`.

@@ -10,7 +10,7 @@ use clap::Args;
 use jiff::Timestamp;
 use nix::unistd::{Gid, Group, Uid, User};
 
-use super::services::{self, NAMES, PROGRAMS, SYSCTL, TMPFILES, systemctl, units};
+use super::services::{self, NAMES, PROGRAMS, SYSCTL, TMPFILES, UDEV, systemctl, units};
 use crate::daemon;
 use crate::environment::{SYSTEM_RUNTIME, SYSTEM_STATE, Site};
 use crate::error::CliError;
@@ -78,6 +78,9 @@ pub async fn run(ui: &Ui, args: InstallArgs) -> Result<(), CliError> {
         ),
     ];
     files.extend(units(name, uid, gid, &groups));
+    // A host without udev has nothing that looks into disks.
+    let has_udev = Path::new("/etc/udev").is_dir();
+    files.extend(has_udev.then(|| (PathBuf::from(UDEV.0), UDEV.1.to_owned())));
     for (path, text) in &files {
         replace(path, 0o644, &mut text.as_bytes())?;
     }

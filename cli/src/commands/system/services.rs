@@ -24,6 +24,9 @@ pub const SYSCTL: (&str, &str) = (
     "# Written by `banger system install`: guests' packets are passed on.\n\
      net.ipv4.ip_forward = 1\n",
 );
+/// Keeps udev, and what listens to it, away from guests' disks.
+pub const UDEV: (&str, &str) =
+    ("/etc/udev/rules.d/05-banger.rules", include_str!("../../../udev/05-banger.rules"));
 /// Makes the runtime directory before either service starts.
 pub const TMPFILES: &str = "/etc/tmpfiles.d/banger.conf";
 

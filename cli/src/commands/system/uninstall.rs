@@ -9,7 +9,7 @@ use banger_daemon_api::routes;
 use banger_daemon_api::vm::{Vm, VmState};
 use clap::Args;
 
-use super::services::{NAMES, PROGRAMS, SYSCTL, TMPFILES, UNITS, systemctl};
+use super::services::{NAMES, PROGRAMS, SYSCTL, TMPFILES, UDEV, UNITS, systemctl};
 use crate::environment::{SYSTEM_RUNTIME, Site};
 use crate::error::CliError;
 use crate::ui::Ui;
@@ -48,7 +48,7 @@ pub async fn run(ui: &Ui, args: UninstallArgs) -> Result<(), CliError> {
         systemctl(&[&["disable", "--quiet", "--now"][..], &there].concat())?;
     }
     let mut files: Vec<PathBuf> = NAMES.iter().map(|name| Path::new(UNITS).join(name)).collect();
-    files.extend([install::PATH, SYSCTL.0, TMPFILES].map(PathBuf::from));
+    files.extend([install::PATH, SYSCTL.0, TMPFILES, UDEV.0].map(PathBuf::from));
     files.extend(PROGRAMS.iter().map(|(_, path)| PathBuf::from(path)));
     let mut removed = 0;
     for path in &files {

@@ -41,12 +41,8 @@ pub(crate) fn identity(file: &File) -> Result<(u64, u64)> {
 
 /// Every loop device that stands on a file, and what that is.
 fn attached() -> Result<Vec<(u32, Backing)>> {
-    let devices = std::fs::read_dir("/sys/block").during("list", "/sys/block")?;
     let mut found = Vec::new();
-    for device in devices.flatten() {
-        let name = device.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("loop")?.parse().ok());
-        let Some(number) = number.filter(|_| device.path().join("loop").exists()) else { continue };
+    for number in LoopDevice::all(true).during("list", "/sys/block")? {
         let device = LoopDevice::open(number).during("look at", number)?;
         let Some(device) = device else { continue };
         let backing = device.backing().during("look at", number)?;
@@ -89,12 +85,8 @@ impl Host {
     /// work (refused). The record is what counts for a file that was deleted, and for one that the
     /// helper opened before it was started again: the kernel tells its path in a mount namespace
     /// that is gone.
-    pub(super) fn open_detachable(
-        &self,
-        parameter: Name,
-        name: LoopName,
-    ) -> Result<Option<LoopDevice>> {
-        let number = name.number();
+    pub(super) fn open_detachable(&self, name: Name, it: LoopName) -> Result<Option<LoopDevice>> {
+        let number = it.number();
         let path = format!("/dev/loop{number}");
         let Some(device) = LoopDevice::open(number).during("look at", &path)? else {
             return Ok(None);
@@ -103,10 +95,10 @@ impl Host {
         let mut records = self.records.all::<SnapshotRecord>(KIND).into_iter();
         let is_recorded =
             records.any(|(_, record)| record.loops.iter().any(|own| own.is(number, backing)));
-        if is_recorded || self.is_below_state(parameter, number, backing) {
+        if is_recorded || self.is_below_state(name, number, backing) {
             return Ok(Some(device));
         }
-        Err(Refusal::new(parameter, "stands on a file outside the state directory").into())
+        Err(Refusal::new(name, "stands on a file outside the state directory").into())
     }
 
     /// Whether the path that the kernel tells leads, below the state root, to that very file.

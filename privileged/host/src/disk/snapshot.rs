@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::loops::{LoopRecord, attach, identity};
-use crate::{During, Host, HostError, Result};
+use crate::{During, Host, HostError, Result, check_room};
 
 /// The kind of the records.
 pub(super) const KIND: &str = "snapshot";
@@ -42,6 +42,8 @@ const SECTOR: u64 = 512;
 const MINORS: std::ops::Range<u32> = 1 << 19..1 << 20;
 /// How many of them may be taken in a row.
 const TRIES: u32 = 64;
+/// How many snapshots an owner may have; each has two loop devices.
+const MOST: usize = 256;
 /// How long a device may be in use that should not be: udev opens each new one for a moment.
 const BUSY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -63,7 +65,7 @@ impl Host {
     ///
     /// # Errors
     /// Refused: files that are not the owner's, a cow file with more than one name, a file that
-    /// another loop device writes to, a name that is taken.
+    /// another loop device writes to, a name that is taken, one snapshot too many.
     pub fn create_dm_snapshot(&self, grant: &Snapshot) -> Result<SnapshotHandles> {
         let image = self.state.open_file("rootfs_path", &grant.image, false)?;
         let cow = self.state.open_file("cow_path", &grant.cow, true)?;
@@ -79,14 +81,14 @@ impl Host {
         let length = length.during("measure", "the image")? / SECTOR;
         Refusal::when(length == 0, "rootfs_path", "an empty file")?;
         let loops = vec![LoopRecord::of(&base_loop, &image)?, LoopRecord::of(&cow_loop, &cow)?];
-        let number = |device: &LoopDevice| {
-            let number = device.device_number().during("measure", "a loop")?;
-            Ok::<_, HostError>(format!("{}:{}", number.major, number.minor))
-        };
-        let parameters = format!("{} {} P {CHUNK}", number(&base_loop)?, number(&cow_loop)?);
+        let paths = (base_loop.path().display(), cow_loop.path().display());
+        let parameters = format!("{} {} P {CHUNK}", paths.0, paths.1);
         let target = Target { start: 0, length, kind: "snapshot".to_owned(), parameters };
         let mapper = mapper()?.ok_or("the kernel has none").during("use", "the device-mapper")?;
-        let uuid = self.uuid(&grant.name);
+        let uuid = self.uuid(name);
+        // One at a time, so that none comes between the count and the device.
+        let machines = self.machines();
+        check_room("dm_name", self.count()?, MOST, "snapshots")?;
         let mut created = mapper.create(name, &uuid, self.next_minor()?);
         // A number that another has: the count was lost, or it is somebody's choice.
         let is_taken = |error: &io::Error| Errno::from_io_error(error) == Some(Errno::NXIO);
@@ -94,6 +96,7 @@ impl Host {
         while created.as_ref().is_err_and(is_taken) && tries.next().is_some() {
             created = mapper.create(name, &uuid, self.next_minor()?);
         }
+        drop(machines);
         match created {
             Err(error) if error.kind() == ErrorKind::ResourceBusy => {
                 return Err(Refusal::new("dm_name", "there is a device of this name").into());
@@ -108,9 +111,10 @@ impl Host {
             refuse(chunk_of(&cow)?.is_some_and(|chunk| chunk != CHUNK))?;
             mapper.load(&uuid, &target).during("create", name)?;
             mapper.resume(&uuid).during("create", name)?;
-            let table = mapper.table(&uuid).during("create", name)?;
+            let made = mapper.find(&uuid, true).during("create", name)?;
+            let made = made.ok_or("it is gone again").during("create", name)?;
             let taken = format!(" {CHUNK}");
-            Ok(refuse(!table.iter().all(|target| target.parameters.ends_with(&taken)))?)
+            Ok(refuse(!made.targets.iter().all(|target| target.parameters.ends_with(&taken)))?)
         };
         if let Err(error) = finish() {
             return Err(match self.remove_dm_snapshot(&grant.name) {
@@ -119,8 +123,8 @@ impl Host {
             });
         }
         Ok(SnapshotHandles {
-            base_loop: base_loop.path().display().to_string(),
-            cow_loop: cow_loop.path().display().to_string(),
+            base_loop: paths.0.to_string(),
+            cow_loop: paths.1.to_string(),
             dm_name: name.to_owned(),
             dm_dev: format!("/dev/mapper/{name}"),
         })
@@ -132,7 +136,7 @@ impl Host {
     /// # Errors
     /// The device is in use, five seconds long.
     pub fn remove_dm_snapshot(&self, name: &DmName) -> Result<()> {
-        let (uuid, name, mapper) = (self.uuid(name), name.as_str(), mapper()?);
+        let (uuid, name, mapper) = (self.uuid(name.as_str()), name.as_str(), mapper()?);
         let end = Instant::now() + BUSY;
         while let Some(Err(error)) = mapper.as_ref().map(|mapper| mapper.remove(&uuid)) {
             if error.kind() != ErrorKind::ResourceBusy || Instant::now() >= end {
@@ -140,6 +144,8 @@ impl Host {
             }
             std::thread::sleep(PAUSE);
         }
+        // One that udev has open at the moment goes another time.
+        let _ = LoopDevice::end_unused();
         self.records.remove(KIND, name)
     }
 
@@ -163,8 +169,16 @@ impl Host {
     }
 
     /// What the kernel knows a snapshot by: another owner's of the same name is another.
-    fn uuid(&self, name: &DmName) -> String {
-        format!("banger-{}-{}", self.policy.owner.uid(), name.as_str())
+    fn uuid(&self, name: &str) -> String {
+        format!("banger-{}-{name}", self.policy.owner.uid())
+    }
+
+    /// How many snapshots the owner has.
+    fn count(&self) -> Result<usize> {
+        let devices = std::fs::read_dir("/sys/block").during("list", "/sys/block")?.flatten();
+        let uuids = devices.map(|it| std::fs::read_to_string(it.path().join("dm/uuid")));
+        let own = self.uuid("");
+        Ok(uuids.flatten().filter(|uuid| uuid.starts_with(&own)).count())
     }
 
     /// A minor number that no snapshot had before, of any owner, until all have been given.
@@ -190,25 +204,20 @@ impl Host {
     ///
     /// # Errors
     /// Refused: no such device, one that is no snapshot, one whose cow file was full, one in use.
-    pub(crate) fn device_number(
-        &self,
-        parameter: Name,
-        device: &DmDevice,
-        is_idle: bool,
-    ) -> Result<u64> {
+    pub(crate) fn device_number(&self, name: Name, it: &DmDevice, is_idle: bool) -> Result<u64> {
         let end = Instant::now() + BUSY;
         loop {
-            let found = self.find_snapshot(parameter, device)?;
+            let found = self.find_snapshot(name, it)?;
             if !is_idle || found.users == 0 {
-                return Ok(rustix::fs::makedev(found.number.major, found.number.minor));
+                return Ok(found.number);
             }
-            Refusal::when(Instant::now() >= end, parameter, "the device is in use")?;
+            Refusal::when(Instant::now() >= end, name, "the device is in use")?;
             std::thread::sleep(PAUSE);
         }
     }
 
     fn find_snapshot(&self, parameter: Name, device: &DmDevice) -> Result<Device> {
-        let find = |mapper: DeviceMapper| mapper.find(&self.uuid(device.name()));
+        let find = |mapper: DeviceMapper| mapper.find(&self.uuid(device.name().as_str()), false);
         let found = mapper()?.map(find).transpose().during("look at", device.path())?.flatten();
         let found =
             found.ok_or_else(|| Refusal::new(parameter, "no such device of the owner's"))?;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use banger_privileged_sys::device_mapper::{Device, DeviceMapper, DeviceNumber, Target};
+use banger_privileged_sys::device_mapper::{Device, DeviceMapper, Target};
 use banger_privileged_sys::loop_device::LoopDevice;
 
 use crate::tool::run;
@@ -37,8 +37,8 @@ pub(crate) fn mapper() -> DeviceMapper {
 }
 
 /// The node that the kernel makes of a device.
-pub(crate) fn node(number: DeviceNumber) -> PathBuf {
-    PathBuf::from(format!("/dev/dm-{}", number.minor))
+pub(crate) fn node(number: u64) -> PathBuf {
+    PathBuf::from(format!("/dev/dm-{}", rustix::fs::minor(number)))
 }
 
 /// The number that the kernel would give to the next device: the lowest that is free.
@@ -69,7 +69,7 @@ pub(crate) fn names() -> Vec<String> {
 pub(crate) struct Snapshot {
     pub(crate) mapper: DeviceMapper,
     pub(crate) name: String,
-    pub(crate) number: DeviceNumber,
+    pub(crate) number: u64,
     // They end after the device that uses them.
     _base: LoopDevice,
     _changes: LoopDevice,
@@ -100,7 +100,7 @@ impl Snapshot {
 
     /// The device as it is.
     pub(crate) fn found(&self) -> Device {
-        self.mapper.find(&self.name).expect("an answer").expect("a device")
+        self.mapper.find(&self.name, false).expect("an answer").expect("a device")
     }
 
     /// Used and all sectors of the file for changes, as the target tells.

@@ -22,9 +22,11 @@ mod privileged_disk;
 mod removal;
 mod resolver_routing;
 mod root_disk;
+mod snapshot_count;
 mod snapshot_race;
 mod system;
 mod tool;
+mod udev;
 mod walls;
 
 use std::path::PathBuf;

@@ -98,7 +98,8 @@ fn a_jailed_guest_has_a_snapshot_disk_and_a_tap() {
     for name in ["vmlinux", "initrd"] {
         std::fs::copy(inside.data.join(name), root.join(name)).expect("a copy for the jail");
     }
-    let (major, minor) = (snapshot.number.major.to_string(), snapshot.number.minor.to_string());
+    let (major, minor) = (rustix::fs::major(snapshot.number), rustix::fs::minor(snapshot.number));
+    let (major, minor) = (major.to_string(), minor.to_string());
     run("mknod", ["-m", "600", text(&root.join("disk")), "b", &major, &minor]);
     let address = StaticNetwork {
         address: [172, 30, 9, 2].into(),

@@ -75,6 +75,7 @@ fn an_installation_serves_its_owner_and_nobody_else() {
         "/etc/banger",
         "/etc/sysctl.d/60-banger.conf",
         "/etc/tmpfiles.d/banger.conf",
+        "/etc/udev/rules.d/05-banger.rules",
         "/etc/systemd/system/bangerd.service",
         "/etc/systemd/system/bangerd-root.service",
         "/etc/systemd/system/banger-vms.service",

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use banger_gates::request;
 use banger_helper_api::{RemoveDmSnapshotParams, SnapshotHandles};
 use banger_host::HostError;
-use banger_privileged_sys::loop_device::LoopDevice;
+use banger_privileged_sys::loop_device::{LoopDevice, NUMBERS};
 use banger_privileged_tests::Fixture;
 
 use crate::{
@@ -132,7 +132,7 @@ fn a_loop_device_says_what_it_stands_on_and_ends_with_its_holder() {
         let backing = device.backing().unwrap().unwrap();
         let identity = (backing.device, backing.inode, backing.is_read_only);
         assert_eq!(identity, (metadata.dev(), metadata.ino(), read_only));
-        assert_eq!(device.device_number().unwrap().major, 7);
+        assert!(NUMBERS.contains(&device.number()), "{device:?}");
         assert_eq!(loops_below(&fixture.state).len(), 1);
         let again = LoopDevice::open(device.number()).unwrap().unwrap();
         again.detach().unwrap();
