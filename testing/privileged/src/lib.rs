@@ -150,9 +150,16 @@ impl Default for Fixture {
     }
 }
 
-/// Gives this thread, and those it starts, a network of its own with nothing in it.
+/// Gives this thread, and those it starts, a network of its own with nothing in it, and with no name
+/// server of this machine's: what one is called says nothing there.
 pub fn enter_own_network() {
     nix::sched::unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    enter_own_mounts();
+    for path in ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"] {
+        if Path::new(path).exists() {
+            rustix::mount::mount_bind("/dev/null", path).unwrap();
+        }
+    }
 }
 
 /// Gives this thread, and those it starts, mounts of its own that nobody else sees.

@@ -4,16 +4,18 @@ use banger_gates::request::Bridge;
 use banger_gates::{NetworkConfig, Refusal};
 
 use super::netlink::{
-    Attributes, IFLA_ADDRESS, IFLA_BR_GROUP_FWD_MASK, IFLA_BR_STP_STATE, IFLA_IFALIAS, Link,
-    Netlink,
+    Attributes, BRIDGE, IFLA_ADDRESS, IFLA_BR_GROUP_FWD_MASK, IFLA_BR_STP_STATE, IFLA_IFALIAS,
+    Link, Netlink,
 };
 use super::records::Known;
 use super::routing::{is_default, set};
-use super::{alias, turn};
-use crate::{During, Host, Result};
+use super::{alias, is_owners, turn};
+use crate::{During, Host, Result, check_room};
 
 /// Where the host's name servers are named (resolv.conf(5); the second: systemd-resolved's own).
 const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+/// How many an owner may have.
+const MOST_BRIDGES: usize = 16;
 /// What an interface may do to the host: forward, and nothing that makes it trust what comes in.
 const SETTINGS: [(&str, &str, &str); 9] = [
     ("ipv6", "disable_ipv6", "1"),
@@ -39,15 +41,21 @@ impl Host {
     /// whether anything was otherwise.
     ///
     /// # Errors
-    /// Refused: another kind of interface of that name, another owner's bridge, or one in use; a subnet that
-    /// overlaps with an address or a route of another interface (a default route is none); another
-    /// subnet for a bridge that has taps. A bridge that was made here is gone after a failure.
+    /// Refused: another kind of interface of that name, another owner's bridge, or one in use; a
+    /// subnet that overlaps with an address or a route of another interface (a default route is none),
+    /// or that a new bridge would take a name server of the host's into; another subnet for a bridge
+    /// that has taps; one bridge too many. A bridge that was made here is gone after a failure.
     pub fn ensure_bridge(&self, grant: &Bridge) -> Result<bool> {
         let (_turn, netlink) = turn()?;
         let name = grant.network.bridge().as_str();
         let known = self.known_network();
         let found = netlink.link(name)?;
         self.may_be_bridge(&netlink, found.as_ref(), &grant.network, &known)?;
+        if found.is_none() {
+            let (links, uid) = (netlink.links()?, self.policy().owner.uid());
+            let own = links.iter().filter(|link| is_owners(link, uid));
+            check_room("bridge_name", own.count(), MOST_BRIDGES, "bridges")?;
+        }
         let before = known.bridges.get(name);
         let made = self.make_bridge(&netlink, found.as_ref(), grant, before);
         if made.is_err() {
@@ -56,14 +64,13 @@ impl Host {
             if let (None, Ok(Some(link))) = (&found, netlink.link(name)) {
                 let _ = netlink.delete(link.index);
             }
-            let words = words(&grant.network);
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            let _ = self.settle_firewall(&netlink, &words);
+            let _ = self.settle_firewall(&netlink, &words(&grant.network));
         }
         made
     }
 
-    /// Looks again at what guests need of the host: rules that others flushed, another uplink.
+    /// Looks again at what guests need of the host: rules that others flushed, another uplink; and at
+    /// taps that are not what they were.
     /// Returns whether anything had to be changed.
     ///
     /// # Errors
@@ -77,6 +84,13 @@ impl Host {
         let mut changed = self.settle_firewall(&netlink, &[])?;
         for name in known.bridges.keys() {
             changed |= super::firewalld::trust(name, true)?;
+        }
+        for name in known.taps.keys() {
+            let link = netlink.link(name)?;
+            if link.is_none_or(|link| self.is_owners_tap("tap_name", &link).is_err()) {
+                // Its owner ended it, or gave it away, by a descriptor.
+                changed |= self.end_tap(&netlink, name)?;
+            }
         }
         Ok(changed)
     }
@@ -102,7 +116,6 @@ impl Host {
             self.record_bridge(&name, None)?;
             let mut also = words(&bridge.network);
             let uplinks = self.end_uplinks().map(|uplinks| also.extend(uplinks));
-            let also: Vec<_> = also.iter().map(String::as_str).collect();
             uplinks.and_then(|()| self.settle_firewall(&netlink, &also)).inspect_err(|_| {
                 let _ = self.record_bridge(&name, Some(&bridge));
             })?;
@@ -204,14 +217,13 @@ impl Host {
         if (link.data.number(stp), link.data.number(forwarded)) != (Some(0), Some(0)) {
             changed = true;
             let data = Attributes::default().with(stp, &[0; 4]).with(forwarded, &[0; 2]);
-            netlink.change_bridge(link.index, &data).during("set up", name)?;
+            netlink.change_info(link.index, BRIDGE, &data).during("set up", name)?;
         }
         for (family, key, value) in SETTINGS {
             changed |= set(family, name, key, value)?;
         }
         // Before there is an address that a guest could reach.
         let was = before.map_or_else(Vec::new, |before| words(&before.network));
-        let was: Vec<&str> = was.iter().map(String::as_str).collect();
         changed |= self.settle_firewall(netlink, &was)?;
         changed |= super::firewalld::trust(name, true)?;
         if let Some(old) = before.map(|before| &before.network).filter(|old| *old != network) {

@@ -41,7 +41,7 @@ struct Found {
 /// addresses in our subnets.
 struct Ours<'a> {
     known: &'a Known,
-    also: &'a [&'a str],
+    also: &'a [String],
     routing: &'a Routing,
 }
 
@@ -56,7 +56,7 @@ impl Ours<'_> {
                 };
                 self.known.bridges.contains_key(word)
                     || self.known.taps.contains_key(word)
-                    || self.also.contains(&word)
+                    || self.also.iter().any(|it| it == word)
                     || word.parse().is_ok_and(in_subnet)
             })
     }
@@ -238,7 +238,7 @@ fn nft(arguments: &[&str], script: String) -> Result<Vec<u8>> {
 impl Host {
     /// Makes the firewall, and what is routed, as the records say. `also` are names that were ours
     /// and have no record any more. Returns whether anything was otherwise before.
-    pub(super) fn settle_firewall(&self, netlink: &Netlink, also: &[&str]) -> Result<bool> {
+    pub(super) fn settle_firewall(&self, netlink: &Netlink, also: &[String]) -> Result<bool> {
         let known = self.known_network();
         let routing = Routing::now(netlink, &known)?;
         self.record_uplinks(&known, &routing)?;

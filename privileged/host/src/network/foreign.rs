@@ -100,7 +100,7 @@ impl Foreign {
     }
 
     /// What is to be said to nft so that our rules in others' chains become as they should.
-    pub(super) fn script(&self, known: &Known, also: &[&str]) -> String {
+    pub(super) fn script(&self, known: &Known, also: &[String]) -> String {
         let mut script = String::new();
         for base in self.bases.iter().filter(|base| !self.closed.contains(&base.table)) {
             let chain = format!("{} {}", base.table, base.name);
@@ -114,7 +114,8 @@ impl Foreign {
                 let comment = text(rule, "comment");
                 let bridge =
                     comment.strip_prefix("banger ").and_then(|rest| rest.split(' ').next());
-                let is_ours = |name| known.bridges.contains_key(name) || also.contains(&name);
+                let is_ours =
+                    |name| known.bridges.contains_key(name) || also.iter().any(|it| it == name);
                 if !bridge.is_some_and(is_ours) {
                     continue;
                 }

@@ -50,7 +50,7 @@ impl Host {
         if before != Some(&record) {
             self.record_tap(name, Some(&record))?;
         }
-        let settled = self.settle_firewall(&netlink, &[name]);
+        let settled = self.settle_firewall(&netlink, &[name.to_owned()]);
         if settled.is_err() {
             // The transaction changed nothing; neither shall the record.
             let _ = self.record_tap(name, before);

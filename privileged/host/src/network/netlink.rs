@@ -43,6 +43,11 @@ pub(super) const IFLA_TUN_TYPE: u16 = 3;
 pub(super) const IFLA_TUN_VNET_HDR: u16 = 5;
 pub(super) const IFLA_TUN_PERSIST: u16 = 6;
 
+/// The attributes of the kind of a part, and of what that kind has.
+type Part = (u16, u16);
+pub(super) const BRIDGE: Part = (IFLA_INFO_KIND, IFLA_INFO_DATA);
+pub(super) const PORT: Part = (IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA);
+
 /// A list of attributes, to be sent or as it came.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Attributes(BTreeMap<u16, Vec<u8>>);
@@ -216,12 +221,16 @@ impl Netlink {
         self.find(index, &Attributes::default()).during("look up interface", index)
     }
 
-    /// Whether a bridge has a port.
-    pub(super) fn has_ports(&self, bridge: u32) -> Result<bool> {
+    /// All interfaces.
+    pub(super) fn links(&self) -> Result<Vec<Link>> {
         let answers = self.ask(RTM_GETLINK, NLM_F_DUMP, &link_body(0, 0, &Attributes::default()));
         let answers = answers.during("list", "the host's interfaces")?;
-        let mut links = answers.iter().filter_map(|body| Link::read(body));
-        Ok(links.any(|link| link.master() == Some(bridge)))
+        Ok(answers.iter().filter_map(|body| Link::read(body)).collect())
+    }
+
+    /// Whether a bridge has a port.
+    pub(super) fn has_ports(&self, bridge: u32) -> Result<bool> {
+        Ok(self.links()?.iter().any(|link| link.master() == Some(bridge)))
     }
 
     /// Makes a bridge; EEXIST if the name is taken.
@@ -238,18 +247,9 @@ impl Netlink {
         self.ask(RTM_NEWLINK, 0, &link_body(index, flags, new)).map(drop)
     }
 
-    /// Changes what a bridge has as a bridge.
-    pub(super) fn change_bridge(&self, index: u32, data: &Attributes) -> Result<(), Errno> {
-        self.change_info(index, IFLA_INFO_KIND, IFLA_INFO_DATA, data)
-    }
-
-    /// Changes what an interface has as a port of a bridge.
-    pub(super) fn change_port(&self, index: u32, data: &Attributes) -> Result<(), Errno> {
-        self.change_info(index, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA, data)
-    }
-
-    fn change_info(&self, at: u32, kind: u16, field: u16, data: &Attributes) -> Result<(), Errno> {
-        let info = Attributes::default().with(kind, b"bridge").with(field, &data.write());
+    /// Changes what an interface has as a bridge ([`BRIDGE`]) or as a port of one ([`PORT`]).
+    pub(super) fn change_info(&self, at: u32, part: Part, data: &Attributes) -> Result<(), Errno> {
+        let info = Attributes::default().with(part.0, b"bridge").with(part.1, &data.write());
         self.change(at, false, &Attributes::default().with(IFLA_LINKINFO, &info.write()))
     }
 

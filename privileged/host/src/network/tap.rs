@@ -9,13 +9,15 @@ use rustix::io::Errno;
 
 use super::netlink::{
     Attributes, IFLA_BRPORT_ISOLATED, IFLA_MASTER, IFLA_TUN_GROUP, IFLA_TUN_OWNER,
-    IFLA_TUN_PERSIST, IFLA_TUN_TYPE, IFLA_TUN_VNET_HDR, Link, Netlink,
+    IFLA_TUN_PERSIST, IFLA_TUN_TYPE, IFLA_TUN_VNET_HDR, Link, Netlink, PORT,
 };
 use super::records::TapRecord;
-use super::{is_set_up, routing, turn};
-use crate::{During, Host, HostError, Result};
+use super::{is_owners, is_set_up, routing, turn};
+use crate::{During, Host, HostError, Result, check_room};
 
 const IFF_TAP: u32 = 2;
+/// How many taps an owner may have; a bridge takes 1023 ports (Linux `BR_MAX_PORTS`).
+const MOST_TAPS: usize = 512;
 
 impl Host {
     /// Makes a tap what the grant says: persistent, the owner's, frames with a `virtio_net_hdr`, a
@@ -24,8 +26,8 @@ impl Host {
     ///
     /// # Errors
     /// Refused: a bridge that is not set up, an interface of that name that is no tap of the owner's
-    /// or a port of another bridge, an address of a guest behind another tap. A tap that another process has open cannot be opened. A tap that
-    /// was made here is gone after a failure.
+    /// or a port of another bridge, an address of a guest behind another tap, one tap too many. A tap that
+    /// another process has open cannot be opened. A tap that was made here is gone after a failure.
     pub fn create_tap(&self, grant: &Tap) -> Result<(bool, Option<OwnedFd>)> {
         let (_turn, netlink) = turn()?;
         let (name, bridge_name) = (grant.name.as_str(), grant.network.bridge().as_str());
@@ -72,7 +74,7 @@ impl Host {
             }
             if before != Some(&record) {
                 let _ = self.record_tap(name, before);
-                let _ = self.settle_firewall(&netlink, &[name]);
+                let _ = self.settle_firewall(&netlink, &[name.to_owned()]);
             }
         }
         made
@@ -100,6 +102,11 @@ impl Host {
             None => {
                 changed = true;
                 let owner = self.policy().owner;
+                let (links, uid) = (netlink.links()?, owner.uid());
+                let own = links.iter().filter(|link| is_owners(link, uid)).map(|link| link.index);
+                let own: Vec<_> = own.collect();
+                let ports = links.iter().filter_map(Link::master).filter(|it| own.contains(it));
+                check_room("tap_name", ports.count(), MOST_TAPS, "taps")?;
                 let tap = tun::Tap::create(name).during("make tap", name)?;
                 let given = tap.give_to(owner.uid(), owner.gid()).and_then(|()| tap.persist());
                 given.during("set up", name)?;
@@ -113,7 +120,7 @@ impl Host {
             self.record_tap(name, (!is_plain).then_some(record))?;
         }
         if before.is_some() || !is_plain {
-            changed |= self.settle_firewall(netlink, &[name])?;
+            changed |= self.settle_firewall(netlink, &[name.to_owned()])?;
         }
         changed |= routing::set("ipv6", name, "disable_ipv6", "1")?;
         if link.master() != Some(bridge.index) {
@@ -126,7 +133,7 @@ impl Host {
             changed |= grant.is_isolated || link.master() == Some(bridge.index);
             let isolated = [u8::from(grant.is_isolated)];
             let port = Attributes::default().with(IFLA_BRPORT_ISOLATED, &isolated);
-            netlink.change_port(link.index, &port).during("set up", name)?;
+            netlink.change_info(link.index, PORT, &port).during("set up", name)?;
         }
         if !link.is_up {
             changed = true;
@@ -141,17 +148,25 @@ impl Host {
     /// Refused: an interface that is no tap of the owner's.
     pub fn delete_tap(&self, name: &TapName) -> Result<bool> {
         let (_turn, netlink) = turn()?;
-        let name = name.as_str();
+        self.end_tap(&netlink, name.as_str())
+    }
+
+    pub(super) fn end_tap(&self, netlink: &Netlink, name: &str) -> Result<bool> {
         let mut changed = false;
         if let Some(link) = netlink.link(name)? {
-            self.is_owners_tap("tap_name", &link)?;
+            // What the owner has given away, or opened and let go, stays a port.
+            let master = link.master().map(|it| netlink.link_at(it)).transpose()?.flatten();
+            let uid = self.policy().owner.uid();
+            if link.kind != "tun" || !master.is_some_and(|master| is_owners(&master, uid)) {
+                self.is_owners_tap("tap_name", &link)?;
+            }
             let deleted = netlink.delete(link.index);
             changed = deleted.map_err(|errno: Errno| HostError::of("delete tap", name)(errno))?;
         }
         let known = self.known_network();
         let Some(record) = known.taps.get(name) else { return Ok(changed) };
         self.record_tap(name, None)?;
-        let settled = self.settle_firewall(&netlink, &[name]);
+        let settled = self.settle_firewall(netlink, &[name.to_owned()]);
         if settled.is_err() {
             // So that the next one tries again.
             let _ = self.record_tap(name, Some(record));

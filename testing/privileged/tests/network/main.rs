@@ -6,6 +6,7 @@
 mod bridge;
 mod foreign;
 mod guest;
+mod lost;
 mod resolver;
 mod tap;
 mod two_helpers;
