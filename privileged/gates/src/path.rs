@@ -64,6 +64,9 @@ impl Root for Runtime {
     }
 }
 
+/// A socket of the owner's.
+pub type Socket = ManagedPath<Runtime>;
+
 /// A path below a root, never the root itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManagedPath<R> {

@@ -167,6 +167,19 @@ fn places_limits_and_signals_are_as_they_are_told() {
     let page = read("docs/privileges.md");
     assert!(page.contains(&format!("at most {} KiB", LONGEST_FRAME >> 10)));
     assert!(page.contains(&format!("({} MiB for", LONGEST_WRITE_FRAME >> 20)));
+    let limits: Vec<String> =
+        table(&page, "### How many").iter().map(|row| row[1].clone()).collect();
+    let constants = [
+        ("vmm/jail.rs", "MOST"),
+        ("disk/snapshot.rs", "MOST"),
+        ("network/bridge.rs", "MOST_BRIDGES"),
+        ("network/tap.rs", "MOST_TAPS"),
+    ];
+    assert_eq!(limits.len(), constants.len());
+    for ((file, name), most) in constants.into_iter().zip(limits) {
+        let source = read(&format!("privileged/host/src/{file}"));
+        assert!(source.contains(&format!("const {name}: usize = {most};")), "{file}: {most}");
+    }
     let policy = read("privileged/gates/src/policy.rs");
     for folder in [
         "/usr/bin",

@@ -5,7 +5,7 @@ use banger_helper_api::{
     ProcessRunningParams, SignalProcessParams,
 };
 
-use crate::{ManagedPath, Pid, Policy, Refusal, Result, Runtime, Signal};
+use crate::{ManagedPath, Pid, Policy, Refusal, Result, Signal, Socket};
 
 /// A question whether a VM runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct Running {
     /// Its process.
     pub pid: Pid,
     /// The API socket that it must have.
-    pub api_socket: ManagedPath<Runtime>,
+    pub api_socket: Socket,
 }
 
 /// The longest label.
@@ -23,10 +23,7 @@ const LONGEST_LABEL: usize = 64;
 ///
 /// # Errors
 /// The rule of [`ManagedPath`], with the code `invalid_path`; a label that could disturb a log.
-pub fn ensure_socket_access(
-    params: &EnsureSocketAccessParams,
-    policy: &Policy,
-) -> Result<ManagedPath<Runtime>> {
+pub fn ensure_socket_access(params: &EnsureSocketAccessParams, policy: &Policy) -> Result<Socket> {
     let is_broken =
         params.label.len() > LONGEST_LABEL || params.label.chars().any(char::is_control);
     Refusal::when(is_broken, "label", "at most 64 bytes without control characters")?;
@@ -38,10 +35,7 @@ pub fn ensure_socket_access(
 ///
 /// # Errors
 /// The rule of [`ManagedPath`].
-pub fn find_firecracker_pid(
-    params: &FindFirecrackerPidParams,
-    policy: &Policy,
-) -> Result<ManagedPath<Runtime>> {
+pub fn find_firecracker_pid(params: &FindFirecrackerPidParams, policy: &Policy) -> Result<Socket> {
     ManagedPath::parse("api_sock", &params.api_sock, policy)
 }
 

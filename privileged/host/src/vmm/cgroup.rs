@@ -3,23 +3,26 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
-use banger_gates::JailId;
+use banger_gates::{JailId, Refusal};
 use banger_helper_api::Limits;
+use rustix::fs::XattrFlags;
 
-use super::mounts;
+use crate::{During, Result};
 
 /// The unit, below the hierarchy's root; it has `Delegate=yes` and no process itself.
 const UNIT: &str = "system.slice/banger-vms.service";
+/// The attribute of a cgroup that says whose it is.
+const WHOSE: &str = "trusted.banger";
 /// `cpu.max` is a share of this many microseconds.
 const PERIOD: u64 = 100_000;
 
-/// The root of the hierarchy and the controllers that it has.
-fn hierarchy() -> Option<(PathBuf, String)> {
-    let mount = mounts::all().ok()?.into_iter().find(|mount| mount.kind == "cgroup2")?;
-    let controllers = fs::read_to_string(mount.point.join("cgroup.controllers")).ok()?;
-    Some((mount.point, controllers))
+/// The root of the hierarchy, alone or beside those of version 1, and the controllers that it has.
+fn hierarchy() -> Option<(&'static Path, String)> {
+    let mut roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new).into_iter();
+    roots.find_map(|it| Some((it, fs::read_to_string(it.join("cgroup.controllers")).ok()?)))
 }
 
 /// The jailer's words for a machine's limits; none where there is no controller for them.
@@ -55,15 +58,41 @@ pub(super) fn holds(pid: i32) -> bool {
     lines.any(|path| Path::new(path).starts_with(UNIT) && Path::new(path) != Path::new(UNIT))
 }
 
-/// Whether there is a cgroup of this id, of whatever owner's machine.
-pub(super) fn is_there(id: &JailId) -> bool {
-    hierarchy().is_some_and(|(root, _)| root.join(UNIT).join(id.as_str()).exists())
+/// Makes a machine's cgroup, before the jailer would: of helpers that launch machines of one id at
+/// the same moment one does. It is told from another's by where this helper's jails are.
+///
+/// # Errors
+/// There is one (refused).
+pub(super) fn claim(jails: &Path, id: &JailId) -> Result<()> {
+    let Some((root, _)) = hierarchy().filter(|(_, controllers)| !controllers.is_empty()) else {
+        return Ok(());
+    };
+    let path = root.join(UNIT).join(id.as_str());
+    let make = || {
+        fs::create_dir_all(root.join(UNIT))?;
+        fs::create_dir(&path)?;
+        let (whose, flags) = (jails.as_os_str().as_bytes(), XattrFlags::CREATE);
+        let said = rustix::fs::setxattr(&path, WHOSE, whose, flags).map_err(io::Error::from);
+        said.inspect_err(|_| drop(fs::remove_dir(&path)))
+    };
+    let rule = "a machine of this id has a cgroup, perhaps another's";
+    match make() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(Refusal::new("vm_id", rule).into())
+        }
+        made => made.during("make the cgroup of", id.as_str()),
+    }
 }
 
-/// Removes a machine's cgroup, which need not be there.
-pub(super) fn remove(id: &JailId) -> io::Result<()> {
+/// Removes a machine's cgroup, which need not be there, unless another helper has claimed it.
+pub(super) fn remove(jails: &Path, id: &JailId) -> io::Result<()> {
     let Some((root, _)) = hierarchy() else { return Ok(()) };
-    match fs::remove_dir(root.join(UNIT).join(id.as_str())) {
+    let (path, mut whose) = (root.join(UNIT).join(id.as_str()), [0; 4096]);
+    let length = rustix::fs::getxattr(&path, WHOSE, &mut whose);
+    if length.is_ok_and(|length| whose[..length] != *jails.as_os_str().as_bytes()) {
+        return Ok(());
+    }
+    match fs::remove_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }

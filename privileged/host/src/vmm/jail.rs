@@ -14,26 +14,25 @@ use std::time::{Duration, Instant};
 
 use banger_gates::{JailId, Policy, Refusal};
 use banger_helper_api::ErrorCode;
-use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Uid,
-};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, RenameFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use super::mounts;
 use crate::{
-    BENEATH, During, HostError, LIST, LOOK, Result, descriptor_path, kind, open_guarded, unlink,
+    BENEATH, During, HostError, LIST, LOOK, Result, check_room, descriptor_path, kind,
+    open_guarded, unlink,
 };
 
 /// The jailer's folder has the name of the file that it runs.
 const FOLDER: &str = "firecracker";
 const ROOT: &str = "root";
+/// How many an owner may have, of machines that run and of those that are not cleaned up.
+const MOST: usize = 256;
 /// Everybody may pass, and see nothing.
 pub(super) const PASS: Mode = Mode::RWXU.union(Mode::XGRP).union(Mode::XOTH);
 /// How long the emptying of a jail may take while another process fills it.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often what moves while it is unmounted is looked for again.
-const UNMOUNT_ROUNDS: usize = 16;
 /// How many names are held in memory at once: a hostile VMM may have made millions of files.
 const BATCH: usize = 1024;
 
@@ -76,7 +75,7 @@ impl Jail {
     /// Makes a jail with an empty root, closed to all but root.
     ///
     /// # Errors
-    /// There is one of this id (refused); a base that is not root's alone.
+    /// There is one of this id, or one too many (refused); a base that is not root's alone.
     pub(super) fn create(policy: &Policy, id: &JailId) -> Result<Self> {
         let (path, folder) = (path(policy, id), policy.jails.join(FOLDER));
         let jails = policy.jails.display();
@@ -91,6 +90,8 @@ impl Jail {
             }
         }
         let folder = open_folder(&folder)?.ok_or(Errno::NOENT).during("make", path.display())?;
+        let jails = std::fs::read_dir(descriptor_path(&folder)).during("list", &jails)?;
+        check_room("vm_id", jails.count(), MOST, "machines")?;
         match rustix::fs::mkdirat(&folder, id.as_str(), Mode::RWXU) {
             Err(Errno::EXIST) => {
                 let rule = "there is a jail of this id, which must be cleaned up first";
@@ -179,9 +180,23 @@ impl Jail {
         rustix::fs::fchmod(&self.directory, mode).during("change the mode of", self.path.display())
     }
 
+    /// Makes its root root's, for others to pass through, so that what root has put there stays there.
+    /// Firecracker passes all the time; who has its uid may change the mode before it is root's.
+    pub(super) fn take_root(&self, root: &OwnedFd) -> Result<()> {
+        let take = || {
+            rustix::fs::chmod(descriptor_path(root), PASS)?;
+            rustix::fs::chownat(root, "", Some(Uid::ROOT), None, AtFlags::EMPTY_PATH)?;
+            rustix::fs::chmod(descriptor_path(root), PASS)
+        };
+        take().during("take", self.path.join(ROOT).display())
+    }
+
     /// Takes it away with all that is in it.
     pub(super) fn remove(self) -> Result<()> {
         self.set_open(false)?;
+        // Still the owner's, where the launch failed.
+        let root = rustix::fs::openat(&self.directory, ROOT, LOOK, Mode::empty());
+        root.map_or(Ok(()), |root| self.take_root(&root))?;
         self.unmount().during("unmount all below", self.path.display())?;
         self.empty().during("empty", self.path.display())?;
         let name = self.path.file_name().unwrap_or_default();
@@ -189,34 +204,20 @@ impl Jail {
             .during("remove", self.path.display())
     }
 
-    /// Unmounts what is mounted below, the deepest first.
-    fn unmount(&self) -> io::Result<()> {
-        for _ in 0..UNMOUNT_ROUNDS {
-            let points = mounts::below(&self.path)?;
-            if points.is_empty() {
-                return Ok(());
-            }
-            for point in points {
-                // Moved meanwhile, or gone with what it lay in: the next round sees.
-                let _ = self.unmount_one(point.strip_prefix(&self.path).unwrap_or(&point));
+    /// Unmounts what is mounted below, the deepest first. What others have mounted in a directory of
+    /// the owner's stays so, wherever that was moved to, and the jail with it.
+    fn unmount(&self) -> Result<(), String> {
+        let points = || mounts::below(&self.path).map_err(|error| error.to_string());
+        for point in points()? {
+            let (parent, leaf) = (point.parent().unwrap_or(&point), point.file_name());
+            if let Some((parent, _)) = open_guarded(parent, true)? {
+                let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+                let point = descriptor_path(&parent).join(leaf.unwrap_or_default());
+                rustix::mount::unmount(point, flags).map_err(|errno| errno.to_string())?;
             }
         }
-        match mounts::below(&self.path)?.first() {
-            Some(left) => Err(io::Error::other(format!("{} stays mounted", left.display()))),
-            None => Ok(()),
-        }
-    }
-
-    /// The parent is opened without links and the last part is not followed, so what is unmounted
-    /// lies in the jail.
-    fn unmount_one(&self, relative: &Path) -> rustix::io::Result<()> {
-        let leaf = relative.file_name().ok_or(Errno::BUSY)?;
-        let parent = relative.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
-        let flags = LOOK | OFlags::DIRECTORY;
-        let parent = rustix::fs::openat2(&self.directory, parent, flags, Mode::empty(), BENEATH)?;
-        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-        rustix::mount::unmount(descriptor_path(&parent).join(leaf), flags)
+        // Gone with what it lay in, or moved here meanwhile.
+        points()?.first().map_or(Ok(()), |left| Err(format!("{} is mounted", left.display())))
     }
 
     /// Removes everything in it. A directory that is not empty is moved up to here, which only root

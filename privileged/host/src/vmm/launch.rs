@@ -16,16 +16,15 @@ use banger_gates::request::Launch;
 use banger_gates::{JailId, JailRoot, ManagedPath, Refusal, State};
 use banger_helper_api::ErrorCode;
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
 use super::executable::Executable;
 use super::jail::{self, Jail};
 use super::process::{Executed, Process, is_readable};
 use super::record::{Identity, Launched};
-use super::{API_SOCKET, cgroup, config, sockets};
+use super::{API_SOCKET, cgroup, config, mounts, sockets};
 use crate::disk::{check_loops, identity};
-use crate::{BENEATH, During, Host, HostError, LIST, Result, chain, descriptor_path, tool, unlink};
+use crate::{During, Host, HostError, Result, chain, descriptor_path, tool};
 
 /// How long the jailer may take: it copies 3 MB and makes a few nodes.
 const JAILER_LIMIT: Duration = Duration::from_secs(30);
@@ -68,8 +67,6 @@ impl Host {
         launch.metrics.iter().try_for_each(|path| open_old("metrics_path", path).map(drop))?;
         let is_broken = self.launched(&launch.id).is_some_and(|it| it.running().is_some());
         Refusal::when(is_broken, "vm_id", "a machine of this id runs")?;
-        let is_broken = cgroup::is_there(&launch.id);
-        Refusal::when(is_broken, "vm_id", "a machine of this id has a cgroup, perhaps another's")?;
         let mut uses = sources.uses()?;
         if let Some(log) = &old_log {
             uses.push(("log_path", (identity(log)?, false)));
@@ -79,7 +76,9 @@ impl Host {
         let unwritten = self.machines();
         uses.iter().rev().try_for_each(|it| self.check_unused(it.0, it.1, &disks))?;
         check_loops(&uses, None)?;
-        let jail = Jail::create(&self.policy, &launch.id)?;
+        cgroup::claim(&self.policy.jails, &launch.id)?;
+        let jail = Jail::create(&self.policy, &launch.id);
+        let jail = jail.inspect_err(|_| drop(cgroup::remove(&self.policy.jails, &launch.id)))?;
         let mut launched = Launched { links: self.links_of(launch), disks, process: None };
         let mut group = None;
         let start = || {
@@ -92,12 +91,13 @@ impl Host {
             self.make_links(launch)?;
             self.run_jailer(launch, &firecracker, &jailer, &log, &mut group)?;
             let process = self.take_over(launch, &root, &log, &mut launched)?;
-            // For snapshots of Firecracker's. Its number is another device's on another day.
-            let devices = rustix::fs::openat2(&root, "dev", LIST, Mode::empty(), BENEATH);
-            match devices.and_then(|devices| unlink(devices, "userfaultfd")) {
-                Err(Errno::NOENT) => {}
-                removed => removed.during("remove userfaultfd of", launch.id.as_str())?,
-            }
+            jail.take_root(&root)?;
+            let is_there =
+                launched.process.map(|it| it.file) == Jail::executable(&self.policy, &launch.id);
+            is_there
+                .then_some(())
+                .ok_or("what is executed was moved")
+                .during("start", launch.id.as_str())?;
             jail.set_open(true)?;
             self.remember(&launch.id, &launched)?;
             wait_for_answer(&process, &root)
@@ -157,7 +157,8 @@ impl Host {
         if let Some(jail) = jail {
             jail.remove()?;
         }
-        cgroup::remove(id).during("remove the cgroup of", id.as_str())?;
+        let removed = cgroup::remove(&self.policy.jails, id);
+        removed.during("remove the cgroup of", id.as_str())?;
         self.forget_launch(id)
     }
 
@@ -198,6 +199,7 @@ impl Host {
         subreaper.during(RUN, id)?;
         // A thread of its own, because what it promises it promises for ever, and its child too.
         let spawn = || {
+            mounts::hide_misc()?;
             rustix::thread::set_no_new_privs(true)?;
             command.spawn()
         };

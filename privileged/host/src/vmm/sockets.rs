@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use banger_gates::request::Launch;
-use banger_gates::{JailId, JailRoot, ManagedPath, Name, Refusal, Runtime};
+use banger_gates::{JailId, JailRoot, ManagedPath, Name, Refusal, Socket};
 use banger_helper_api::ErrorCode;
+use banger_privileged_sys::as_file_user;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -36,7 +37,7 @@ fn is_stale(directory: &OwnedFd, leaf: &OsStr) -> bool {
 }
 
 /// The links of a launch: parameter, place, and what they lead to.
-fn links(launch: &Launch) -> Vec<(&'static str, &ManagedPath<Runtime>, &'static str)> {
+fn links(launch: &Launch) -> Vec<(&'static str, &Socket, &'static str)> {
     let vsock = launch.vsock.iter().map(|(_, path)| ("vsock_path", path, VSOCK_SOCKET));
     std::iter::once(("socket_path", &launch.api_socket, API_SOCKET)).chain(vsock).collect()
 }
@@ -49,7 +50,7 @@ impl Host {
 
     /// What is to be remembered of the links of a launch.
     pub(super) fn links_of(&self, launch: &Launch) -> Vec<Link> {
-        let link = |at: &ManagedPath<Runtime>, socket| Link {
+        let link = |at: &Socket, socket| Link {
             at: at.relative().to_owned(),
             target: self.target(&launch.id, socket),
         };
@@ -75,7 +76,8 @@ impl Host {
     }
 
     /// Makes the links, in place of what was found to be stale. The directories are the owner's, who
-    /// can swap what lies there at any time and gains nothing by it.
+    /// can swap what lies there at any time and gains nothing by it; so are the links, because root
+    /// would trust its own elsewhere.
     pub(super) fn make_links(&self, launch: &Launch) -> Result<()> {
         for (parameter, at, socket) in links(launch) {
             let (directory, leaf) = self.runtime.open_parent(parameter, at)?;
@@ -89,7 +91,8 @@ impl Host {
                 }
                 renamed
             };
-            make().during("link", at.relative().display())?;
+            let made = as_file_user(self.policy.owner.uid(), self.policy.owner.gid(), make);
+            made.during("link", at.relative().display())?;
         }
         Ok(())
     }
@@ -114,11 +117,7 @@ impl Host {
     }
 
     /// The jail that the link at a path leads to, if it is one of ours.
-    pub(super) fn jail_behind(
-        &self,
-        parameter: Name,
-        socket: &ManagedPath<Runtime>,
-    ) -> Result<Option<JailId>> {
+    pub(super) fn jail_behind(&self, parameter: Name, socket: &Socket) -> Result<Option<JailId>> {
         let (directory, leaf) = self.runtime.open_parent(parameter, socket)?;
         let Ok(target) = rustix::fs::readlinkat(&directory, leaf, Vec::new()) else {
             return Ok(None);
@@ -134,7 +133,7 @@ impl Host {
     /// # Errors
     /// No socket, a link to one or on the way, a socket with more names than one or of another user
     /// than root or the owner (all refused with `invalid_path`); none appears.
-    pub fn ensure_socket_access(&self, path: &ManagedPath<Runtime>) -> Result<()> {
+    pub fn ensure_socket_access(&self, path: &Socket) -> Result<()> {
         let socket = self.wait_for_socket(path).map_err(|error| match error {
             HostError::Refused(refusal) => refusal.with_code(ErrorCode::InvalidPath).into(),
             failed => failed,
@@ -147,7 +146,7 @@ impl Host {
         rustix::fs::chmod(descriptor_path(&socket), mode).during("change the mode of", name)
     }
 
-    fn wait_for_socket(&self, path: &ManagedPath<Runtime>) -> Result<OwnedFd> {
+    fn wait_for_socket(&self, path: &Socket) -> Result<OwnedFd> {
         let end = Instant::now() + PATIENCE;
         let parameter = "socket_path";
         let (socket, stat) = loop {

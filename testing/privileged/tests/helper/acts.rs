@@ -286,7 +286,7 @@ fn mounts_of_a_jail_are_taken_down_the_deepest_first() {
     for names in ["b", "b", "a", "a/a", "b/a", "a/a/a", "a/a/b", "b/c", "a/a/a/a", "d e"] {
         let place = root.join(names);
         std::fs::create_dir_all(&place).unwrap();
-        mount("tmpfs", &place, "tmpfs", MountFlags::empty(), c"size=1m").unwrap();
+        mount("tmpfs", &place, "tmpfs", MountFlags::empty(), c"size=1m,mode=755").unwrap();
         made.push(place);
     }
     let root = json!({"chroot_root": root});

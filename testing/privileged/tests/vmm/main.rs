@@ -6,6 +6,7 @@ mod cleanup;
 mod executables;
 mod jailers;
 mod launch;
+mod owner;
 mod pid_races;
 mod processes;
 mod races;

@@ -234,7 +234,7 @@ fn the_owner_enters_a_jail_only_when_the_jailer_is_done() {
                 let mut entered = 0;
                 while round.load(Ordering::Relaxed) < rounds {
                     let root = scene.jail(&id(round.load(Ordering::Relaxed))).join("root");
-                    let enters = || fs::read_dir(&root).is_ok();
+                    let enters = || fs::read_dir(root.join("run")).is_ok();
                     // A clean-up closes the jail before it removes anything, and for ever.
                     if enters() {
                         let is_done = root.join("firecracker.pid").exists();
