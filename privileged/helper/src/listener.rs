@@ -88,11 +88,8 @@ pub(crate) fn accept(
         let spawned = std::thread::Builder::new().stack_size(STACK).spawn(move || {
             let _place = place;
             let Some(peer) = connection::Peer::of(&stream, host.policy().owner) else {
-                return connection::refuse(
-                    &stream,
-                    ErrorCode::Unauthorized,
-                    "neither root nor the owner",
-                );
+                let why = "neither root nor the owner";
+                return connection::refuse(&stream, ErrorCode::Unauthorized, why);
             };
             if !is_free {
                 return connection::refuse(&stream, ErrorCode::BadRequest, "too many connections");

@@ -19,6 +19,9 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::{During, Result, descriptor_path};
 
+/// Where a tool may lie; the first that is there is run.
+pub(crate) type Paths = &'static [&'static str];
+
 /// How much a tool may say on its standard error.
 const LONGEST_ERROR: u64 = 1 << 20;
 /// A pipe that is ready takes this much at once (PIPE_BUF).
@@ -39,8 +42,8 @@ pub(crate) enum Input {
 /// A run of a tool.
 #[derive(Debug, Default)]
 pub(crate) struct Tool {
-    /// Where it may lie; the first that is there is run.
-    pub(crate) paths: &'static [&'static str],
+    /// Where it may lie.
+    pub(crate) paths: Paths,
     /// Its words.
     pub(crate) arguments: Vec<String>,
     /// Its standard input.
@@ -68,7 +71,7 @@ pub(crate) struct Outcome {
 
 impl Tool {
     /// A run with words alone, that says little.
-    pub(crate) fn of(paths: &'static [&'static str], words: &[&str], limit: Duration) -> Self {
+    pub(crate) fn of(paths: Paths, words: &[&str], limit: Duration) -> Self {
         let arguments = words.iter().map(|word| (*word).to_owned()).collect();
         Self { paths, arguments, limit, longest_output: 64 << 10, ..Self::default() }
     }
@@ -154,18 +157,16 @@ impl<P: Read + AsFd> Stream<P> {
     }
 }
 
+/// What a child said on its two outputs.
+type Said = (Vec<u8>, Vec<u8>);
+
 /// Gives a child its input and takes its two outputs until it is gone and they are at their end.
-fn talk(
-    child: &mut Child,
-    input: Vec<u8>,
-    limit: Duration,
-    longest_output: u64,
-) -> io::Result<(Vec<u8>, Vec<u8>)> {
+fn talk(child: &mut Child, input: Vec<u8>, limit: Duration, longest: u64) -> io::Result<Said> {
     let end = Instant::now() + limit;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or(rustix::io::Errno::SRCH)?;
     let mut exit = Some(rustix::process::pidfd_open(pid, PidfdFlags::empty())?);
-    let mut output = Stream::new(child.stdout.take(), longest_output)?;
+    let mut output = Stream::new(child.stdout.take(), longest)?;
     let mut error = Stream::new(child.stderr.take(), LONGEST_ERROR)?;
     let mut writer = child.stdin.take();
     if let Some(pipe) = &writer {

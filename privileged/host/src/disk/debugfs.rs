@@ -12,10 +12,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use banger_gates::{Name, Refusal};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
-use crate::tool::{Input, Outcome, Tool};
+use crate::tool::{Input, Outcome, Paths, Tool};
 use crate::{During, Host, HostError, LOOK, Result, descriptor_path};
 
 const DEBUGFS: &[&str] = &["/usr/sbin/debugfs", "/sbin/debugfs"];
@@ -26,6 +27,8 @@ const E2FSCK_LIMIT: Duration = Duration::from_secs(600);
 pub(super) const MOST: u64 = 16 << 20;
 /// How much of what a tool said is told on.
 const LONGEST_TOLD: usize = 2000;
+/// What is placed for the tools to read: a script, and what is to be written.
+pub(super) const PLACED: [&str; 2] = ["commands", "content"];
 const DISK: &str = "/proc/self/fd/0";
 
 /// What of an inode is asked for (`struct ext2_inode`, lib/ext2fs/ext2_fs.h).
@@ -41,23 +44,22 @@ pub(super) struct Inode {
 /// The part of an inode that is read.
 const INODE: usize = 128;
 
-/// What the superblock says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Superblock {
-    /// No ext4 file system.
-    Foreign,
-    /// Its journal holds what is not written yet: it is mounted, or was not unmounted.
-    Dirty,
-    /// Unmounted.
-    Clean,
-}
-
 /// An ext4 file system, held for the tools.
 #[derive(Debug)]
 pub(super) struct Image {
     disk: OwnedFd,
     folder: OwnedFd,
     owner: (u32, u32),
+}
+
+/// Whoever still holds a file that was placed for the tools, it takes no memory any more.
+impl Drop for Image {
+    fn drop(&mut self) {
+        let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
+        for name in PLACED {
+            let _ = rustix::fs::openat(&self.folder, name, flags, Mode::empty());
+        }
+    }
 }
 
 /// What debugfs complains of: all but its first line, which tells its version.
@@ -89,8 +91,12 @@ impl Image {
         make().during("make a node for", format!("device {device:#x}"))
     }
 
-    /// Reads the superblock (ext4(5); Linux `Documentation/filesystems/ext4/super.rst`).
-    pub(super) fn superblock(&self) -> Result<Superblock> {
+    /// Whether its journal holds what is not written yet: it is mounted, or was not unmounted (ext4(5);
+    /// Linux `Documentation/filesystems/ext4/super.rst`).
+    ///
+    /// # Errors
+    /// No ext4 file system (refused).
+    pub(super) fn is_dirty(&self, parameter: Name) -> Result<bool> {
         let read = || {
             let mut block = [0; 1024];
             File::open(descriptor_path(&self.disk))?.read_exact_at(&mut block, 1024)?;
@@ -100,13 +106,9 @@ impl Image {
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => [0; 1024],
             block => block.during("read", "the image")?,
         };
-        let magic = u16::from_le_bytes([block[0x38], block[0x39]]);
-        let needs_recovery = block[0x60] & 4 != 0;
-        Ok(match (magic, needs_recovery) {
-            (0xEF53, true) => Superblock::Dirty,
-            (0xEF53, false) => Superblock::Clean,
-            _ => Superblock::Foreign,
-        })
+        let is_ext4 = u16::from_le_bytes([block[0x38], block[0x39]]) == 0xEF53;
+        Refusal::when(!is_ext4, parameter, "no ext4 file system")?;
+        Ok(block[0x60] & 4 != 0)
     }
 
     /// Puts a file into the tools' working directory.
@@ -120,12 +122,7 @@ impl Image {
         place().during("write in memory", name)
     }
 
-    fn run(
-        &self,
-        paths: &'static [&'static str],
-        arguments: &[&str],
-        limit: Duration,
-    ) -> Result<Outcome> {
+    fn run(&self, paths: Paths, arguments: &[&str], limit: Duration) -> Result<Outcome> {
         let clone = || Ok::<_, std::io::Error>((self.disk.try_clone()?, self.folder.try_clone()?));
         let (disk, folder) = clone().during("hold", "the image")?;
         let tool = Tool {

@@ -14,7 +14,7 @@ use banger_gates::{DmDevice, GuestPath, Name, Refusal};
 use rustix::fs::FileType;
 use rustix::rand::GetRandomFlags;
 
-use super::debugfs::{Image, Inode, MOST, Superblock};
+use super::debugfs::{Image, Inode, MOST};
 use super::loops::{check_loops, identity};
 use crate::{During, Host, HostError, Result};
 
@@ -133,10 +133,7 @@ impl Host {
             }
             Volume::File(path) => Image::file(self, self.state.open_file(IMAGE, path, false)?)?,
         };
-        match image.superblock()? {
-            Superblock::Foreign => Err(Refusal::new(IMAGE, "no ext4 file system").into()),
-            _ => Ok(image),
-        }
+        image.is_dirty(IMAGE).map(|_| image)
     }
 
     fn open_to_write(&self, image: &Volume) -> Result<(Claim<'_>, Image)> {
@@ -149,14 +146,9 @@ impl Host {
                 (claim, Image::file(self, file)?)
             }
         };
-        match image.superblock()? {
-            Superblock::Foreign => Err(Refusal::new(IMAGE, "no ext4 file system").into()),
-            Superblock::Dirty => {
-                let reason = "mounted, or not unmounted cleanly: it has to be checked first";
-                Err(Refusal::new(IMAGE, reason).into())
-            }
-            Superblock::Clean => Ok((claim, image)),
-        }
+        let rule = "mounted, or not unmounted cleanly: it has to be checked first";
+        Refusal::when(image.is_dirty(IMAGE)?, IMAGE, rule)?;
+        Ok((claim, image))
     }
 
     fn open_idle(&self, parameter: Name, device: &DmDevice) -> Result<(Claim<'_>, Image)> {

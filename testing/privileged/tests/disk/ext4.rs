@@ -1,6 +1,11 @@
 //! Reading and writing files in images.
 
+use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use banger_privileged_sys::as_file_user;
+use banger_privileged_tests::OWNER;
 
 use crate::{
     Numbers, assert_clean, assert_same, debugfs, failure, file, fixture, image, picture, read,
@@ -239,4 +244,45 @@ fn a_damaged_image_damages_nothing_else() {
         lines.into_iter().filter(|line| !line.starts_with(&state)).collect::<Vec<_>>()
     };
     assert_eq!(others(picture(&fixture)), others(outside));
+}
+
+/// What the tools are given, held by their user: who runs as the owner gets at it while they run.
+fn hold_placed() -> Option<File> {
+    let pids = std::fs::read_dir("/proc").unwrap().flatten().map(|it| it.path());
+    let of_tool = |path: &std::path::PathBuf| {
+        std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "debugfs\n")
+    };
+    let open = |path: std::path::PathBuf| File::open(path.join("cwd/content")).ok();
+    as_file_user(OWNER, OWNER, || {
+        let files = pids.filter(of_tool).filter_map(open);
+        files.into_iter().find(|file| file.metadata().is_ok_and(|it| it.len() > 1 << 20))
+    })
+}
+
+#[test]
+fn who_holds_what_was_placed_for_a_tool_holds_no_memory() {
+    let Some(fixture) = fixture() else { return };
+    let image = image(&fixture, "root.ext4", 64, &[("etc/old", b"old")]);
+    let content = vec![7; 8 * MIB];
+    let ends = AtomicBool::new(false);
+    let held = std::thread::scope(|scope| {
+        let holder = scope.spawn(|| {
+            let mut held = None;
+            while held.is_none() && !ends.load(Ordering::Relaxed) {
+                held = hold_placed();
+            }
+            held
+        });
+        for _ in 0..50 {
+            write(&fixture, &image, &[("/content", &content, 0)]).unwrap();
+            if holder.is_finished() {
+                break;
+            }
+        }
+        ends.store(true, Ordering::Relaxed);
+        holder.join().unwrap()
+    });
+    let held = held.expect("debugfs was never caught in fifty runs");
+    let now = held.metadata().unwrap();
+    assert_eq!((now.len(), std::os::unix::fs::MetadataExt::blocks(&now)), (0, 0));
 }

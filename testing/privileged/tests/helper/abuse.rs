@@ -1,6 +1,8 @@
 //! Peers that are slow, many, deaf, or all at once.
 
 use std::io::{BufRead, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -306,8 +308,15 @@ fn words_of_a_peer_do_not_fill_the_log() {
     }
     let grown = log.metadata().unwrap().len() - before;
     assert!((100 * 64..100 * 2048).contains(&grown), "{grown} bytes of 100 lines");
-    // And it begins anew before it is long, as the log of direct mode, which nobody else shortens.
+    // And it is put aside before it is long, as the log of direct mode, which nobody else shortens.
     std::fs::File::options().append(true).open(&log).unwrap().set_len(17 << 20).unwrap();
-    helper.call(Method::ProcessRunning, &json!({"api_sock": "/x", "pid": 2})).unwrap_err();
+    let ask = || helper.call(Method::ProcessRunning, &json!({"api_sock": "/x", "pid": 2}));
+    ask().unwrap_err();
     assert!(log.metadata().unwrap().len() < 1 << 20);
+    ask().unwrap_err();
+    assert_eq!(helper.log().matches("process_running").count(), 2);
+    let aside = PathBuf::from(format!("{}.1", log.display()));
+    let said = std::fs::read_to_string(&aside).unwrap();
+    assert!(said.len() == 17 << 20 && said.matches(method).count() == 100);
+    assert_eq!(log.metadata().unwrap().mode() & 0o777, 0o600);
 }

@@ -34,7 +34,9 @@ impl Snapshot {
             walk(root, &mut files);
         }
         // It logs what it refuses.
-        files.remove(directories.log().to_str().unwrap());
+        let log = directories.log().to_str().unwrap().to_owned();
+        files.retain(|path, _| !path.starts_with(&log));
+        files.remove(directories.outside.to_str().unwrap());
         Self {
             links: tool("/usr/sbin/ip", &["-o", "link"]),
             addresses: tool("/usr/sbin/ip", &["-o", "address"]),
