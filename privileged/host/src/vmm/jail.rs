@@ -210,7 +210,8 @@ impl Jail {
         let points = || mounts::below(&self.path).map_err(|error| error.to_string());
         for point in points()? {
             let (parent, leaf) = (point.parent().unwrap_or(&point), point.file_name());
-            if let Some((parent, _)) = open_guarded(parent, true)? {
+            let fault = |fault| format!("{} is mounted: {fault}", point.display());
+            if let Some((parent, _)) = open_guarded(parent, true).map_err(fault)? {
                 let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
                 let point = descriptor_path(&parent).join(leaf.unwrap_or_default());
                 rustix::mount::unmount(point, flags).map_err(|errno| errno.to_string())?;

@@ -30,6 +30,8 @@ use crate::{During, Host, HostError, Result, chain, descriptor_path, tool};
 const JAILER_LIMIT: Duration = Duration::from_secs(30);
 /// What is done with it, for errors.
 const RUN: &str = "run the jailer for";
+/// What speaks against a jail that its owner has got into.
+const MOVED: &str = "what it executes was moved";
 /// How long Firecracker may take until it answers; it reads the kernel and the initrd first.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// Between two looks at a process that is to become a machine.
@@ -92,12 +94,10 @@ impl Host {
             self.run_jailer(launch, &firecracker, &jailer, &log, &mut group)?;
             let process = self.take_over(launch, &root, &log, &mut launched)?;
             jail.take_root(&root)?;
-            let is_there =
-                launched.process.map(|it| it.file) == Jail::executable(&self.policy, &launch.id);
-            is_there
-                .then_some(())
-                .ok_or("what is executed was moved")
-                .during("start", launch.id.as_str())?;
+            let executed = launched.process.map(|it| it.file);
+            if executed != Jail::executable(&self.policy, &launch.id) {
+                return Err(log.failed("start", &launch.id, MOVED.to_owned()));
+            }
             jail.set_open(true)?;
             self.remember(&launch.id, &launched)?;
             wait_for_answer(&process, &root)
@@ -243,11 +243,12 @@ impl Host {
         }
         let owner = self.policy.owner;
         let copy = Jail::executable(&self.policy, &launch.id);
+        let copy = copy.ok_or_else(|| failed(MOVED))?;
         let end = Instant::now() + JAILER_LIMIT;
         loop {
             // Until it has executed Firecracker, it is the jailer's child still, and root's.
             let executed = process.executed(owner.uid(), owner.gid());
-            match executed.filter(|executed| Some(executed.file) == copy) {
+            match executed.filter(|executed| executed.file == copy) {
                 Some(Executed { file, .. }) if process.is_of(owner.uid()) => {
                     let (pid, start_time) = (process.pid, process.start_time);
                     launched.process = Some(Identity { pid, start_time, file });

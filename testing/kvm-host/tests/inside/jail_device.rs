@@ -74,10 +74,11 @@ fn who_kept_a_device_of_a_jail_has_nothing_of_what_root_makes_next() {
             assert!(fs::set_permissions(&node, mode).is_err(), "another mode of it");
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             let held = rustix::fs::open(&node, flags, Mode::empty()).expect("a descriptor");
-            // The jail's folder is the owner's.
-            fs::rename(&node, &renamed).expect("another place for it");
+            assert!(fs::rename(&node, &renamed).is_err(), "another place for it");
             held
         });
+        // As by who was there before the jail's root was root's.
+        fs::rename(&node, &renamed).expect("another place for it");
         let descriptor = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
         let kept = [renamed.clone(), descriptor];
         let open = |path: &PathBuf| open_as_owner(path.clone(), !is_read_only);
