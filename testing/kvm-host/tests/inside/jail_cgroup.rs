@@ -11,7 +11,7 @@ use banger_gates::{JailRoot, Owner, Policy};
 use banger_host::{Host, HostError};
 use banger_privileged_tests::vmm::{Scene, launch_params, wait_until_gone};
 use banger_privileged_tests::{Directories, OWNER};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::Inside;
 
@@ -22,7 +22,7 @@ fn read(path: impl AsRef<Path>) -> String {
 }
 
 /// A helper of another owner, and what it launches a machine `one` by.
-fn another_owner(scene: &Scene, directories: &Directories) -> (Host, Launch) {
+fn another_owner(scene: &Scene, directories: &Directories, limits: Value) -> (Host, Launch) {
     let kernel = directories.state.join("kernel");
     fs::copy(scene.fixture.state.join("kernel"), &kernel).expect("a kernel");
     for path in [&directories.state, &directories.runtime, &kernel] {
@@ -34,7 +34,7 @@ fn another_owner(scene: &Scene, directories: &Directories) -> (Host, Launch) {
     let mut params = launch_params(directories, "one");
     params["jailer"]["uid"] = (OWNER + 1).into();
     params["jailer"]["gid"] = (OWNER + 1).into();
-    params["limits"] = json!({ "memory_max_mib": 128, "pids_max": 1 });
+    params["limits"] = limits;
     let params = serde_json::from_value(params).expect("parameters");
     let grant = request::launch_firecracker(params, &policy).expect("a grant");
     (host, grant)
@@ -60,7 +60,7 @@ fn of_two_helpers_that_launch_one_id_at_once_one_has_the_cgroup() {
     let had_unit = Path::new(UNIT).exists();
     let scene = Scene::with(&inside.data);
     let others = Directories::new();
-    let (other, others_grant) = another_owner(&scene, &others);
+    let (other, others_grant) = another_owner(&scene, &others, json!({}));
     let jail = others.jails.join("firecracker/one/root");
     let jail = jail.to_str().expect("a path that is text");
     let others_jail = JailRoot::parse("root", jail, other.policy()).expect("a jail");
@@ -137,7 +137,8 @@ fn limits_are_kept_below_the_unit_and_prove_whose_process_it_is() {
     // Another owner's machine of the same id would have its cgroup, and set its limits.
     let pid = scene.launch(scene.params("one")).expect("a machine");
     let others = Directories::new();
-    let (other, grant) = another_owner(&scene, &others);
+    let limits = json!({ "memory_max_mib": 128, "pids_max": 1 });
+    let (other, grant) = another_owner(&scene, &others, limits);
     let error = other.launch_firecracker(&grant).expect_err("its cgroup is another's");
     assert!(matches!(&error, HostError::Refused(it) if it.parameter == "vm_id"), "{error:?}");
     assert_eq!(read(Path::new(UNIT).join("one/memory.max")), "max");
