@@ -21,7 +21,8 @@ fn commands(heading: &str) -> &'static str {
 }
 
 /// What banger could leave on a machine, one thing a line. Names do not count: every file with its
-/// owner and mode, except where this machine's own services write.
+/// owner and mode, except where this machine's own services write, and loop devices with nothing on
+/// them: no program of Debian 12's can end one.
 fn paint() -> Vec<String> {
     const LOOK: &str = r#"
         find /etc /home /opt /srv /usr/local /var/cache /var/lib \
@@ -29,7 +30,8 @@ fn paint() -> Vec<String> {
             -o -printf '%p %y %m %U:%G %l\n'
         find / -xdev -mindepth 1 -maxdepth 3 -path '*banger*' -printf '%p %y %m %U:%G %l\n'
         find /run /dev -xdev \
-            \( -path /run/systemd -o -path /run/udev -o -path /run/log -o -name by-diskseq \) -prune \
+            \( -path /run/systemd -o -path /run/udev -o -path /run/log -o -name by-diskseq \
+            -o -name 'loop2????' -o -lname '*/loop2????' \) -prune \
             -o -printf '%p %y %m %U:%G %l\n'
         # Not udev's notes of links: it forgets those of devices that are gone when it likes.
         find /run/systemd /run/udev /run/log -path /run/udev/links -prune -o -name '*banger*' -print
