@@ -10,6 +10,7 @@ use banger_privileged_tests::{Fixture, OWNER};
 
 use crate::Inside;
 use crate::disk::{mapper, sparse};
+use crate::udev::Rule;
 
 /// The most of an owner, as docs/privileges.md has it.
 const MOST: usize = 256;
@@ -56,6 +57,8 @@ impl Drop for Others {
 #[test]
 fn an_owner_has_so_many_snapshots_and_no_more() {
     let Some(_) = Inside::get() else { return };
+    // Else udev looks into each of them, here for half a minute.
+    let _rule = Rule::put();
     let fixture = Fixture::new();
     for name in ["image", "cow", "cow-two"] {
         drop(sparse(&fixture.state.join(name), 8 << 20));

@@ -60,6 +60,7 @@ fn an_installation_serves_its_owner_and_nobody_else() {
         assert_eq!(capabilities.count_ones(), most, "{unit}");
         assert_eq!(status(unit, "NoNewPrivs:"), "1", "{unit}");
     }
+    assert!(Path::new("/etc/udev/rules.d/05-banger.rules").exists());
     assert_units_are_as_hard_as_they_are_said_to_be();
     // Once more brings it up to date.
     let again = run("/usr/local/bin/banger", ["system", "install", "--owner", OWNER]);

@@ -21,10 +21,10 @@ const LABEL: &str = "banger-hosts";
 const NAME: &str = "fc-rootfs-banger-udev";
 
 /// The rule as long as this lives.
-struct Rule;
+pub(crate) struct Rule;
 
 impl Rule {
-    fn put() -> Self {
+    pub(crate) fn put() -> Self {
         std::fs::create_dir_all("/run/udev/rules.d").expect("a folder for rules");
         std::fs::write(PLACE, RULE).expect("a rule");
         run("udevadm", ["control", "--reload"]);
