@@ -62,8 +62,12 @@ pub struct ShowArgs {
 /// Arguments of `banger image pull`.
 #[derive(Args, Debug)]
 pub struct PullArgs {
-    /// debian-SUITE, or an image in a registry: [REGISTRY/]REPOSITORY[:TAG][@DIGEST]
-    #[arg(value_name = "IMAGE", default_value = host::DEFAULT_IMAGE)]
+    /// What to pull.
+    #[arg(
+        value_name = "IMAGE",
+        default_value = host::DEFAULT_IMAGE,
+        help = "debian-SUITE, or an image in a registry: [REGISTRY/]REPOSITORY[:TAG][@DIGEST]"
+    )]
     image: String,
     /// The image's name here [default: from the repository and the tag]
     #[arg(long)]

@@ -13,6 +13,7 @@ mod images;
 mod initrd;
 mod kernel;
 mod layers;
+mod limits;
 mod progress;
 mod registered;
 mod shelf;
@@ -22,7 +23,7 @@ mod work_disk;
 
 pub use archives::{BundleManifest, ContainerError, Export, ExportFormat, Selection};
 pub use builder::{
-    BuildError, BuildOptions, BuildPaths, BuiltImage, Limits, OsRelease, build_image, check,
+    BuildError, BuildOptions, BuildPaths, BuiltImage, OsRelease, build_image, check,
 };
 pub use contents::ContentsError;
 pub use images::{Image, ImageManifest, ImageStore, ImageStoreError, NewImage};
@@ -34,6 +35,7 @@ pub use kernel::{
 pub use layers::{
     Layer, LayerMediaType, LayerRecord, LayerSource, LayeredImage, UnknownMediaType, build_layers,
 };
+pub use limits::Limits;
 pub use progress::{CancelFlag, Cancelled, NoProgress, Progress};
 pub use shelf::ShelfError;
 pub use tools::ToolError;

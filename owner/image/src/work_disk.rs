@@ -6,8 +6,9 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use crate::builder::{BuildError, Limits, Population, create};
+use crate::builder::{BuildError, Population, create};
 use crate::ext4::{self, Kind, Metadata, Timestamp, Writer};
+use crate::limits::Limits;
 use crate::progress::CancelFlag;
 use crate::tarball::Archive;
 

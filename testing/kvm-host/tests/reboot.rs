@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Has the machine installed; its owner imports an image. The kernel is copied, not pulled, so that
 /// nobody but this script sees to it that it is on the disk when the power goes.
 const INSTALL: &str = "
+    mkdir -p /var/log/journal
+    journalctl --flush
     install -D -t /opt/firecracker -m 755 /data/firecracker /data/jailer
     /data/banger system install --owner alice
     cp -r -T /data/kernels /var/lib/banger/kernels
@@ -162,7 +164,8 @@ fn a_reboot_leaves_nothing_stale_and_takes_nothing_that_is_kept() {
         let error = shown["last_error"]["message"].to_string();
         // In order means that the guest has written its disks and gone by itself.
         let expected = if is_orderly { "null" } else { "the host was restarted" };
-        assert!(error.contains(expected), "{shown}");
+        let before = "journalctl -b -1 --no-pager -o cat -u banger-shutdown || true";
+        assert!(error.contains(expected), "{shown}\n{}", sh(&runtime, &client, before));
         let picture = sh(&runtime, &client, PICTURE);
         let stale = of_machines(&picture, &address);
         assert_eq!(stale, Vec::<String>::new());

@@ -14,8 +14,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::documents::{Descriptor, LARGEST_DOCUMENT};
 use super::error::ContainerError;
-use crate::builder::Limits;
 use crate::layers::LayerSource;
+use crate::limits::Limits;
 use crate::progress::CancelFlag;
 use crate::tarball::{Archive, EntryKind, Piece, shown};
 

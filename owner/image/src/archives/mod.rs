@@ -23,8 +23,8 @@ pub use error::ContainerError;
 pub use export::{Export, ExportFormat};
 pub use select::Selection;
 
-use crate::builder::Limits;
 use crate::layers::LayeredImage;
+use crate::limits::Limits;
 use crate::progress::{CancelFlag, Progress};
 use crate::tarball::{Archive, EntryKind, Piece, Source, TarError};
 

@@ -9,8 +9,9 @@ use super::hidden::{Hidden, Hides};
 use super::record::{Change, Records};
 use super::whiteout::{Meaning, meaning};
 use super::{Layer, LayerRecord};
-use crate::builder::{BuildError, Limits};
+use crate::builder::BuildError;
 use crate::ext4::{Ext4Error, FileContent, Kind, SealedContent, Writer};
+use crate::limits::Limits;
 use crate::progress::{CancelFlag, Progress};
 use crate::tarball::{Archive, Entry, EntryKind, Piece, SourceDigests, TarError, shown};
 

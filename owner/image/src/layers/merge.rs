@@ -5,8 +5,9 @@ use std::io;
 use super::Layer;
 use super::extract::{Span, at, read_again};
 use super::record::{Change, RecordReader};
-use crate::builder::{BuildError, Limits};
+use crate::builder::BuildError;
 use crate::ext4::{Ext4Error, FileContent, Writer};
+use crate::limits::Limits;
 use crate::progress::CancelFlag;
 
 /// A skipped entry's place: the layer in the upper 24 bits, its number in the others.

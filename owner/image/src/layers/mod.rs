@@ -4,7 +4,7 @@
 //! of one path is decided as a runtime that unpacks them one over the other would: an entry takes
 //! the place of what is there, directories are merged, whiteouts remove what older layers brought.
 
-mod build;
+mod compose;
 mod decode;
 mod extract;
 mod hidden;
@@ -16,8 +16,8 @@ use std::io::{self, Read};
 
 use banger_types::{Digest, ImageConfig};
 
-pub use build::build_layers;
-pub(crate) use build::read_back;
+pub use compose::build_layers;
+pub(crate) use compose::read_back;
 
 /// Where a layer's bytes come from.
 pub trait LayerSource: Send {

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::server::{Request, Server, answer};
 use crate::support::{
-    Cache, INDEX, MANIFEST, digest, image, noise, pull, pull_all, read, reference, settings,
+    Cache, INDEX, MANIFEST, digest, image, noise, pull, pull_all, reference, settings,
 };
 
 /// What a well-behaved registry has, by path below the repository.
@@ -54,7 +54,7 @@ pub fn serve(
 }
 
 /// A registry with one image, whose answer to `path` is `handler`'s.
-fn with_answer(
+pub fn with_answer(
     layers: &[&[u8]],
     path: impl Fn(&str) -> bool + Send + Sync + 'static,
     handler: impl Fn(&Request, &mut TcpStream, &[u8]) + Send + Sync + 'static,
@@ -75,7 +75,7 @@ fn is_manifest(path: &str) -> bool {
 }
 
 /// Whether this is the blob of the layer, not of the configuration.
-fn is_layer(layer: &[u8]) -> impl Fn(&str) -> bool + Send + Sync + 'static {
+pub fn is_layer(layer: &[u8]) -> impl Fn(&str) -> bool + Send + Sync + 'static {
     let wanted = format!("blobs/{}", digest(layer));
     move |path| path == wanted
 }
@@ -439,7 +439,7 @@ async fn servers_that_stall_are_left() {
 }
 
 /// Keeps a connection open until the client gives up.
-fn wait_for_hang_up(stream: &mut TcpStream) {
+pub fn wait_for_hang_up(stream: &mut TcpStream) {
     let _ = std::io::Read::read(stream, &mut [0; 1]);
 }
 
@@ -537,83 +537,4 @@ async fn a_proxy_gets_the_requests_that_are_not_for_this_machine() {
         .unwrap_err();
     assert!(error.contains("no tunnel") && error.contains("403"), "{error}");
     assert_eq!(proxy.requests().last().unwrap().target, "registry.test:443");
-}
-
-#[tokio::test]
-async fn what_is_left_of_a_layer_is_gone_on_with_unless_it_is_damaged() {
-    let layer = noise(9, 500_000);
-    for damaged in [false, true] {
-        let contents = contents(&[&layer]);
-        let server = Server::start(move |request, stream| serve(&contents, request, stream));
-        let cache = Cache::new();
-        let hex = digest(&layer).replace("sha256:", "");
-        let mut left = layer[..200_000].to_vec();
-        left[1000] ^= u8::from(damaged);
-        std::fs::write(cache.directory.path().join("blobs/partial").join(hex), left).unwrap();
-        let reference = reference(&server.authority, "x");
-        let read = pull_all(settings(), Access::default(), &cache, &reference).await.unwrap();
-        assert!(read == [layer.clone()]);
-        let from: Vec<usize> = server
-            .requests()
-            .iter()
-            .filter(|request| request.target.ends_with(&digest(&layer)))
-            .map(Request::from)
-            .collect();
-        assert_eq!(from, if damaged { vec![200_000, 0] } else { vec![200_000] });
-    }
-}
-
-#[tokio::test]
-async fn a_blob_that_was_damaged_is_noticed_and_fetched_anew() {
-    let layer = noise(10, 300_000);
-    let contents = contents(&[&layer]);
-    let server = Server::start(move |request, stream| serve(&contents, request, stream));
-    let cache = Cache::new();
-    let name = reference(&server.authority, "x");
-    pull_all(settings(), Access::default(), &cache, &name).await.unwrap();
-    let hex = digest(&layer).replace("sha256:", "");
-    let path = cache.directory.path().join("blobs/sha256").join(hex);
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[299_999] ^= 1;
-    std::fs::write(&path, bytes).unwrap();
-    let begun = pull(settings(), Access::default(), &cache, &name).await.unwrap();
-    let (begun, layers) = read(begun).await;
-    assert!(layers.is_err() && begun.may_be_repeated());
-    drop(begun);
-    let read = pull_all(settings(), Access::default(), &cache, &name).await.unwrap();
-    assert!(read == [layer]);
-}
-
-#[tokio::test]
-async fn a_pull_that_is_dropped_wakes_its_readers_and_leaves_what_came() {
-    let layer = noise(11, 400_000);
-    let server = with_answer(&[&layer], is_layer(&layer), |_, stream, bytes| {
-        let _ = stream.write_all(b"HTTP/1.1 200 X\r\nContent-Length: 400000\r\n\r\n");
-        let _ = stream.write_all(&bytes[..100_000]);
-        wait_for_hang_up(stream);
-    });
-    let mut patient = settings();
-    patient.deadlines.stall = Duration::from_secs(600);
-    patient.deadlines.window = Duration::from_secs(600);
-    let cache = Cache::new();
-    let name = reference(&server.authority, "x");
-    let begun = pull(patient, Access::default(), &cache, &name).await.unwrap();
-    let mut reader = begun.layers()[0].open();
-    let (sender, half) = tokio::sync::oneshot::channel();
-    let reading = tokio::task::spawn_blocking(move || {
-        let mut first = vec![0; 100_000];
-        std::io::Read::read_exact(&mut reader, &mut first).unwrap();
-        let _ = sender.send(());
-        std::io::Read::read(&mut reader, &mut first)
-    });
-    half.await.unwrap();
-    assert_eq!(cache.store.prune(true).unwrap().count, 2, "what a pull holds is not counted");
-    drop(begun);
-    assert!(reading.await.unwrap().unwrap_err().to_string().contains("called off"));
-    let left = cache.files("partial");
-    assert_eq!(left.len(), 1);
-    assert_eq!(left[0].1, 100_000);
-    assert_eq!(cache.store.prune(true).unwrap().count, 3);
-    assert_eq!(cache.store.prune(false).unwrap().count, 3);
-    assert!(cache.files("partial").is_empty() && cache.files("sha256").is_empty());
 }

@@ -1,8 +1,15 @@
 //! The client against servers that listen on this machine: Debian's own registry, and hostile ones
 //! written here.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests, and their SKIP lines"
+)]
 
 mod encrypted;
 mod hostile;
 mod real;
+mod resumed;
 mod server;
 mod support;
