@@ -148,7 +148,6 @@ fn a_wrong_command_line_ends_with_2_and_starts_nothing() {
         &["vm", "run", "--memory", "1K"],
         &["vm", "run", "--name", "Not_A_Name"],
         &["vm", "run", "--detach", "--rm"],
-        &["vm", "run", "--detach", "--", "true"],
         &["vm", "run", "--include-untracked"],
         &["vm", "exec"],
         &["vm", "exec", "../x", "--", "true"],
