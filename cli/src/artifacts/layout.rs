@@ -4,10 +4,13 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Cursor, Read};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use banger_daemon_api::artifact::FILE_SOURCE;
 use banger_types::Digest;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use serde_json::Value;
 
 use super::source::{NamedFile, Source};
@@ -61,7 +64,8 @@ impl ImageFiles {
 /// A tar of a layout, made while it is read.
 pub struct LayoutStream {
     /// The files that are still to come, the next one last.
-    rest: Vec<(String, PathBuf)>,
+    rest: Vec<String>,
+    root: OwnedFd,
     current: Box<dyn Read + Send>,
     ended: bool,
 }
@@ -74,7 +78,9 @@ impl std::fmt::Debug for LayoutStream {
 
 impl LayoutStream {
     fn open(path: &Path, reference: Option<&str>) -> io::Result<Self> {
-        let index: Value = serde_json::from_slice(&document(&path.join("index.json"))?)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty())?;
+        let index: Value = serde_json::from_slice(&document(&root, "index.json")?)?;
         let mut named = Vec::new();
         for image in index["manifests"].as_array().into_iter().flatten() {
             let annotations = &image["annotations"];
@@ -89,9 +95,13 @@ impl LayoutStream {
         }
         let mut blobs: BTreeSet<Digest> = BTreeSet::new();
         while let Some(digest) = named.pop() {
-            let file = blob(path, &digest);
+            let name = blob(&digest);
             // A layout need not hold what is for other platforms; the daemon says what it misses.
-            let Ok(metadata) = file.metadata() else { continue };
+            let metadata = match open_beneath(&root, &name) {
+                Ok(file) => file.metadata()?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
             if !blobs.insert(digest) {
                 continue;
             }
@@ -99,23 +109,19 @@ impl LayoutStream {
                 return Err(io::Error::other("it names more than 10000 blobs"));
             }
             if metadata.len() <= LARGEST_DOCUMENT
-                && let Ok(value) = serde_json::from_slice(&document(&file)?)
+                && let Ok(value) = serde_json::from_slice(&document(&root, &name)?)
             {
                 digests(&value, &mut named);
             }
         }
-        let mut rest: Vec<(String, PathBuf)> = blobs
-            .iter()
-            .map(|digest| (format!("blobs/sha256/{}", digest.hex()), blob(path, digest)))
-            .collect();
-        rest.push(("index.json".to_owned(), path.join("index.json")));
-        rest.push(("oci-layout".to_owned(), path.join("oci-layout")));
-        Ok(Self { rest, current: Box::new(io::empty()), ended: false })
+        let mut rest: Vec<String> = blobs.iter().map(blob).collect();
+        rest.extend(["index.json", "oci-layout"].map(str::to_owned));
+        Ok(Self { rest, root, current: Box::new(io::empty()), ended: false })
     }
 
     /// Begins the next file, or the end marker; false at the end.
     fn advance(&mut self) -> io::Result<bool> {
-        let Some((name, path)) = self.rest.pop() else {
+        let Some(name) = self.rest.pop() else {
             if self.ended {
                 return Ok(false);
             }
@@ -123,7 +129,7 @@ impl LayoutStream {
             self.current = Box::new(Cursor::new([0; 1024]));
             return Ok(true);
         };
-        let file = File::open(&path)?;
+        let file = open_beneath(&self.root, &name)?;
         let size = file.metadata()?.len();
         let mut header = tar::Header::new_ustar();
         header.set_path(&name)?;
@@ -167,15 +173,30 @@ impl Read for Exactly {
     }
 }
 
-fn blob(layout: &Path, digest: &Digest) -> PathBuf {
-    layout.join("blobs/sha256").join(digest.hex())
+fn blob(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
 }
 
-fn document(path: &Path) -> io::Result<Vec<u8>> {
+/// Opens a file of the layout itself: a link in it may lead to what its maker may not read.
+fn open_beneath(root: &OwnedFd, name: &str) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let file = rustix::fs::openat2(root, name, flags, Mode::empty(), resolve);
+    let file = File::from(file.map_err(|errno| match errno {
+        Errno::LOOP | Errno::XDEV => io::Error::other(format!("{name} is or leads through a link")),
+        errno => errno.into(),
+    })?);
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::other(format!("{name} is no regular file")))
+}
+
+fn document(root: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(LARGEST_DOCUMENT + 1).read_to_end(&mut bytes)?;
+    open_beneath(root, name)?.take(LARGEST_DOCUMENT + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LARGEST_DOCUMENT {
-        return Err(io::Error::other(format!("{} is larger than 4 MiB", path.display())));
+        return Err(io::Error::other(format!("{name} is larger than 4 MiB")));
     }
     Ok(bytes)
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::builder::OsRelease;
 use crate::ext4::reader::{Node, NodeKind, ReadError, Reader};
 use crate::progress::{CancelFlag, Cancelled};
-use crate::tarball::{ArchiveWriter, WrittenKind};
+use crate::tarball::{ArchiveWriter, MOST_PIECES, WrittenKind};
 
 /// Where the os-release file is (os-release(5)).
 const RELEASES: [&[u8]; 2] = [b"etc/os-release", b"usr/lib/os-release"];
@@ -18,9 +18,8 @@ const INITS: [&[u8]; 4] =
 const SHELLS: [&[u8]; 2] = [b"bin/sh", b"usr/bin/sh"];
 /// Most names below one another; the kernel's `PATH_MAX` allows no more.
 const DEEPEST: usize = 2048;
-/// Holes worth a map: at least this many bytes, in files of at most this many pieces.
+/// Holes worth a map: at least this many bytes.
 const SMALLEST_HOLES: u64 = 64 << 10;
-const MOST_PIECES: usize = 10_000;
 
 /// Why an image's content could not be read or copied.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +33,9 @@ pub enum ContentsError {
     /// Directories are within each other without an end that is sane.
     #[error("the file system has more than {DEEPEST} directories within each other")]
     TooDeep,
+    /// A file of more pieces than an archive's reader takes.
+    #[error("a file has more than {MOST_PIECES} pieces between holes")]
+    Pieces,
     /// The work was cancelled.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
@@ -118,7 +120,10 @@ pub(crate) fn write_archive<W: Write>(
     while let Some((path, number)) = rest.pop() {
         cancel.check()?;
         let node = reader.node(number)?;
-        if path == b"lost+found" && node.kind == NodeKind::Directory {
+        if path == b"lost+found"
+            && node.kind == NodeKind::Directory
+            && reader.entries(&node)?.is_empty()
+        {
             continue;
         }
         if path.iter().filter(|&&byte| byte == b'/').count() > DEEPEST {
@@ -134,7 +139,7 @@ pub(crate) fn write_archive<W: Write>(
             }
             first_names.insert(number, path.clone());
         }
-        write_node(reader, &mut writer, &path, &node)?;
+        write_node(reader, &mut writer, &path, &node, cancel)?;
         if node.kind == NodeKind::Directory {
             push(&mut rest, &path, &node)?;
         }
@@ -147,12 +152,13 @@ fn write_node<W: Write>(
     writer: &mut ArchiveWriter<W>,
     path: &[u8],
     node: &Node,
+    cancel: &CancelFlag,
 ) -> Result<(), ContentsError> {
     let metadata = &node.metadata;
     let target;
     let kind = match node.kind {
         NodeKind::Socket => return Ok(()),
-        NodeKind::File => return write_file(reader, writer, path, node),
+        NodeKind::File => return write_file(reader, writer, path, node, cancel),
         NodeKind::Directory => WrittenKind::Directory,
         NodeKind::SymbolicLink => {
             target = reader.link_target(node)?;
@@ -170,15 +176,20 @@ fn write_file<W: Write>(
     writer: &mut ArchiveWriter<W>,
     path: &[u8],
     node: &Node,
+    cancel: &CancelFlag,
 ) -> Result<(), ContentsError> {
     let mut content = reader.content(node)?;
     let mut pieces = content.pieces();
     let stored: u64 = pieces.iter().map(|(_, length)| length).sum();
     let failed = ContentsError::Write;
-    if node.size - stored < SMALLEST_HOLES || pieces.len() > MOST_PIECES {
+    if node.size - stored < SMALLEST_HOLES {
         writer.entry(path, WrittenKind::File(node.size), &node.metadata).map_err(failed)?;
-        writer.content(content, node.size).map_err(failed)?;
+        writer.content(Until { content, cancel }, node.size).map_err(failed)?;
         return writer.pad(node.size).map_err(failed);
+    }
+    // Its holes are never written: they may be larger than any disk.
+    if pieces.len() >= MOST_PIECES {
+        return Err(ContentsError::Pieces);
     }
     // As GNU tar, which marks the end of a file that ends with a hole.
     if pieces.last().is_none_or(|(offset, length)| offset + length < node.size) {
@@ -187,7 +198,20 @@ fn write_file<W: Write>(
     writer.sparse(path, node.size, &pieces, &node.metadata).map_err(failed)?;
     for (offset, length) in pieces {
         content.seek(offset);
-        writer.content(&mut content, length).map_err(failed)?;
+        writer.content(Until { content: &mut content, cancel }, length).map_err(failed)?;
     }
     writer.pad(stored).map_err(failed)
+}
+
+/// A content that ends with an error where the work was cancelled.
+struct Until<'a, R> {
+    content: R,
+    cancel: &'a CancelFlag,
+}
+
+impl<R: Read> Read for Until<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.cancel.check().map_err(io::Error::other)?;
+        self.content.read(buffer)
+    }
 }

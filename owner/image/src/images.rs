@@ -257,6 +257,7 @@ impl ImageStore {
             let source = BuildError::Archive(TarError::Read { position: 0, source });
             ImageStoreError::Build { name: new.name.clone(), source }
         };
+        progress.stage("reading the archive");
         let (contents, input) = archives::look(input).map_err(read)?;
         match contents {
             Contents::RootFileSystem => self.make(new, |paths| {

@@ -352,7 +352,8 @@ impl Shared {
         }
         Err(RegistryError::Redirect {
             from: place.host.to_string(),
-            to: printable(&uri.to_string()),
+            // Its query may be a signature.
+            to: printable(uri.to_string().split('?').next().unwrap_or_default()),
             why: "there were too many before",
         })
     }

@@ -170,6 +170,13 @@ impl BlobStore {
         let path = self.path(digest);
         let was_there = match fs::metadata(&path) {
             Ok(metadata) if metadata.len() == size => true,
+            Ok(_) if live.get(digest).and_then(Weak::upgrade).is_some() => {
+                return Err(RegistryError::Protocol {
+                    registry: repository.name_of_registry(),
+                    what: what.to_owned(),
+                    problem: "not the size that another pull knows of it".to_owned(),
+                });
+            }
             Ok(_) => {
                 fs::remove_file(&path).map_err(stored("remove", &path))?;
                 false

@@ -151,7 +151,9 @@ async fn it_outlives_its_client_and_takes_another() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!((&out[..], status), (&b"got it\r\n"[..], ExitStatus::Code(5)));
+    // Before it the shell may say what the signal did to its sleep, which is in its group.
+    assert!(out.ends_with(b"got it\r\n"), "{}", String::from_utf8_lossy(&out));
+    assert_eq!(status, ExitStatus::Code(5));
 }
 
 #[tokio::test(flavor = "multi_thread")]

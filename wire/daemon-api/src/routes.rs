@@ -34,6 +34,7 @@
 //! | `GET /v1/images`, `GET /v1/images/{name}` | → `[Image]`, `Image` |
 //! | `POST /v1/images` | `ImportImage` → 202 `OperationStarted` |
 //! | `DELETE /v1/images/{name}` | → `{}` |
+//! | `PATCH /v1/images/{name}` | `ChangeImage` → `Image` |
 //! | `POST /v1/pulls` | `PullImage` → 202 `OperationStarted` |
 //! | `POST /v1/blobs/prune` | `PruneBlobs` → `BlobsPruned` |
 //! | `GET /v1/usage` | → `DiskUsage` |

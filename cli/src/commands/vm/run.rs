@@ -24,7 +24,7 @@ use crate::progress::Progress;
 use crate::ui::Ui;
 use crate::vm_creation::{self, CreationArgs, Lease};
 use crate::workspace::{self, GUEST_PATH, Workspace};
-use crate::{daemon, exec};
+use crate::{artifacts, daemon, exec};
 
 /// Arguments of `banger vm run`.
 #[derive(Args, Debug)]
@@ -39,9 +39,9 @@ With PATH, the tracked files of the git repository around it, as they are in the
 tree, are put at /root/repo, and the command runs there (in the same subdirectory as PATH).
 The .git directory stays on the host. Without a command, standard input goes to a login shell.
 
-An image that is an application (an OCI image with an entrypoint or command that is more than a shell)
-runs that as the machine's main process, and the machine ends with it; COMMAND takes the place of the
-image's command, as with docker. With PATH it is a machine like any other.")]
+An image that is an application (an OCI image whose entrypoint or command is more than a
+shell) runs that as the machine's main process, and the machine ends with it. COMMAND takes
+the place of the image's command, as with docker. With PATH it is a machine like any other.")]
 pub struct RunArgs {
     /// A git repository to take along
     #[arg(value_name = "PATH")]
@@ -210,6 +210,18 @@ fn main_options(args: &RunArgs) -> Result<MainOptions, CliError> {
         return Ok(MainOptions { machine: true, ..MainOptions::default() });
     }
     let required = args.detach && said != MainOptions::default();
+    if required
+        && args.entrypoint.words().is_none()
+        && artifacts::can_pull_image(args.creation.image.name())
+    {
+        let name = args.creation.image.name();
+        return Err(CliError::usage(format!(
+            "{name} is a machine: it runs commands while somebody waits for them"
+        ))
+        .hint(
+            "leave -d out, or the command; banger vm exec runs commands in a machine that runs",
+        ));
+    }
     let entrypoint = args.entrypoint.words();
     Ok(MainOptions { entrypoint, required, held: !args.detach, ..said })
 }

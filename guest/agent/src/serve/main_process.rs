@@ -331,8 +331,9 @@ impl<'a> Attendance<'a> {
             self.deliver(piece).await;
         }
         drop(self.peer.take());
-        // What is left of the output; a background process may hold the pipe for ever.
-        while self.sources.are_open() {
+        // What is left of the output; a background process may hold the pipe for ever, and fill it.
+        let end = tokio::time::Instant::now() + SHORT_PATIENCE;
+        while self.sources.are_open() && tokio::time::Instant::now() < end {
             let more = self.sources.read(&mut self.buffers);
             match tokio::time::timeout(DRAIN_SILENCE, more).await {
                 Ok(piece) => self.deliver(piece).await,
@@ -384,10 +385,19 @@ impl<'a> Attendance<'a> {
         self.log.write(&bytes, self.client.is_some()).await;
     }
 
-    /// Sends to the client; one that cannot be reached is not attached any more.
+    /// Sends to the client; one that cannot be reached is not attached any more, and neither is one
+    /// that does not read while the process has ended.
     async fn tell(&mut self, frame: &Frame) {
         let Some(client) = &mut self.client else { return };
-        if client.writer.send(frame).await.is_err() {
+        let over = async {
+            let _ = self.running.exit.readable().await;
+            tokio::time::sleep(SHORT_PATIENCE).await;
+        };
+        let sent = tokio::select! {
+            sent = client.writer.send(frame) => sent.is_ok(),
+            () = over => false,
+        };
+        if !sent {
             client.reading.abort();
             self.client = None;
         }

@@ -66,6 +66,7 @@ pub async fn delete(
     PathPart(name): PathPart<KernelName>,
 ) -> Answer<Json<Nothing>> {
     refuse_in_use(&api, &name)?;
+    refuse_default(&api, &name).await?;
     api.services.artifacts().delete_kernel(&name).await?;
     tracing::info!(kernel = name.as_str(), "deleted");
     Ok(Json(Nothing {}))
@@ -79,6 +80,19 @@ fn refuse_in_use(api: &Api, name: &KernelName) -> Answer<()> {
     let message = format!("kernel {name} is used by VM {}", users.join(", "));
     Err(Failure::new(ErrorCode::InUse, message)
         .hint(format!("`banger vm delete {}` first", users.join(" "))))
+}
+
+/// A kernel that an image names stays, so that the image's next machine finds it.
+async fn refuse_default(api: &Api, name: &KernelName) -> Answer<()> {
+    let images = api.services.artifacts().images().await?;
+    let Some(image) = images.iter().find(|image| image.default_kernel.as_ref() == Some(name))
+    else {
+        return Ok(());
+    };
+    let image = &image.name;
+    Err(Failure::new(ErrorCode::InUse, format!("kernel {name} is what image {image} boots")).hint(
+        format!("`banger image set {image} --kernel OTHER` or `banger image delete {image}` first"),
+    ))
 }
 
 /// Returns the names of the VMs that use it.

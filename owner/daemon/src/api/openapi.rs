@@ -8,11 +8,15 @@ use crate::server::{Answer, Failure};
 
 /// What the document says before any path.
 #[derive(Debug, utoipa::OpenApi)]
-#[openapi(info(
-    title = "bangerd",
-    description = "The banger daemon's API, HTTP/1.1 over its unix socket. Errors have a body of \
-                   type ApiError. Every answer has the header banger-op-id.",
-))]
+#[openapi(
+    info(
+        title = "bangerd",
+        description = "The banger daemon's API, HTTP/1.1 over its unix socket. Errors have a body of \
+                       type ApiError. Every answer has the header banger-op-id.",
+    ),
+    // What only a query has is not found by itself.
+    components(schemas(banger_daemon_api::artifact::ExportFormat)),
+)]
 pub struct Document;
 
 /// Describes this API.

@@ -118,8 +118,13 @@ fn take(
                 }
                 let file = File::options().write(true).create_new(true).open(image);
                 let file = file.map_err(ContainerError::Keep)?;
-                write_sparse(&mut archive, &file, cancel, |source| {
+                write_sparse(&mut archive, &file, cancel, |source, written| {
                     progress.bytes(source.bytes_in(), options.input_size);
+                    if options.limits.ratio_fits(source.bytes_in(), written) {
+                        return Ok(());
+                    }
+                    let limit = options.limits.ratio;
+                    Err(ContainerError::Limit { what: "bytes for each compressed one", limit })
                 })?;
                 root = true;
             }
@@ -156,9 +161,9 @@ fn write_sparse<R: Read>(
     archive: &mut Archive<R>,
     file: &File,
     cancel: &CancelFlag,
-    mut report: impl FnMut(&R),
+    mut report: impl FnMut(&R, u64) -> Result<(), ContainerError>,
 ) -> Result<(), ContainerError> {
-    let mut at = 0;
+    let (mut at, mut written) = (0, 0);
     loop {
         cancel.check()?;
         match archive.next_piece()? {
@@ -168,12 +173,13 @@ fn write_sparse<R: Read>(
                 for part in data.chunks(HOLE) {
                     if part.iter().any(|&byte| byte != 0) {
                         file.write_all_at(part, at).map_err(ContainerError::Keep)?;
+                        written += part.len() as u64;
                     }
                     at += part.len() as u64;
                 }
             }
         }
-        report(archive.source());
+        report(archive.source(), written)?;
     }
     file.set_len(at).map_err(ContainerError::Keep)
 }

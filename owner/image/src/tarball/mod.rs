@@ -15,13 +15,14 @@ mod writer;
 use std::io::{self, Read};
 
 pub use error::TarError;
+use pax::Extended;
+pub(crate) use pax::MOST_PIECES;
 pub use source::{Compression, Source, SourceDigests};
 pub(crate) use source::{Hashing, hexadecimal};
 pub(crate) use writer::{ArchiveWriter, WrittenKind};
 
 use crate::ext4::{Metadata, Timestamp};
 use header::{Header, RECORD};
-use pax::{Extended, MOST_PIECES};
 use window::Window;
 
 /// Most bytes of a path or link target; the kernel's `PATH_MAX`.

@@ -86,7 +86,8 @@ impl Host {
         let target = Target { start: 0, length, kind: "snapshot".to_owned(), parameters };
         let mapper = mapper()?.ok_or("the kernel has none").during("use", "the device-mapper")?;
         let uuid = self.uuid(name);
-        // One at a time, so that none comes between the count and the device.
+        // One at a time, so that none comes between the count and the device, which is counted when it
+        // has a table.
         let machines = self.machines();
         check_room("dm_name", self.count()?, MOST, "snapshots")?;
         let mut created = mapper.create(name, &uuid, self.next_minor()?);
@@ -96,7 +97,6 @@ impl Host {
         while created.as_ref().is_err_and(is_taken) && tries.next().is_some() {
             created = mapper.create(name, &uuid, self.next_minor()?);
         }
-        drop(machines);
         match created {
             Err(error) if error.kind() == ErrorKind::ResourceBusy => {
                 return Err(Refusal::new("dm_name", "there is a device of this name").into());
@@ -105,8 +105,7 @@ impl Host {
         }
         let finish = || {
             self.records.put(KIND, name, &SnapshotRecord { loops })?;
-            // One at a time: the file can be changed until the kernel has read it.
-            let _one = self.machines();
+            // The file can be changed until the kernel has read it.
             let refuse = |is_broken| Refusal::when(is_broken, "cow_path", CHUNK_RULE);
             refuse(chunk_of(&cow)?.is_some_and(|chunk| chunk != CHUNK))?;
             mapper.load(&uuid, &target).during("create", name)?;
@@ -116,7 +115,9 @@ impl Host {
             let taken = format!(" {CHUNK}");
             Ok(refuse(!made.targets.iter().all(|target| target.parameters.ends_with(&taken)))?)
         };
-        if let Err(error) = finish() {
+        let finished = finish();
+        drop(machines);
+        if let Err(error) = finished {
             return Err(match self.remove_dm_snapshot(&grant.name) {
                 Ok(()) => error,
                 Err(undo) => HostError::of("create", name)(format!("{error:?}, and then {undo:?}")),

@@ -31,7 +31,7 @@ fn bad_names_sizes_and_flags_are_usage_errors() {
         &["vm", "run", "--disk-size", "99999999999999999999G", "--", "true"],
         &["vm", "run", "--no-such-flag"],
         &["vm", "fly"],
-        &["image", "pull", "a/b"],
+        &["image", "pull", "a//b"],
     ];
     for arguments in cases {
         let refused = environment.banger(arguments).run();
