@@ -118,8 +118,9 @@ fn an_image_name_is_taken_once() {
 #[test]
 fn of_two_imports_at_once_the_first_to_be_whole_has_the_name() {
     let environment = Environment::new(Contents::Empty);
-    let slow = small().file("slow", 0o644, &[1; 200_000]).finish();
-    let (begin, rest) = slow.split_at(100_000);
+    // The first MiB is looked at before anything is made.
+    let slow = small().file("slow", 0o644, &vec![1; 3 << 20]).finish();
+    let (begin, rest) = slow.split_at(2 << 20);
     let mut first =
         environment.banger(["image", "import", "--name", "race", "-"]).open_input().spawn();
     first.write(begin);
