@@ -26,7 +26,10 @@ use crate::tarball::hexadecimal;
 const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A change of the archive's layout; part of the cache key.
-const LAYOUT: &[u8] = b"banger initrd 1";
+const LAYOUT: &[u8] = b"banger initrd 2";
+
+/// A page of an x86-64 guest, in bytes.
+const PAGE: usize = 4096;
 
 /// Why an initrd could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -165,9 +168,15 @@ impl Archive {
         self.bytes.resize(self.bytes.len().next_multiple_of(unit), 0);
     }
 
+    /// Ends the archive so that its last page is nearly empty.
+    ///
+    /// QEMU's microvm puts the initrd of an ELF kernel into the last whole pages of the memory below
+    /// 4 GiB, and copies it there after the ACPI tables have been put at that memory's end: what the
+    /// last page has of the initrd takes the tables' place, and the guest finds none of its devices.
     fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, 0, &[]);
-        self.pad(512);
+        self.pad(PAGE);
+        self.bytes.resize(self.bytes.len() + 4, 0);
         self.bytes
     }
 }
@@ -175,6 +184,16 @@ impl Archive {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_page_has_room_for_tables_whatever_the_agents_length() {
+        for length in 0..2 * PAGE {
+            let mut archive = Archive::default();
+            archive.add("init", 0o100_755, &vec![1; length]);
+            let free = PAGE - archive.finish().len() % PAGE;
+            assert!((PAGE / 2..PAGE).contains(&free), "{free} bytes free after {length}");
+        }
+    }
 
     #[test]
     fn what_nothing_has_used_for_long_goes() {

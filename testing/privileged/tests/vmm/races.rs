@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use banger_privileged_tests::OWNER;
-use banger_privileged_tests::race::{PLAIN, SPAWNING, race, rounds};
+use banger_privileged_tests::race::{PLAIN, SPAWNING, race, race_until_seen, rounds};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde_json::json;
 
@@ -96,7 +96,7 @@ fn swap_while_launching(swapped: &str) {
     params["vsock_cid"] = json!(3);
     let grant = scene.grant(params);
     let (mut launched, mut failed) = (0, std::collections::BTreeMap::<String, usize>::new());
-    race(rounds(SPAWNING), swap, |_| {
+    race_until_seen(rounds(SPAWNING), swap, |_| {
         match scene.host().launch_firecracker(&grant) {
             Ok(pid) => {
                 let pid = i32::try_from(pid).unwrap();
@@ -107,6 +107,7 @@ fn swap_while_launching(swapped: &str) {
             Err(error) => *failed.entry(error.to_string()).or_default() += 1,
         }
         scene.clean_up("one").unwrap();
+        launched > 0 && !failed.is_empty()
     });
     assert!(launched > 0 && !failed.is_empty(), "{launched} launched, {failed:#?}");
     let mut events = [0; 4096];
@@ -299,22 +300,16 @@ fn a_jail_whose_directories_are_swapped_is_cleaned_up_and_nothing_outside() {
         }
     };
     let (mut done, mut not_done) = (0_usize, 0_usize);
-    // Under load the two may run one after the other; then there was no race yet.
-    for _ in 0..20 {
-        race(rounds(PLAIN), swap, |_| {
-            // Some of it may come to lie outside, where these names are links.
-            if fs::create_dir_all(jail.join("root")).is_ok() {
-                let _ =
-                    fs::set_permissions(&jail, std::os::unix::fs::PermissionsExt::from_mode(0o711));
-                let _ = fs::write(jail.join("root/file"), b"");
-            }
-            *if scene.clean_up("one").is_ok() { &mut done } else { &mut not_done } += 1;
-            assert_eq!(fs::read(outside.join("root/precious")).unwrap(), b"keep");
-        });
-        if done > 0 && not_done > 0 {
-            break;
+    race_until_seen(rounds(PLAIN), swap, |_| {
+        // Some of it may come to lie outside, where these names are links.
+        if fs::create_dir_all(jail.join("root")).is_ok() {
+            let _ = fs::set_permissions(&jail, std::os::unix::fs::PermissionsExt::from_mode(0o711));
+            let _ = fs::write(jail.join("root/file"), b"");
         }
-    }
+        *if scene.clean_up("one").is_ok() { &mut done } else { &mut not_done } += 1;
+        assert_eq!(fs::read(outside.join("root/precious")).unwrap(), b"keep");
+        done > 0 && not_done > 0
+    });
     assert!(done > 0 && not_done > 0, "{done} done, {not_done} not");
     while scene.clean_up("one").is_err() {}
     assert_eq!(fs::read(outside.join("root/precious")).unwrap(), b"keep");
@@ -397,13 +392,16 @@ fn a_swapped_program_is_never_found() {
     let places = [banger_privileged_tests::vmm::place(&path, kind, scene.policy())];
     let (mut found, mut refused) = (0_usize, 0_usize);
     let swap = swap_programs(&["firecracker", "jailer"]);
-    race(rounds(PLAIN), swap, |_| match scene.host().resolve_firecracker_binary(&places) {
-        Ok(place) => {
-            assert_eq!(place, Path::new(&path));
-            found += 1;
+    race_until_seen(rounds(PLAIN), swap, |_| {
+        match scene.host().resolve_firecracker_binary(&places) {
+            Ok(place) => {
+                assert_eq!(place, Path::new(&path));
+                found += 1;
+            }
+            Err(banger_host::HostError::Refused(_)) => refused += 1,
+            Err(error) => panic!("{error:?}"),
         }
-        Err(banger_host::HostError::Refused(_)) => refused += 1,
-        Err(error) => panic!("{error:?}"),
+        found > 0 && refused > 0
     });
     assert!(found > 0 && refused > 0, "{found} found, {refused} refused");
 }
@@ -431,7 +429,7 @@ fn launch_swapped(names: &'static [&'static str], check: impl Fn(&Scene, &str)) 
     let Some(scene) = scene() else { return };
     let grant = scene.grant(scene.params("one"));
     let (mut launched, mut failed) = (0_usize, std::collections::BTreeMap::<String, usize>::new());
-    race(rounds(SPAWNING), swap_programs(names), |_| {
+    race_until_seen(rounds(SPAWNING), swap_programs(names), |_| {
         match scene.host().launch_firecracker(&grant) {
             Ok(pid) => {
                 launched += 1;
@@ -448,6 +446,7 @@ fn launch_swapped(names: &'static [&'static str], check: impl Fn(&Scene, &str)) 
             }
         }
         scene.clean_up("one").unwrap();
+        launched > 0 && !failed.is_empty()
     });
     assert!(launched > 0 && !failed.is_empty(), "{launched} launched, {failed:#?}");
     scene.assert_clean();

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use banger_gates::request::Running;
 use banger_host::Host;
-use banger_privileged_tests::race::{PLAIN, race, rounds};
+use banger_privileged_tests::race::{PLAIN, race_until_seen, rounds};
 use banger_privileged_tests::vmm::{Idle, idle_program, scene, set_mode, tree};
 use banger_privileged_tests::{Fixture, OWNER};
 use serde_json::json;
@@ -59,14 +59,10 @@ fn a_socket_path_that_is_swapped_changes_nothing_outside() {
         std::thread::sleep(std::time::Duration::from_micros(50));
     };
     let mut given = 0_usize;
-    // Under load the two may run one after the other; then there was no race yet.
-    for _ in 0..20 {
-        let act = |_| given += usize::from(fixture.host.ensure_socket_access(&path).is_ok());
-        race(rounds(PLAIN), swap, act);
-        if given > 0 {
-            break;
-        }
-    }
+    race_until_seen(rounds(PLAIN), swap, |_| {
+        given += usize::from(fixture.host.ensure_socket_access(&path).is_ok());
+        given > 0
+    });
     assert!(given > 0, "the allowed neighbour was never met");
     assert_eq!(stable(), before);
     drop(listener);
@@ -149,7 +145,7 @@ fn questions_about_a_swapped_socket_find_nobody_else() {
         host.process_running(&asked)
     };
     let (mut found, mut none) = (0_usize, 0_usize);
-    race(rounds(PLAIN), swap, |_| {
+    race_until_seen(rounds(PLAIN), swap, |_| {
         assert_eq!(scene.host().find_firecracker_pid(&at).unwrap(), pid.unsigned_abs());
         match later.find_firecracker_pid(&at) {
             Ok(number) => {
@@ -165,6 +161,7 @@ fn questions_about_a_swapped_socket_find_nobody_else() {
         }
         assert!(is_running(scene.host(), pid).unwrap());
         let _ = is_running(&later, pid);
+        found > 0 && none > 0
     });
     assert!(found > 0 && none > 0, "{found} found, {none} not");
     assert_eq!(tree(&outside), before);

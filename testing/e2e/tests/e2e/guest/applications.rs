@@ -146,7 +146,10 @@ fn a_service_answers_is_looked_into_and_ends_by_its_own_signal() {
     assert_eq!((&shown["state"], &shown["last_error"]), (&json!("stopped"), &Value::Null));
     assert!(logs(&environment, "web").contains("ending by signal 3"));
     // A daemon that was away hears of the end too.
+    let times = |words: &str| logs(&environment, "web").matches(words).count();
+    let before = times("serving");
     environment.banger(["vm", "start", "web"]).ok();
+    wait_for("the service again", GUEST_DEADLINE, || (times("serving") > before).then_some(()));
     environment.stop_daemon();
     assert_eq!(environment.show("web")["main_exit"], Value::Null);
     let pid = environment.exec("web", ["/app", "serve"]).run();
