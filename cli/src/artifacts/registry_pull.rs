@@ -68,9 +68,13 @@ pub async fn pull_reference(
         let end = operation::follow(client, started, &show, interrupts).await?;
         drop(progress);
         match end {
-            Followed::Cancelled | Followed::Failed(_) if joined => {
-                ui.status(format_args!("{subject}: the other banger gave up; taking over"))
+            Followed::Cancelled if joined => {
+                ui.status(format_args!("{subject}: the other banger was stopped; taking over"));
             }
+            Followed::Failed(error) if joined => ui.status(format_args!(
+                "{subject}: the other banger failed ({}); trying ourselves",
+                error.message
+            )),
             Followed::Interrupted { interrupt, undone: true } => {
                 let message = format!(
                     "interrupted, {subject} is undone; the next pull goes on with what has arrived"

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use banger_daemon_api::error::ApiError;
 use banger_daemon_api::operation::{Operation, OperationStarted};
 use banger_daemon_api::routes;
 use bytes::Bytes;
@@ -66,12 +67,14 @@ impl Transfer<'_> {
             let open = open.clone();
             match self.attempt(interrupts, begin, move |stages| open(stages)).await? {
                 Attempt::Ended => return Ok(()),
-                Attempt::OtherGaveUp => {
-                    self.ui.status(format_args!(
-                        "{}: the other banger gave up; taking over",
-                        self.subject
-                    ));
-                }
+                Attempt::OtherStopped => self.ui.status(format_args!(
+                    "{}: the other banger was stopped; taking over",
+                    self.subject
+                )),
+                Attempt::OtherFailed(error) => self.ui.status(format_args!(
+                    "{}: the other banger failed ({}); trying ourselves",
+                    self.subject, error.message
+                )),
             }
         }
         Err(self.others_failed())
@@ -86,7 +89,8 @@ impl Transfer<'_> {
     ) -> Result<(), CliError> {
         match self.attempt(interrupts, begin, open).await? {
             Attempt::Ended => Ok(()),
-            Attempt::OtherGaveUp => Err(self.others_failed()),
+            Attempt::OtherStopped => Err(self.others_failed()),
+            Attempt::OtherFailed(error) => Err(error.into()),
         }
     }
 
@@ -108,7 +112,8 @@ impl Transfer<'_> {
             let show = |snapshot: &Operation| progress.of_another(snapshot);
             let end = operation::follow(self.client, started, &show, interrupts).await?;
             return match end {
-                Followed::Cancelled | Followed::Failed(_) => Ok(Attempt::OtherGaveUp),
+                Followed::Cancelled => Ok(Attempt::OtherStopped),
+                Followed::Failed(error) => Ok(Attempt::OtherFailed(error)),
                 end => end.into_result(&self.subject).map(|()| Attempt::Ended),
             };
         }
@@ -172,7 +177,10 @@ impl Transfer<'_> {
 /// How one attempt ended.
 enum Attempt {
     Ended,
-    OtherGaveUp,
+    /// The command that had begun the work was interrupted.
+    OtherStopped,
+    /// The work failed for the command that had begun it.
+    OtherFailed(ApiError),
 }
 
 /// A source that a thread reads.

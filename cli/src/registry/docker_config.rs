@@ -60,7 +60,9 @@ pub async fn credentials(
 
 fn read(path: &Path) -> Result<Option<File>, CliError> {
     let failed = |error: &(dyn std::error::Error + 'static)| {
-        CliError::new(format!("cannot read the logins in {}", path.display())).because(error)
+        CliError::new(format!("cannot read the logins in {}", path.display())).because(error).hint(
+            "make it readable, or name another directory of docker's: DOCKER_CONFIG=DIRECTORY",
+        )
     };
     let file = match std::fs::File::open(path) {
         Ok(file) => file,

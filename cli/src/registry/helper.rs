@@ -19,6 +19,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const LONGEST_ANSWER: u64 = 1 << 20;
 /// What a helper says that has nothing for a server.
 const NOT_FOUND: &str = "credentials not found";
+/// Where the name of a helper comes from.
+const LOGIN_HINT: &str = "credHelpers or credsStore in $DOCKER_CONFIG/config.json (~/.docker)";
 /// The name that stands for a refresh token.
 const TOKEN: &str = "<token>";
 
@@ -39,11 +41,15 @@ pub async fn get(
     let failed = |problem: String| {
         let mut error = CliError::new(format!("cannot get the login for {server} from {program}"));
         error.causes.push(problem);
-        error
+        error.hint(format!("docker's configuration names it for {server}: {LOGIN_HINT}"))
     };
     let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || !name.chars().all(is_word) {
-        return Err(CliError::new("the name of a credential helper is no program's name"));
+        let name = printable_excerpt(name, 80);
+        let message = format!("the credential helper {name:?} for {server} is no program's name");
+        return Err(
+            CliError::new(message).hint(format!("mend docker's configuration: {LOGIN_HINT}"))
+        );
     }
     let path = find(&program).ok_or_else(|| failed("there is no such program".to_owned()))?;
     let asked = tokio::time::timeout(DEADLINE, ask(&path, server)).await;

@@ -215,6 +215,8 @@ pub enum Begun {
     New(Reporter),
     /// The same work is under way: the caller only watches.
     Joined(OperationHandle),
+    /// Work is under way that ours cannot be done beside.
+    Conflicting(OperationHandle),
 }
 
 /// All operations of the daemon.
@@ -237,17 +239,29 @@ impl Operations {
         insert(&mut all, kind, id)
     }
 
-    /// Begins an operation, unless one of exactly this kind (the same image, say) is under way.
+    /// Begins an operation, unless one of exactly this kind (the same image, say), or one that
+    /// `conflicts`, is under way.
     #[must_use]
-    pub fn begin_or_join(&self, kind: OperationKind, id: OperationId) -> Begun {
+    pub fn begin_or_join(
+        &self,
+        kind: OperationKind,
+        id: OperationId,
+        conflicts: impl Fn(&OperationKind) -> bool,
+    ) -> Begun {
         let mut all = self.lock();
         prune(&mut all);
-        let same = all.values().find(|handle| {
-            let progress = handle.progress.borrow();
-            progress.operation.kind == kind && !progress.operation.state.is_done()
-        });
-        match same {
-            Some(handle) => Begun::Joined(handle.clone()),
+        let find = |is_it: &dyn Fn(&OperationKind) -> bool| {
+            let found = all.values().find(|handle| {
+                let progress = handle.progress.borrow();
+                !progress.operation.state.is_done() && is_it(&progress.operation.kind)
+            });
+            found.cloned()
+        };
+        if let Some(handle) = find(&|other| *other == kind) {
+            return Begun::Joined(handle);
+        }
+        match find(&conflicts) {
+            Some(handle) => Begun::Conflicting(handle),
             None => Begun::New(insert(&mut all, kind, id)),
         }
     }
@@ -377,23 +391,18 @@ mod tests {
     #[test]
     fn the_same_import_is_joined_and_begun_anew_after_its_end() {
         let operations = Operations::default();
-        let Begun::New(reporter) = operations.begin_or_join(kind("a"), OperationId::random())
-        else {
+        let begin = |name: &str, conflicts: bool| {
+            operations.begin_or_join(kind(name), OperationId::random(), |_| conflicts)
+        };
+        let Begun::New(reporter) = begin("a", true) else {
             panic!("nothing is under way");
         };
-        assert!(matches!(
-            operations.begin_or_join(kind("a"), OperationId::random()),
-            Begun::Joined(handle) if handle.id() == reporter.id()
-        ));
-        assert!(matches!(
-            operations.begin_or_join(kind("b"), OperationId::random()),
-            Begun::New(_)
-        ));
+        let is_first = |handle: &OperationHandle| handle.id() == reporter.id();
+        assert!(matches!(begin("a", true), Begun::Joined(handle) if is_first(&handle)));
+        assert!(matches!(begin("b", true), Begun::Conflicting(handle) if is_first(&handle)));
+        assert!(matches!(begin("b", false), Begun::New(_)));
         reporter.finish(Ok(()));
-        assert!(matches!(
-            operations.begin_or_join(kind("a"), OperationId::random()),
-            Begun::New(_)
-        ));
+        assert!(matches!(begin("a", true), Begun::New(_)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Requests: credentials, redirects, repetitions and deadlines.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,6 +44,8 @@ pub(crate) struct Shared {
     client: Client<Connector, Full<Bytes>>,
     /// By place and repository.
     authorizations: Mutex<HashMap<(String, String), Authorization>>,
+    /// The addresses of mirrors that are asked no more.
+    passed_over: Mutex<HashSet<String>>,
 }
 
 /// What is asked of a repository.
@@ -81,8 +83,8 @@ impl Registry {
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(30))
             .build(connector.clone());
-        let authorizations = Mutex::default();
-        Self(Arc::new(Shared { settings, access, connector, client, authorizations }))
+        let (authorizations, passed_over) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Shared { settings, access, connector, client, authorizations, passed_over }))
     }
 
     pub(crate) fn repository(&self, reference: &OciReference) -> Repository {
@@ -112,16 +114,27 @@ impl Repository {
     /// Asks the places in turn, the one that answered last first. The error is the last place's,
     /// which is the registry itself.
     pub(crate) async fn ask(&self, ask: Ask<'_>) -> Result<Response<Incoming>, RegistryError> {
+        self.ask_places(ask).await.map(|(_, response)| response)
+    }
+
+    /// As [`Repository::ask`]; returns the place that answered, too, for [`Repository::pass_over`].
+    pub(crate) async fn ask_places(
+        &self,
+        ask: Ask<'_>,
+    ) -> Result<(usize, Response<Incoming>), RegistryError> {
         let preferred = self.preferred.load(Ordering::Relaxed);
         let mut failed = RegistryError::Cancelled;
         for index in preferred..self.places.len() {
             let place = &self.places[index];
+            if self.is_passed_over(index) {
+                continue;
+            }
             // The last is the registry itself; a mirror is only worth so much.
             let retries = if index + 1 < self.places.len() { 0 } else { self.deadlines().retries };
             match self.registry.0.ask(place, &self.name, ask, retries).await {
                 Ok(response) => {
-                    self.preferred.store(index, Ordering::Relaxed);
-                    return Ok(response);
+                    self.preferred.fetch_max(index, Ordering::Relaxed);
+                    return Ok((index, response));
                 }
                 Err(error) => {
                     if index + 1 < self.places.len() {
@@ -136,6 +149,28 @@ impl Repository {
             }
         }
         Err(failed)
+    }
+
+    /// Asks a mirror no more, whose answer broke off or was another content. Returns whether there
+    /// was one left to ask instead of this place.
+    pub(crate) fn pass_over(&self, place: usize) -> bool {
+        let is_mirror = place + 1 < self.places.len();
+        if is_mirror {
+            let mirror = self.places[place].address.to_string();
+            tracing::info!(mirror, "its answer is no good; the next place is asked");
+            self.registry.0.passed_over().insert(mirror);
+        }
+        is_mirror
+    }
+
+    fn is_passed_over(&self, place: usize) -> bool {
+        let is_mirror = place + 1 < self.places.len();
+        is_mirror && self.registry.0.passed_over().contains(self.places[place].address.as_str())
+    }
+
+    /// Returns whether a mirror of this repository is asked no more.
+    pub(crate) fn has_passed_over(&self) -> bool {
+        (0..self.places.len()).any(|place| self.is_passed_over(place))
     }
 
     /// Reads all of an answer's body, at most `most` bytes.
@@ -209,6 +244,10 @@ impl Shared {
             self.lock().insert(key, authorization);
         }
         Ok(answer)
+    }
+
+    fn passed_over(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        self.passed_over.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), Authorization>> {

@@ -1,6 +1,7 @@
 //! The task that fetches one blob, going on where it was cut off.
 
 use std::sync::Weak;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use banger_types::Digest;
@@ -29,6 +30,8 @@ pub(crate) struct Job {
     /// For people: `layer 3 of docker.io/library/alpine:3.20`.
     pub(crate) what: String,
     pub(crate) sender: Sender,
+    /// The place that answered last.
+    pub(crate) place: AtomicUsize,
 }
 
 impl Job {
@@ -47,40 +50,38 @@ impl Job {
     async fn fetch(&self) -> Result<(), RegistryError> {
         // Never closed.
         let _slot = self.store.slots().acquire_owned().await;
-        let (found, resumed) = match self.once().await {
-            Ok(end) => end,
-            // What an earlier run left is longer than what the server has: not of this blob.
-            Err((RegistryError::Status { status: 416, .. }, true)) => (None, true),
-            Err((error, _)) => return Err(self.without_trace(error)),
-        };
-        if found.as_ref() == Some(&self.digest) {
-            return self.store.publish(&self.digest, &self.blob);
-        }
-        self.store.remove(&self.digest);
-        let found = if resumed {
-            tracing::info!(blob = %self.digest, "what was left of it is damaged; fetching it anew");
-            let end = self.once().await.map_err(|(error, _)| self.without_trace(error))?;
-            match end.0 {
-                Some(found) if found == self.digest => {
-                    return self.store.publish(&self.digest, &self.blob);
-                }
-                found => {
-                    self.store.remove(&self.digest);
-                    found
-                }
+        loop {
+            let (found, resumed) = match self.once().await {
+                Ok(end) => end,
+                // What an earlier run left is longer than what the server has: not of this blob.
+                Err((RegistryError::Status { status: 416, .. }, true)) => (None, true),
+                Err((error, _)) => return Err(self.without_trace(error)),
+            };
+            if found.as_ref() == Some(&self.digest) {
+                return self.store.publish(&self.digest, &self.blob);
             }
-        } else {
-            found
-        };
-        let found = found.unwrap_or_else(|| self.digest.clone());
-        let (what, expected) = (self.what.clone(), self.digest.clone());
-        Err(RegistryError::Digest { what, expected, found })
+            self.store.remove(&self.digest);
+            if resumed {
+                tracing::info!(blob = %self.digest, "what was left of it is damaged; fetching it anew");
+            } else {
+                // What has been read of it cannot be taken back: the next pull asks another place.
+                self.pass_over();
+                let found = found.unwrap_or_else(|| self.digest.clone());
+                let (what, expected) = (self.what.clone(), self.digest.clone());
+                return Err(RegistryError::Digest { what, expected, found });
+            }
+        }
     }
 
-    /// Keeps what may be gone on with, and removes what a liar sent.
+    /// Asks the next place from now on; returns whether there is one.
+    fn pass_over(&self) -> bool {
+        self.repository.pass_over(self.place.load(Ordering::Relaxed))
+    }
+
+    /// Keeps what may be gone on with, and removes what a liar sent and what fills the disk.
     fn without_trace(&self, error: RegistryError) -> RegistryError {
         let empty = self.sender.borrow().received == 0;
-        if empty || matches!(error, RegistryError::Protocol { .. }) {
+        if empty || error.is_full() || matches!(error, RegistryError::Protocol { .. }) {
             self.store.remove(&self.digest);
         }
         error
@@ -119,7 +120,15 @@ impl Job {
         let (mut attempt, mut pause) = (0, deadlines.pause);
         while at < self.size {
             let before = at;
-            let Err(error) = self.stream(&mut at, parts).await? else { return Ok(()) };
+            let error = match self.stream(&mut at, parts).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => {
+                    self.pass_over();
+                    error
+                }
+                Err(error @ RegistryError::Protocol { .. }) if self.pass_over() => error,
+                Err(error) => return Err(error),
+            };
             if at - before >= deadlines.least {
                 (attempt, pause) = (0, deadlines.pause);
             }
@@ -143,7 +152,8 @@ impl Job {
         let path = format!("blobs/{}", self.digest);
         let ask =
             Ask { method: &Method::GET, path: &path, accept: "*/*", from: *at, what: &self.what };
-        let response = self.repository.ask(ask).await?;
+        let (place, response) = self.repository.ask_places(ask).await?;
+        self.place.store(place, Ordering::Relaxed);
         // A server without ranges begins at the beginning.
         let mut skip = match response.status() {
             StatusCode::PARTIAL_CONTENT => {

@@ -126,6 +126,22 @@ pub enum RegistryError {
         #[source]
         source: Arc<std::io::Error>,
     },
+    /// The disk has no room for what would be fetched.
+    #[error(
+        "the layers of {what} that are not here yet have {needed} bytes, and the disk of {} has {free} \
+         free",
+        path.display()
+    )]
+    NoRoom {
+        /// The image.
+        what: String,
+        /// Bytes to fetch.
+        needed: u64,
+        /// The blob store.
+        path: std::path::PathBuf,
+        /// Bytes that are free there.
+        free: u64,
+    },
     /// The host has no certificates to know registries by, or what was given is none.
     #[error("{0}")]
     Certificates(String),
@@ -139,6 +155,17 @@ fn detail(message: &Option<String>) -> String {
 }
 
 impl RegistryError {
+    /// Returns whether the disk has no room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        match self {
+            Self::NoRoom { .. } => true,
+            Self::Store { source, .. } => matches!(source.kind(), StorageFull | QuotaExceeded),
+            _ => false,
+        }
+    }
+
     /// Returns whether the same request may succeed a moment later.
     pub(crate) const fn may_pass(&self) -> bool {
         match self {

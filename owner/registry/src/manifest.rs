@@ -250,6 +250,8 @@ fn manifest(config: Descriptor, layers: Vec<Descriptor>) -> Result<Document, Man
         }
         limit("bytes in a layer", layer.size, LARGEST_LAYER)?;
     }
+    let all = layers.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
+    limit("bytes in all layers", all, LARGEST_LAYER)?;
     Ok(Document::Manifest(Manifest { config, layers }))
 }
 

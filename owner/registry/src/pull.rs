@@ -124,6 +124,7 @@ impl Resolution {
             .1;
         let diff_ids =
             manifest::diff_ids(&config, manifest.layers.len()).map_err(refused("configuration"))?;
+        self.store.have_room(&manifest.layers, &name)?;
         let (shared, runtime) = (Arc::new(Shared::default()), Handle::current());
         let count = manifest.layers.len();
         let mut layers = Vec::with_capacity(count);
@@ -145,7 +146,8 @@ impl Resolution {
         }
         layers.reverse();
         self.store.keep_digest(&self.reference, &self.digest);
-        Ok(Pull { reference: self.pinned(), manifest_digest, config, layers, shared })
+        let (reference, repository) = (self.pinned(), self.repository);
+        Ok(Pull { reference, manifest_digest, config, layers, shared, repository })
     }
 
     /// Goes from the document through indexes to this machine's manifest.
@@ -234,6 +236,7 @@ pub struct Pull {
     config: Bytes,
     layers: Vec<Layer>,
     shared: Arc<Shared>,
+    repository: Repository,
 }
 
 /// What a pull and its readers share.
@@ -286,12 +289,17 @@ impl Pull {
         self.shared.damage.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns whether the same pull may succeed at once: a blob that was kept is damaged, and is
-    /// removed now, or one failed that another pull had begun, in its own way.
+    /// Returns whether the same pull by the same [`Registry`] may succeed at once: a blob that was
+    /// kept is damaged, and is removed now, one failed that another pull had begun, in its own way,
+    /// or a mirror gave another content and is asked no more.
     #[must_use]
     pub fn may_be_repeated(&self) -> bool {
         let of_another = |layer: &Layer| !layer.begun && layer.blob.failure().is_some();
-        self.damage().is_some() || self.layers.iter().any(of_another)
+        let is_other =
+            |layer: &Layer| matches!(layer.blob.failure(), Some(RegistryError::Digest { .. }));
+        self.damage().is_some()
+            || self.layers.iter().any(of_another)
+            || self.repository.has_passed_over() && self.layers.iter().any(is_other)
     }
 
     /// Makes all reads fail at once.

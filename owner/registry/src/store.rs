@@ -13,7 +13,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use banger_types::{Digest, OciReference};
@@ -150,6 +150,25 @@ impl BlobStore {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Refuses blobs whose bytes that are not here yet are more than the disk has room for.
+    pub(crate) fn have_room(&self, blobs: &[Descriptor], what: &str) -> Result<(), RegistryError> {
+        let length = |path: PathBuf| fs::metadata(path).map_or(0, |metadata| metadata.len());
+        let distinct: HashMap<_, _> = blobs.iter().map(|blob| (&blob.digest, blob.size)).collect();
+        let needed = distinct.into_iter().fold(0_u64, |sum, (digest, size)| {
+            let here = length(self.path(digest)).max(length(self.partial(digest)));
+            sum.saturating_add(size.saturating_sub(here))
+        });
+        let root = &self.0.root;
+        let found = rustix::fs::statvfs(root)
+            .map_err(|error| stored("examine", root)(io::Error::from(error)))?;
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        if needed > free {
+            let what = what.to_owned();
+            return Err(RegistryError::NoRoom { what, needed, path: root.clone(), free });
+        }
+        Ok(())
+    }
+
     /// Holds a blob, fetched from `repository` unless it is there or on its way. `what` is for
     /// people. Returns it with whether this call began it.
     pub(crate) fn acquire(
@@ -207,6 +226,7 @@ impl BlobStore {
                 repository: repository.clone(),
                 what: what.to_owned(),
                 sender: Arc::new(sender),
+                place: AtomicUsize::new(0),
             };
             let _ = blob.task.set(tokio::spawn(job.run()).abort_handle());
         }

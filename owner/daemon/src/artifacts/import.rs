@@ -120,9 +120,10 @@ impl Importer {
         let reporter = if is_a_file(&kind) {
             self.operations.begin(kind, op_id)
         } else {
-            match self.operations.begin_or_join(kind, op_id) {
+            // What is first whole gets the name; the others are told that it is taken.
+            match self.operations.begin_or_join(kind, op_id, |_| false) {
                 Begun::New(reporter) => reporter,
-                Begun::Joined(handle) => {
+                Begun::Joined(handle) | Begun::Conflicting(handle) => {
                     return OperationStarted { operation: handle.snapshot(), joined: true };
                 }
             }

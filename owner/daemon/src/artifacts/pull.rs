@@ -23,7 +23,7 @@ use banger_image::{
 use banger_registry::{
     Access, BlobStore, Credentials, Deadlines, Proxies, Pull, Registry, Secret, Settings,
 };
-use banger_types::{ImageConfig, OciReference, OperationId};
+use banger_types::{ImageConfig, ImageName, OciReference, OperationId};
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -87,10 +87,14 @@ impl Puller {
             image: request.name.clone(),
             reference: request.reference.clone(),
         };
-        let reporter = match self.operations.begin_or_join(kind, op_id) {
+        let conflicts = |other: &OperationKind| makes_another(other, &request);
+        let reporter = match self.operations.begin_or_join(kind, op_id, conflicts) {
             Begun::New(reporter) => reporter,
             Begun::Joined(handle) => {
                 return Ok(OperationStarted { operation: handle.snapshot(), joined: true });
+            }
+            Begun::Conflicting(handle) => {
+                return Err(being_made(&request.name, &handle.snapshot().kind));
             }
         };
         let operation = reporter.handle().snapshot();
@@ -160,6 +164,26 @@ async fn refuse_taken(stores: &ArtifactStores, request: &PullImage) -> Result<()
                 .hint("choose another name with --name, or replace it with --force"))
         }
     }
+}
+
+/// Whether an operation makes an image of the name that `request` wants for something else.
+fn makes_another(other: &OperationKind, request: &PullImage) -> bool {
+    match other {
+        OperationKind::ImagePull { image, .. } | OperationKind::ImageImport { image, .. } => {
+            *image == request.name
+        }
+        _ => false,
+    }
+}
+
+fn being_made(name: &ImageName, other: &OperationKind) -> ApiError {
+    let source = match other {
+        OperationKind::ImagePull { reference, .. } => reference.to_string(),
+        OperationKind::ImageImport { source, .. } => source.clone(),
+        _ => "something else".to_owned(),
+    };
+    ApiError::new(ErrorCode::InUse, format!("image {name} is just being made from {source}"))
+        .hint("choose another name with --name, or wait until that has ended")
 }
 
 /// Whether an image that came from `source` is what `wanted` means, or meant once.

@@ -39,20 +39,30 @@ pub fn pull(reference: &OciReference, error: &RegistryError) -> ApiError {
             ),
         ),
         RegistryError::Redirect { .. } => (ErrorCode::OperationFailed, None),
+        RegistryError::Status { status: 500.., .. } => (
+            ErrorCode::Unavailable,
+            Some(
+                "it was asked several times, and the trouble is the registry's: try again later; what \
+                 has arrived is kept"
+                    .to_owned(),
+            ),
+        ),
         RegistryError::Status { .. } | RegistryError::Protocol { .. } => {
             (ErrorCode::OperationFailed, None)
         }
         RegistryError::Digest { .. } | RegistryError::Manifest { .. } => {
             (ErrorCode::BadArchive, None)
         }
-        RegistryError::Store { source, .. } if is_full(source) => (
+        error if error.is_full() => (
             ErrorCode::NoSpace,
             Some(
                 "`banger system df` shows what takes it, `banger image cache prune` frees some"
                     .to_owned(),
             ),
         ),
-        RegistryError::Store { .. } => (ErrorCode::OperationFailed, None),
+        RegistryError::Store { .. } | RegistryError::NoRoom { .. } => {
+            (ErrorCode::OperationFailed, None)
+        }
         RegistryError::Certificates(_) => (
             ErrorCode::Unavailable,
             Some(
@@ -75,8 +85,4 @@ pub fn pull(reference: &OciReference, error: &RegistryError) -> ApiError {
 /// A failure of the blob store as such.
 pub fn store(error: &RegistryError) -> ApiError {
     ApiError::new(ErrorCode::OperationFailed, error.to_string()).caused_by(error)
-}
-
-fn is_full(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }

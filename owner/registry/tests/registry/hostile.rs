@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::net::TcpStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -478,37 +477,14 @@ async fn nobody_who_listens_is_said() {
 }
 
 #[tokio::test]
-async fn a_mirror_is_asked_first_and_may_fail() {
-    let layers: [&[u8]; 1] = [b"layer"];
-    let contents = Arc::new(contents(&layers));
-    let origin = {
-        let contents = Arc::clone(&contents);
-        Server::start(move |request, stream| serve(&contents, request, stream))
-    };
-    let mirror = Server::start(move |request, stream| serve(&contents, request, stream));
-    let broken = Server::start(|_, stream| answer(stream, 500, &[], b""));
-    let reference = reference(&origin.authority, "x");
-    let mut settings = settings();
-    for server in [&broken, &mirror] {
-        let text = format!("{}=http://{}", origin.authority, server.authority);
-        settings.mirrors.push(text.parse().unwrap());
-    }
-    let access = Access {
-        credentials: vec![Credentials::Password {
-            registry: origin.authority.parse().unwrap(),
-            user: "alice".to_owned(),
-            password: Secret::new("secret".to_owned()),
-        }],
-        ..Access::default()
-    };
-    let cache = Cache::new();
-    pull_all(settings.clone(), access, &cache, &reference).await.unwrap();
-    assert_eq!(broken.requests().len(), 1);
-    assert_eq!(mirror.requests().len(), 3);
-    assert_eq!(origin.requests().len(), 0);
-    settings.mirrors.truncate(1);
-    pull_all(settings, Access::default(), &Cache::new(), &reference).await.unwrap();
-    assert_eq!(origin.requests().len(), 3);
+async fn an_image_that_the_disk_has_no_room_for_is_not_begun() {
+    let server = with_answer(&[b"layer"], is_manifest, |_, stream, bytes| {
+        let large = |manifest: &str| manifest.replace("\"size\":5", "\"size\":200000000000");
+        let manifest = large(std::str::from_utf8(bytes).unwrap());
+        answer(stream, 200, &[("Content-Type", MANIFEST)], manifest.as_bytes());
+    });
+    refused(&server, "200000000000 bytes").await;
+    assert_eq!(server.requests().len(), 2, "the manifest and the configuration");
 }
 
 #[tokio::test]

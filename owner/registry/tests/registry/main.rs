@@ -9,6 +9,7 @@
 
 mod encrypted;
 mod hostile;
+mod mirrors;
 mod real;
 mod resumed;
 mod server;
