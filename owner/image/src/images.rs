@@ -367,8 +367,8 @@ impl ImageStore {
         name: &ImageName,
         kernel: Option<KernelName>,
     ) -> Result<(), ImageStoreError> {
-        let manifest: ImageManifest = self.shelf.manifest(name.as_str())?;
-        Ok(self.shelf.change_manifest(name.as_str(), &ImageManifest { kernel, ..manifest })?)
+        let change = |manifest: ImageManifest| ImageManifest { kernel, ..manifest };
+        Ok(self.shelf.change_manifest(name.as_str(), change)?)
     }
 
     /// Returns all images by name; one whose manifest cannot be read is logged and left out.

@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{RenameFlags, renameat_with};
 use serde::Serialize;
@@ -59,6 +60,8 @@ pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error
 #[derive(Clone, Debug)]
 pub(crate) struct Shelf {
     root: PathBuf,
+    /// Held by what changes something that is published.
+    changes: Arc<Mutex<()>>,
 }
 
 /// A thing being made; removed when dropped without [`Shelf::publish`].
@@ -87,7 +90,7 @@ impl Drop for Staging {
 impl Shelf {
     pub(crate) fn open(root: PathBuf) -> Result<Self, ShelfError> {
         fs::create_dir_all(&root).map_err(failed("create", &root))?;
-        Ok(Self { root })
+        Ok(Self { root, changes: Arc::default() })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -123,6 +126,7 @@ impl Shelf {
         file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed("write", &path))?;
         sync_directory(&staging.path)?;
         let target = self.path(name);
+        let _change = self.change();
         let rename =
             |flags| renameat_with(rustix::fs::CWD, &staging.path, rustix::fs::CWD, &target, flags);
         match rename(RenameFlags::NOREPLACE) {
@@ -138,15 +142,22 @@ impl Shelf {
         sync_directory(&self.root)
     }
 
-    /// Puts another manifest in the place of that of `name`, by one rename.
-    pub(crate) fn change_manifest(
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts what `change` makes of the manifest of `name` in its place, by one rename; what is
+    /// published under the name meanwhile waits.
+    pub(crate) fn change_manifest<T: Serialize + DeserializeOwned>(
         &self,
         name: &str,
-        manifest: &impl Serialize,
+        change: impl FnOnce(T) -> T,
     ) -> Result<(), ShelfError> {
+        let _change = self.change();
+        let manifest = change(self.manifest(name)?);
         let directory = self.path(name);
         let (path, staged) = (directory.join(MANIFEST), directory.join(".manifest.json.new"));
-        let text = serde_json::to_vec_pretty(manifest)
+        let text = serde_json::to_vec_pretty(&manifest)
             .map_err(|source| ShelfError::Manifest { path: path.clone(), source })?;
         // What a crash left there is overwritten.
         let mut file = File::create(&staged).map_err(failed("create", &staged))?;

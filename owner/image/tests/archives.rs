@@ -190,14 +190,12 @@ fn what_others_write_is_told_apart_and_taken() {
         .arg(format!("oci:{}:test", layout.display()))
         .arg(format!("docker-archive:{}:example/name:1", saved.display())));
     let saved = std::fs::read(saved).expect("a file");
-    let named = Selection { reference: Some("example/name:1".into()), ..Selection::default() };
-    let from_docker = store
-        .take("docker", &saved, &named)
-        .or_else(|_| {
-            let full = Some("docker.io/example/name:1".into());
-            store.take("docker", &saved, &Selection { reference: full, ..Selection::default() })
-        })
-        .expect("what docker saves");
+    let named = |name: &str| Selection { reference: Some(name.into()), ..Selection::default() };
+    let from_docker =
+        store.take("docker", &saved, &named("example/name:1")).expect("what docker saves");
+    // Short and whole names are the same.
+    let full = named("docker.io/example/name:1");
+    store.take("docker-again", &saved, &full).expect("what docker saves");
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(&saved).expect("memory");
     let packed = encoder.finish().expect("memory");

@@ -272,7 +272,7 @@ fn a_kernel_is_made_of_its_files_too() {
     for (files, expected) in [
         (vec![config.clone()], "no bzImage or vmlinux"),
         (vec![file("vmlinux", b"\x7fELF, or so it says")], "not an ELF kernel"),
-        (vec![file("vmlinux", &elf("../../etc"))], "no version"),
+        (vec![file("vmlinux", &elf("../../etc"))], "no Linux kernel"),
         (vec![file("bzImage", b"none")], "no version"),
         (vec![vmlinux.clone(), file("config", b"CONFIG_EXT4_FS=y\n")], "no virtio_blk"),
         (vec![vmlinux.clone(), file("modules/a.ko", b"x")], "is damaged"),

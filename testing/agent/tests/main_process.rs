@@ -15,7 +15,9 @@ use banger_agent_api::{
     AttachMainCall, ConfigureCall, ErrorCode, ExecCall, ExitStatus, MainProcess, PtyCall,
     SignalNumber, WindowSize,
 };
-use banger_guest_client::{AgentClient, ClientError, ExecEvent, GuestChannel, SerialChannel};
+use banger_guest_client::{
+    AgentClient, ClientError, ExecEvent, ExecStream, GuestChannel, SerialChannel,
+};
 
 /// Longer than anything here takes, and less than a held process waits.
 const SOON: Duration = Duration::from_secs(20);
@@ -130,18 +132,9 @@ async fn it_outlives_its_client_and_takes_another() {
     let busy = client.attach_main(AttachMainCall::default()).await.unwrap_err();
     assert_eq!(code(&busy), ErrorCode::Refused);
     drop((input, events, control));
-    // Its going is noticed soon; the main process's output has only the console meanwhile.
-    let attached = async {
-        loop {
-            match client.attach_main(AttachMainCall::default()).await {
-                Ok(stream) => return stream,
-                Err(error) => assert_eq!(code(&error), ErrorCode::Refused),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let stream = tokio::time::timeout(SOON, attached).await.unwrap();
-    let (_input, mut events, control) = stream.split();
+    // The main process's output has only the console meanwhile.
+    let (_input, mut events, control) =
+        attach_again(&client, AttachMainCall::default()).await.split();
     control.signal(SignalNumber::new(10).unwrap()).await.unwrap();
     let mut out = Vec::new();
     let status = loop {
@@ -154,6 +147,54 @@ async fn it_outlives_its_client_and_takes_another() {
     // Before it the shell may say what the signal did to its sleep, which is in its group.
     assert!(out.ends_with(b"got it\r\n"), "{}", String::from_utf8_lossy(&out));
     assert_eq!(status, ExitStatus::Code(5));
+}
+
+/// What the first left to a process that does not read is not of the second one's window.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_client_has_a_window_of_its_own_for_input() {
+    let Some(client) = agent().await else { return };
+    let place = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(place.path(), Some(65534), None).unwrap();
+    let go = place.path().join("go");
+    let script = format!("while [ ! -e {} ]; do sleep 0.05; done; wc -c", go.display());
+    client.configure(configuration(shell(&script, true))).await.unwrap();
+    let attach = || AttachMainCall { stdin: true, pty: None };
+    // A pipe takes 64 KiB of it, and the window is 128.
+    let bytes = vec![b'x'; 150 << 10];
+    let (mut input, events, control) = client.attach_main(attach()).await.unwrap().split();
+    let mut events = events;
+    let reading = tokio::spawn(async move { while let Ok(Some(_)) = events.next().await {} });
+    tokio::time::timeout(SOON, input.write(&bytes)).await.unwrap().unwrap();
+    reading.abort();
+    drop((input, control, reading.await));
+    let (mut input, mut events, _control) = attach_again(&client, attach()).await.split();
+    input.write(&bytes[..128 << 10]).await.unwrap();
+    let sent = (150 + 128) << 10;
+    std::fs::write(&go, "").unwrap();
+    input.close().await.unwrap();
+    let mut out = Vec::new();
+    loop {
+        match tokio::time::timeout(SOON, events.next()).await.unwrap().unwrap().unwrap() {
+            ExecEvent::Stdout(bytes) => out.extend_from_slice(&bytes),
+            ExecEvent::Exited(status) => break assert_eq!(status, ExitStatus::Code(0)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(String::from_utf8(out).unwrap(), format!("{sent}\n"));
+}
+
+/// Attaches once the client before has gone, which is noticed soon.
+async fn attach_again(client: &AgentClient, call: AttachMainCall) -> ExecStream {
+    let attached = async {
+        loop {
+            match client.attach_main(call.clone()).await {
+                Ok(stream) => return stream,
+                Err(error) => assert_eq!(code(&error), ErrorCode::Refused),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(SOON, attached).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,6 +67,9 @@ struct Queue {
     ended: bool,
 }
 
+/// The most bytes that clients may leave to a command that does not take them.
+const LARGEST_QUEUE: usize = 8 * STDIN_WINDOW as usize;
+
 /// Whom a signal reaches that is not a terminal's foreground job's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Audience {
@@ -82,12 +85,18 @@ impl Input {
     }
 
     /// Reads frames for as long as the client is there; returns why it is not any more.
+    ///
+    /// What an earlier client sent and the command has not taken yet is not of this one's window.
     pub(super) async fn receive(&self, reader: impl AsyncRead + Unpin) -> WireError {
+        let limit = self.queue.borrow().bytes.saturating_add(STDIN_WINDOW as usize);
+        if limit > LARGEST_QUEUE {
+            return WireError::TooLong { length: limit, limit: LARGEST_QUEUE };
+        }
         let mut reader = FrameReader::new(reader);
         loop {
             match reader.next().await {
                 Ok(Some(frame)) => {
-                    if let Err(error) = self.take(frame) {
+                    if let Err(error) = self.take(frame, limit) {
                         return error;
                     }
                 }
@@ -97,13 +106,12 @@ impl Input {
         }
     }
 
-    fn take(&self, frame: Frame) -> Result<(), WireError> {
+    fn take(&self, frame: Frame, limit: usize) -> Result<(), WireError> {
         match frame {
             Frame::Stdin(bytes) => {
                 let mut queue = self.queue.borrow_mut();
                 queue.bytes += bytes.len();
-                if queue.bytes > STDIN_WINDOW as usize {
-                    let limit = STDIN_WINDOW as usize;
+                if queue.bytes > limit {
                     return Err(WireError::TooLong { length: queue.bytes, limit });
                 }
                 if !queue.ended {

@@ -1,6 +1,6 @@
 //! Which image of an archive is meant, and what it is made of.
 
-use banger_types::{Digest, ImageConfig};
+use banger_types::{Digest, ImageConfig, OciReference};
 
 use super::documents::{
     Configuration, Descriptor, Index, LayoutVersion, MOST_IMAGES, MOST_LAYERS, Manifest, Platform,
@@ -125,9 +125,17 @@ fn names_of(listed: &[Descriptor]) -> Vec<String> {
 }
 
 fn is_named(descriptor: &Descriptor, wanted: &str) -> bool {
-    descriptor.annotation(NAME) == Some(wanted)
-        || descriptor.annotation(FULL_NAME) == Some(wanted)
+    [NAME, FULL_NAME]
+        .into_iter()
+        .filter_map(|key| descriptor.annotation(key))
+        .any(|name| is_same_name(name, wanted))
         || descriptor.digest.as_str() == wanted
+}
+
+/// Whether two names are one reference: `alpine` is `docker.io/library/alpine:latest`.
+fn is_same_name(one: &str, other: &str) -> bool {
+    let meant = |name: &str| name.parse::<OciReference>().ok();
+    one == other || meant(one).is_some_and(|one| meant(other) == Some(one))
 }
 
 /// Follows a descriptor to an image for the platform; what it is for otherwise goes to `other`.
@@ -188,9 +196,8 @@ fn from_docker(kept: &Kept, selection: &Selection) -> Result<LayeredImage, Conta
         None if saved.len() > 1 => return Err(ContainerError::Several(names())),
         None => saved.first().ok_or_else(|| ContainerError::Missing("image at all".into()))?,
         Some(wanted) => {
-            let tagged = format!("{wanted}:latest");
             let is_wanted =
-                |image: &&SavedImage| tags(image).iter().any(|tag| tag == wanted || *tag == tagged);
+                |image: &&SavedImage| tags(image).iter().any(|tag| is_same_name(tag, wanted));
             saved.iter().find(is_wanted).ok_or_else(|| ContainerError::NoReference {
                 wanted: clean(wanted),
                 found: names(),

@@ -272,7 +272,11 @@ impl Found {
         let version = named
             .or_else(|| bzimage::version(&compressed))
             .or_else(|| elf.as_deref().and_then(bzimage::version));
-        let version = version.ok_or(KernelError::Missing("version in the kernel"))?;
+        let missing = || match elf {
+            Some(_) => KernelError::NoKernel,
+            None => KernelError::Missing("version in the kernel"),
+        };
+        let version = version.ok_or_else(missing)?;
         Ok(Images { version, compressed, elf })
     }
 

@@ -55,6 +55,9 @@ pub enum KernelError {
     /// Something in the package is missing.
     #[error("the package has no {0}")]
     Missing(&'static str),
+    /// An ELF file that is another program.
+    #[error("vmlinux is an ELF file, and no Linux kernel: it does not say its version as one does")]
+    NoKernel,
     /// A file in the package is larger than such a file can be.
     #[error("{entry} in the package has {size} bytes, more than {limit}")]
     TooLarge {

@@ -9,6 +9,8 @@ const FLAG_EXTENTS: u32 = 0x0008_0000;
 const MAGIC: u16 = 0xF30A;
 /// As the kernel's `EXT4_MAX_EXTENT_DEPTH`.
 const DEEPEST: u16 = 5;
+/// Most nodes of one file's tree; one of 4096 bytes leads to 340 runs.
+const MOST_NODES: u32 = 1 << 17;
 /// Most runs of one file.
 const MOST_RUNS: usize = 8 << 20;
 
@@ -37,12 +39,13 @@ impl Reader {
         }
         let damaged = || ReadError::Damaged { what: "the extents", inode: node.number };
         let mut runs: Vec<Run> = Vec::new();
-        // Nodes still to be read, the next one last, with the depth that each must have.
-        let mut rest: Vec<(Vec<u8>, u16)> = vec![(node.block.to_vec(), get16(&node.block, 6))];
-        if get16(&node.block, 6) > DEEPEST {
+        let (mut bytes, mut depth) = (node.block.to_vec(), get16(&node.block, 6));
+        if depth > DEEPEST {
             return Err(damaged());
         }
-        while let Some((bytes, depth)) = rest.pop() {
+        // Nodes still to be read, the next one last, with the depth that each must have.
+        let mut rest: Vec<(u64, u16)> = Vec::new();
+        for _ in 0..MOST_NODES {
             let count = usize::from(get16(&bytes, 2));
             if get16(&bytes, 0) != MAGIC
                 || get16(&bytes, 6) != depth
@@ -55,19 +58,17 @@ impl Reader {
                 for entry in entries {
                     self.push(&mut runs, entry).ok_or_else(damaged)?;
                 }
-                continue;
+            } else {
+                for entry in entries.rev() {
+                    rest.push((wide(get32(entry, 4), u32::from(get16(entry, 8))), depth - 1));
+                }
             }
-            for entry in entries.rev() {
-                let block = wide(get32(entry, 4), u32::from(get16(entry, 8)));
-                let mut below = vec![0; usize::try_from(self.block_size).unwrap_or(4096)];
-                self.read_block(block, &mut below)?;
-                rest.push((below, depth - 1));
-            }
-            if rest.len() > 1 << 16 {
-                return Err(damaged());
-            }
+            let Some((block, next)) = rest.pop() else { return Ok(runs) };
+            bytes.resize(usize::try_from(self.block_size).unwrap_or(4096), 0);
+            self.read_block(block, &mut bytes)?;
+            depth = next;
         }
-        Ok(runs)
+        Err(damaged())
     }
 
     fn push(&self, runs: &mut Vec<Run>, entry: &[u8]) -> Option<()> {
@@ -172,5 +173,56 @@ impl Read for ContentReader<'_> {
         };
         self.at += read as u64;
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{NodeKind, Reader};
+    use super::*;
+
+    /// An extent tree's node of these entries.
+    fn tree(depth: u16, entries: &[[u32; 3]]) -> Vec<u8> {
+        let count = u16::try_from(entries.len()).unwrap();
+        let mut bytes: Vec<u8> =
+            [MAGIC, count, count, depth, 0, 0].into_iter().flat_map(u16::to_le_bytes).collect();
+        bytes.extend(entries.iter().flatten().flat_map(|word| word.to_le_bytes()));
+        bytes
+    }
+
+    #[test]
+    fn extents_that_name_blocks_over_and_over_end() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(256 << 20).unwrap();
+        let made = std::process::Command::new("/usr/sbin/mke2fs")
+            .args(["-q", "-t", "ext4", "-b", "4096"])
+            .arg(file.path())
+            .status();
+        assert!(made.unwrap().success());
+        let reader = Reader::open(file.reopen().unwrap()).unwrap();
+        let mut node = reader.root().unwrap();
+        assert_eq!(node.kind, NodeKind::Directory);
+        assert_eq!(reader.entries(&node).unwrap().len(), 1, "lost+found");
+        let put = |node: &mut Node, bytes: &[u8]| node.block[..bytes.len()].copy_from_slice(bytes);
+        let directory = u32::try_from(reader.runs(&node).unwrap()[0].physical).unwrap();
+        // More blocks than a directory has, all with the same names.
+        let again = [0, 1, 2].map(|part| [part * 32_768, 32_768, directory]);
+        put(&mut node, &tree(0, &again));
+        assert_eq!(reader.runs(&node).unwrap().len(), 3);
+        assert!(matches!(reader.entries(&node), Err(ReadError::Damaged { .. })));
+        // A node below that leads to many, and each of them to itself.
+        let block = 40_000;
+        let below: Vec<_> = (0..340).map(|part| [part, block, 0]).collect();
+        for depth in [1, 4] {
+            let bytes = tree(depth, &below);
+            std::os::unix::fs::FileExt::write_all_at(
+                file.as_file(),
+                &bytes,
+                u64::from(block) * 4096,
+            )
+            .unwrap();
+            put(&mut node, &tree(depth + 1, &[[0, block, 0], [1, block, 0]]));
+            assert!(matches!(reader.runs(&node), Err(ReadError::Damaged { .. })));
+        }
     }
 }

@@ -21,8 +21,10 @@ pub use content::ContentReader;
 pub use inode::{Node, NodeKind};
 
 const MOST_LINKS_FOLLOWED: u32 = 40;
-/// Most bytes of one directory's blocks.
-const LARGEST_DIRECTORY: u64 = 1 << 30;
+/// Bytes of the largest directory: with a million long names it has 256 MiB.
+const LARGEST_DIRECTORY: u64 = 1 << 28;
+/// The most names of a directory, about what an image may have files.
+const MOST_NAMES: usize = 1_300_000;
 
 /// Why a file system cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -187,13 +189,52 @@ impl Reader {
     /// # Errors
     /// An unreadable or damaged directory.
     pub fn entries(&self, directory: &Node) -> Result<Vec<(Vec<u8>, u32)>, ReadError> {
+        let mut names = Vec::new();
+        self.each_entry(directory, |name, inode| {
+            names.push((name.to_vec(), inode));
+            names.len() <= MOST_NAMES
+        })?;
+        if names.len() > MOST_NAMES {
+            return Err(ReadError::Unsupported("has a directory with too many names"));
+        }
+        names.sort_unstable();
+        if names.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+            return Err(ReadError::Damaged { what: "the directory", inode: directory.number });
+        }
+        Ok(names)
+    }
+
+    /// Returns the inode that has `name` in `directory`; takes no more memory for a larger one.
+    fn entry(&self, directory: &Node, name: &[u8]) -> Result<Option<u32>, ReadError> {
+        let mut found = None;
+        self.each_entry(directory, |entry, inode| {
+            if entry == name {
+                found = Some(inode);
+            }
+            found.is_none()
+        })?;
+        Ok(found)
+    }
+
+    /// Visits the names in `directory` with their inodes, without `.` and `..`, until `visit`
+    /// returns false.
+    fn each_entry(
+        &self,
+        directory: &Node,
+        mut visit: impl FnMut(&[u8], u32) -> bool,
+    ) -> Result<(), ReadError> {
         let damaged = || ReadError::Damaged { what: "the directory", inode: directory.number };
         if directory.kind != NodeKind::Directory || directory.size > LARGEST_DIRECTORY {
             return Err(damaged());
         }
+        let runs = self.runs(directory)?;
+        // Its extents may name more blocks than it has, and the same ones over and over.
+        let blocks: u64 = runs.iter().map(|run| u64::from(run.length)).sum();
+        if blocks > LARGEST_DIRECTORY / self.block_size {
+            return Err(damaged());
+        }
         let mut bytes = vec![0; usize::try_from(self.block_size).unwrap_or(4096)];
-        let mut names = Vec::new();
-        for run in self.runs(directory)? {
+        for run in runs {
             for index in 0..u64::from(run.length) {
                 self.read_block(run.physical + index, &mut bytes)?;
                 let mut at = 0;
@@ -209,17 +250,15 @@ impl Reader {
                         if name.is_empty() || name.contains(&b'/') || name.contains(&0) {
                             return Err(damaged());
                         }
-                        names.push((name.to_vec(), inode));
+                        if !visit(name, inode) {
+                            return Ok(());
+                        }
                     }
                     at += length;
                 }
             }
         }
-        names.sort_unstable();
-        if names.windows(2).any(|pair| pair[0].0 == pair[1].0) {
-            return Err(damaged());
-        }
-        Ok(names)
+        Ok(())
     }
 
     /// Follows `path` from the root through all links; `None` where nothing has that name.
@@ -245,12 +284,8 @@ impl Reader {
             if here.kind != NodeKind::Directory {
                 return Ok(None);
             }
-            let entries = self.entries(here)?;
-            let Ok(index) = entries.binary_search_by(|(entry, _)| entry.as_slice().cmp(&name))
-            else {
-                return Ok(None);
-            };
-            let node = self.node(entries[index].1)?;
+            let Some(number) = self.entry(here, &name)? else { return Ok(None) };
+            let node = self.node(number)?;
             if node.kind != NodeKind::SymbolicLink {
                 above.push(node);
                 continue;
