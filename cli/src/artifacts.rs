@@ -94,18 +94,31 @@ pub fn can_pull_kernel(name: &KernelName) -> bool {
     KernelRequest::for_name(name.as_str()).is_ok()
 }
 
-/// Returns the kernel of a machine when neither the user nor the image says one.
+/// Returns the kernel of a machine when neither the user nor the image says one, pulled first where
+/// it is not here.
 ///
 /// That is the setting's, or our own choice.
-pub async fn default_kernel(client: &Client) -> Result<KernelName, CliError> {
+pub async fn ensure_default_kernel(
+    ui: &Ui,
+    client: &Client,
+    interrupts: &mut Interrupts,
+) -> Result<KernelName, CliError> {
     let settings: Vec<Setting> =
         client.get(routes::CONFIG).await.map_err(|error| client.explain(error))?;
     let set = settings.into_iter().find(|setting| setting.key == KERNEL_DEFAULT);
-    set.and_then(|setting| (setting.value != "auto").then_some(setting.value))
+    let set = set.and_then(|setting| (setting.value != "auto").then_some(setting.value));
+    let name: KernelName = set
         .as_deref()
         .unwrap_or(host::DEFAULT_KERNEL)
         .parse()
-        .map_err(|error| CliError::new("the default kernel's name is wrong").because(&error))
+        .map_err(|error| CliError::new("the default kernel's name is wrong").because(&error))?;
+    let ensured = ensure_kernel(ui, client, interrupts, &name).await;
+    match ensured {
+        Err(error) if set.is_some() => Err(error.hint(format!(
+            "the setting {KERNEL_DEFAULT} names it: banger config set {KERNEL_DEFAULT} auto"
+        ))),
+        other => other.map(|()| name),
+    }
 }
 
 /// Returns the image where it is here; one that is not here and cannot be pulled is an error.

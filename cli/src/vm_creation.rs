@@ -145,10 +145,12 @@ pub async fn create(
     check_request(client, args).await?;
     let image = artifacts::ensure_image(ui, client, interrupts, &args.image).await?;
     let kernel = match args.kernel.clone().or(image.default_kernel) {
-        Some(kernel) => kernel,
-        None => artifacts::default_kernel(client).await?,
+        Some(kernel) => {
+            artifacts::ensure_kernel(ui, client, interrupts, &kernel).await?;
+            kernel
+        }
+        None => artifacts::ensure_default_kernel(ui, client, interrupts).await?,
     };
-    artifacts::ensure_kernel(ui, client, interrupts, &kernel).await?;
     let spec = args.spec();
     ui.status(describe(&spec));
     let request = CreateVm {

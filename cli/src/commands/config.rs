@@ -1,6 +1,6 @@
 //! `banger config`: bangerd's settings.
 
-use banger_daemon_api::config::{Config, KEYS, Setting};
+use banger_daemon_api::config::{Config, KERNEL_DEFAULT, KEYS, Setting};
 use banger_daemon_api::routes;
 use clap::{Args, Subcommand};
 
@@ -8,7 +8,7 @@ use super::JsonArgs;
 use crate::client::Client;
 use crate::error::CliError;
 use crate::ui::Ui;
-use crate::{daemon, table};
+use crate::{artifacts, daemon, table};
 
 /// What can be done with settings.
 #[derive(Debug, Subcommand)]
@@ -70,7 +70,8 @@ impl ConfigCommand {
                 let client = daemon::connect(ui).await?;
                 let setting = Setting { key: args.key, value: args.value };
                 let set: Result<Vec<Setting>, _> = client.patch(routes::CONFIG, &setting).await;
-                set.map(drop).map_err(|error| client.explain(error))
+                set.map(drop).map_err(|error| client.explain(error))?;
+                warn(ui, &client, &setting).await
             }
             Self::List(json) => {
                 let settings = settings(&daemon::connect(ui).await?).await?;
@@ -88,6 +89,20 @@ impl ConfigCommand {
             }
         }
     }
+}
+
+/// Says what a new value does not do yet.
+async fn warn(ui: &Ui, client: &Client, setting: &Setting) -> Result<(), CliError> {
+    if setting.key == KERNEL_DEFAULT
+        && setting.value != "auto"
+        && let Ok(name) = setting.value.parse()
+        && artifacts::find_kernel(client, &name).await.is_err()
+    {
+        ui.warning(format_args!(
+            "there is no kernel {name} yet, and machines need it: banger kernel import FILE --name {name}"
+        ));
+    }
+    Ok(())
 }
 
 async fn settings(client: &Client) -> Result<Vec<Setting>, CliError> {

@@ -31,6 +31,9 @@ pub struct ExportArgs {
     /// Write a bundle: rootfs.ext4 and manifest.json, which banger imports in one step
     #[arg(long)]
     bundle: bool,
+    /// Replace a file that is there
+    #[arg(long)]
+    force: bool,
 }
 
 /// Where an export goes.
@@ -46,6 +49,7 @@ enum Output {
 pub async fn run(ui: &Ui, args: &ExportArgs) -> Result<(), CliError> {
     let format = if args.bundle { ExportFormat::Bundle } else { ExportFormat::Layout };
     let output = output_of(args)?;
+    check(&output, args.force)?;
     let client = daemon::connect(ui).await?;
     ui.status(format_args!("exporting image {}", args.name));
     super::get(&client, &args.name).await?;
@@ -113,6 +117,28 @@ fn output_of(args: &ExportArgs) -> Result<Output, CliError> {
         (true, false) => Output::Directory(path.clone()),
         (false, _) => Output::File(path.clone()),
     })
+}
+
+/// Refuses what is in the way before anything is fetched.
+fn check(output: &Output, replace: bool) -> Result<(), CliError> {
+    match output {
+        Output::File(path) if !replace && path.symlink_metadata().is_ok() => {
+            Err(CliError::new(format!("{} is there already", path.display()))
+                .hint("--force replaces it"))
+        }
+        Output::Directory(path) => match fs::read_dir(path).map(|mut entries| entries.next()) {
+            Ok(Some(_)) => {
+                Err(CliError::new(format!("the directory {} is not empty", path.display()))
+                    .hint("--output PATH/ with a PATH that is new or empty"))
+            }
+            Ok(None) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(CliError::new(format!("cannot write into {}", path.display()))
+                .because(&error)
+                .hint("--output PATH/ with a PATH that is new or empty")),
+        },
+        Output::File(_) | Output::Standard => Ok(()),
+    }
 }
 
 fn write(output: &Output, mut input: ChunkReader) -> Result<(), CliError> {

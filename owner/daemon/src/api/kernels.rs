@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use banger_daemon_api::artifact::{ImportKernel, Kernel};
+use banger_daemon_api::config::KERNEL_DEFAULT;
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_daemon_api::operation::OperationStarted;
 use banger_types::KernelName;
@@ -82,8 +83,13 @@ fn refuse_in_use(api: &Api, name: &KernelName) -> Answer<()> {
         .hint(format!("`banger vm delete {}` first", users.join(" "))))
 }
 
-/// A kernel that an image names stays, so that the image's next machine finds it.
+/// A kernel that an image or the configuration names stays, so that the next machine finds it.
 async fn refuse_default(api: &Api, name: &KernelName) -> Answer<()> {
+    if api.services.config().now().await.kernel.default.as_ref() == Some(name) {
+        let message = format!("kernel {name} is what the setting {KERNEL_DEFAULT} names");
+        return Err(Failure::new(ErrorCode::InUse, message)
+            .hint(format!("`banger config set {KERNEL_DEFAULT} auto` first")));
+    }
     let images = api.services.artifacts().images().await?;
     let Some(image) = images.iter().find(|image| image.default_kernel.as_ref() == Some(name))
     else {

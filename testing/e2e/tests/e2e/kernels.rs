@@ -71,10 +71,15 @@ fn a_host_and_an_image_have_a_default_kernel() {
     let environment = Environment::new(Contents::Busybox);
     let run = |words: &[&str]| environment.banger(words).run();
     run(&["config", "set", "kernel.default", "../x"]).code(2).is_a_clear_error();
-    run(&["config", "set", "kernel.default", "nothing"]).code(0);
+    let set = run(&["config", "set", "kernel.default", "nothing"]).code(0);
+    assert!(set.err().contains("there is no kernel nothing yet"), "{}", set.err());
     // The name is looked up when it is needed.
     let machine = ["vm", "create", "--image", "busybox"];
-    run(&machine).code(1).is_a_clear_error().says(&["nothing"]);
+    run(&machine).code(1).is_a_clear_error().says(&["nothing", "kernel.default auto"]);
+    let set = run(&["config", "set", "kernel.default", DEFAULT_KERNEL]).code(0);
+    assert_eq!(set.err(), "");
+    let refused = run(&["kernel", "delete", DEFAULT_KERNEL]);
+    refused.code(1).is_a_clear_error().says(&["kernel.default", "auto"]);
     run(&["config", "set", "kernel.default", "auto"]).code(0);
     run(&["image", "set", "busybox", "--kernel", "nothing"]).code(1).is_a_clear_error();
     run(&["image", "set", "none", "--kernel", "none"]).code(1).is_a_clear_error();
@@ -88,6 +93,8 @@ fn a_host_and_an_image_have_a_default_kernel() {
     // It is in the manifest, which is what the next daemon reads.
     environment.stop_daemon();
     assert_eq!(default(), DEFAULT_KERNEL);
+    let refused = run(&["kernel", "delete", DEFAULT_KERNEL]);
+    refused.code(1).is_a_clear_error().says(&["what image busybox boots", "image set busybox"]);
     run(&["image", "set", "busybox", "--kernel", "none"]).code(0);
     assert_eq!(default(), before);
     environment.finish();
