@@ -1,11 +1,7 @@
 //! The client against the real agent's server, run as an ordinary process over a socket pair.
 //!
 //! The agent runs commands as root does (it sets groups), so these tests need root.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test: helpers fail it where it stands, and a skip must be seen"
-)]
+#![expect(clippy::unwrap_used, reason = "a test: helpers fail it where it stands")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,36 +11,12 @@ use banger_agent_api::{
     SpawnBenchCall, WindowSize,
 };
 use banger_guest_client::{
-    AgentClient, ClientError, ExecEvent, ExecEvents, GuestChannel, SerialChannel, contract,
+    AgentClient, ClientError, ExecEvent, ExecEvents, SerialChannel, contract,
 };
 
-/// An agent on a thread of its own, which ends with the client's channel.
 async fn agent() -> Option<(AgentClient, Arc<SerialChannel>)> {
-    if std::fs::metadata("/proc/self/fd/0").is_err() || !is_root() {
-        eprintln!("SKIP: root: the agent sets the groups of the commands it runs");
-        return None;
-    }
-    let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        tokio::task::LocalSet::new().block_on(&runtime, async move {
-            far.set_nonblocking(true).unwrap();
-            let far = tokio::net::UnixStream::from_std(far).unwrap();
-            let server = std::rc::Rc::new(banger_agent::serve::Server::without_cgroups());
-            let pipe = banger_agent::serve::serve_pipe(server, far);
-            let _ = tokio::time::timeout(Duration::from_secs(100), pipe).await;
-        });
-    });
-    near.set_nonblocking(true).unwrap();
-    let near = tokio::net::UnixStream::from_std(near).unwrap();
-    let channel = Arc::new(SerialChannel::over(near));
-    channel.wait_ready().await.unwrap();
+    let channel = banger_agent_tests::start_as_root().await?;
     Some((AgentClient::new(channel.clone()), channel))
-}
-
-fn is_root() -> bool {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
 fn call(argv: &[&str]) -> ExecCall {

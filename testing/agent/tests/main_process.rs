@@ -2,48 +2,21 @@
 //!
 //! That server is not under a PID 1 of its own, so nothing is powered off here. The agent sets the
 //! groups of what it runs, so these tests need root.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test: helpers fail it where it stands, and a skip must be seen"
-)]
+#![expect(clippy::unwrap_used, reason = "a test: helpers fail it where it stands")]
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{
     AttachMainCall, ConfigureCall, ErrorCode, ExecCall, ExitStatus, MainProcess, PtyCall,
     SignalNumber, WindowSize,
 };
-use banger_guest_client::{
-    AgentClient, ClientError, ExecEvent, ExecStream, GuestChannel, SerialChannel,
-};
+use banger_guest_client::{AgentClient, ClientError, ExecEvent, ExecStream};
 
 /// Longer than anything here takes, and less than a held process waits.
 const SOON: Duration = Duration::from_secs(20);
 
 async fn agent() -> Option<AgentClient> {
-    use std::os::unix::fs::MetadataExt;
-    if std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() != 0) {
-        eprintln!("SKIP: root: the agent sets the groups of the commands it runs");
-        return None;
-    }
-    let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        tokio::task::LocalSet::new().block_on(&runtime, async move {
-            far.set_nonblocking(true).unwrap();
-            let far = tokio::net::UnixStream::from_std(far).unwrap();
-            let server = std::rc::Rc::new(banger_agent::serve::Server::without_cgroups());
-            let pipe = banger_agent::serve::serve_pipe(server, far);
-            let _ = tokio::time::timeout(Duration::from_secs(100), pipe).await;
-        });
-    });
-    near.set_nonblocking(true).unwrap();
-    let near = tokio::net::UnixStream::from_std(near).unwrap();
-    let channel = Arc::new(SerialChannel::over(near));
-    channel.wait_ready().await.unwrap();
-    Some(AgentClient::new(channel))
+    banger_agent_tests::start_as_root().await.map(|channel| AgentClient::new(channel))
 }
 
 fn shell(script: &str, held: bool) -> MainProcess {

@@ -4,11 +4,9 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use banger_engine::seams::{PortError, Ports};
-use banger_guest_client::{GuestChannel, SerialChannel};
 use banger_network::PublishedPorts;
 use banger_types::{Publication, VmId, VmName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,23 +14,6 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 /// How long anything here may take, on a machine under load.
 const SOON: Duration = Duration::from_secs(60);
-
-/// An agent on a thread of its own, which ends with the channel.
-fn agent() -> Arc<dyn GuestChannel> {
-    let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        tokio::task::LocalSet::new().block_on(&runtime, async move {
-            far.set_nonblocking(true).unwrap();
-            let far = tokio::net::UnixStream::from_std(far).unwrap();
-            let server = std::rc::Rc::new(banger_agent::serve::Server::without_cgroups());
-            let pipe = banger_agent::serve::serve_pipe(server, far);
-            let _ = tokio::time::timeout(2 * SOON, pipe).await;
-        });
-    });
-    near.set_nonblocking(true).unwrap();
-    Arc::new(SerialChannel::over(tokio::net::UnixStream::from_std(near).unwrap()))
-}
 
 struct Host {
     ports: PublishedPorts,
@@ -54,7 +35,7 @@ impl Host {
     /// Publishes a port and leads it to an agent.
     fn lead_to(&self, port: u16, protocol: &str) -> SocketAddr {
         let address = self.publish(&[format!("0:{port}/{protocol}")]).unwrap()[0];
-        self.ports.serve(&self.vm, agent());
+        self.ports.serve(&self.vm, banger_agent_tests::start());
         address
     }
 }
@@ -76,7 +57,7 @@ async fn many_bytes_cross_both_ways_and_ends_are_carried() {
     let address = host.publish(&[format!("0:{port}")]).unwrap()[0];
     // A client that comes before the guest waits for it.
     let mut client = soon(TcpStream::connect(address)).await.unwrap();
-    host.ports.serve(&host.vm, agent());
+    host.ports.serve(&host.vm, banger_agent_tests::start());
     let echo = tokio::spawn(async move {
         let (mut peer, _) = listener.accept().await.unwrap();
         let mut all = Vec::new();
@@ -143,7 +124,7 @@ async fn what_is_unpublished_is_closed_and_the_rest_goes_on() {
     let host = Host::new();
     let wanted = [format!("127.0.0.1:0:{port}"), format!("127.0.0.2:0:{port}")];
     let both = host.publish(&wanted).unwrap();
-    host.ports.serve(&host.vm, agent());
+    host.ports.serve(&host.vm, banger_agent_tests::start());
     let mut kept = TcpStream::connect(both[0]).await.unwrap();
     let (mut kept_peer, _) = soon(listener.accept()).await.unwrap();
     let mut ended = TcpStream::connect(both[1]).await.unwrap();
