@@ -7,8 +7,8 @@ use banger_agent_api::{
     AgentError, AttachMainCall, Call, ConfigureCall, ConnectCall, Empty, ExecCall, ExecStarted,
     ExitStatus, Frame, FrameReader, FrameWriter, GetTreeCall, HealthReply, MAX_FRAME_PAYLOAD,
     MAX_REQUEST, MAX_RESPONSE, Outcome, PortsReply, PowerOffCall, PutTreeCall, PutTreeReply,
-    Request, Response, SetIdentityCall, SpawnBenchCall, SpawnBenchReply, StatsReply, WireError,
-    read_message, write_message,
+    Request, Response, SetIdentityCall, SpawnBenchCall, SpawnBenchReply, StatCall, StatReply,
+    StatsReply, WireError, read_message, write_message,
 };
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -189,6 +189,11 @@ impl AgentClient {
     /// Connects to a port of the guest. Frames follow, as [`Call::Connect`] says.
     pub async fn connect(&self, call: ConnectCall) -> Result<BoxedStream, ClientError> {
         self.open_raw::<Empty>(Call::Connect(call)).await.map(|(_, stream)| stream)
+    }
+
+    /// Asks what a path leads to.
+    pub async fn stat(&self, call: StatCall) -> Result<StatReply, ClientError> {
+        self.simple(Call::Stat(call)).await
     }
 
     /// Asks for resource use.
@@ -379,6 +384,8 @@ fn call_name(call: &Call) -> &'static str {
         Call::Exec(_) => "exec",
         Call::PutTree(_) => "put tree",
         Call::GetTree(_) => "get tree",
+        Call::Stat(_) => "stat",
+        Call::Ssh(_) => "ssh",
         Call::Ports => "ports",
         Call::Connect(_) => "connect",
         Call::Sync => "sync",

@@ -25,6 +25,7 @@ mod frame;
 mod main_process;
 mod message;
 pub mod mux;
+mod ssh;
 mod wire;
 
 pub use banger_types::PortProtocol;
@@ -38,11 +39,12 @@ pub use frame::{
 };
 pub use main_process::{AttachMainCall, ConfigureCall, MainProcess};
 pub use message::{
-    AgentError, Call, ConnectCall, Empty, ErrorCode, ExecCall, ExecStarted, GetTreeCall,
+    AgentError, Call, ConnectCall, Empty, ErrorCode, ExecCall, ExecStarted, FileKind, GetTreeCall,
     HealthReply, InitKind, ListeningPort, NetworkState, Outcome, PortsReply, PowerOffCall, PtyCall,
     PutTreeCall, PutTreeReply, Request, Response, SetIdentityCall, SpawnBenchCall, SpawnBenchReply,
-    StatsReply,
+    StatCall, StatReply, StatsReply,
 };
+pub use ssh::{PublicKey, PublicKeyError, SshCall, SshReply};
 pub use wire::{
     FrameReader, FrameWriter, MAX_REQUEST, MAX_RESPONSE, WireError, encode_message, read_message,
     write_message,

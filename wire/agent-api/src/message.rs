@@ -10,6 +10,7 @@ use crate::PROTOCOL_VERSION;
 use crate::bytes_text::{Argument, EnvironmentEntry, GuestPath, Hex, UserSpec, printable_excerpt};
 use crate::frame::WindowSize;
 use crate::main_process::{AttachMainCall, ConfigureCall};
+use crate::ssh::SshCall;
 use banger_types::{PortProtocol, VmName};
 
 /// Hello and request in one: the first message on a stream.
@@ -45,11 +46,15 @@ pub enum Call {
     PutTree(PutTreeCall),
     /// [`Empty`], then data frames of a tar out, and data end or an error frame.
     GetTree(GetTreeCall),
+    /// [`StatReply`].
+    Stat(StatCall),
     /// [`PortsReply`].
     Ports,
     /// [`Empty`], then both ways: of TCP its bytes as data frames and, for each direction, data end;
     /// of UDP datagram frames.
     Connect(ConnectCall),
+    /// [`SshReply`](crate::SshReply), then bytes both ways as of a TCP connection.
+    Ssh(SshCall),
     /// [`Empty`] once everything written is on the disks.
     Sync,
     /// [`Empty`], then the machine powers off.
@@ -119,6 +124,13 @@ pub struct PutTreeCall {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GetTreeCall {
     /// The file or directory; a symbolic link is packed as itself.
+    pub path: GuestPath,
+}
+
+/// Asks what a path leads to, through links.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatCall {
+    /// The path.
     pub path: GuestPath,
 }
 
@@ -231,6 +243,8 @@ pub enum ErrorCode {
     Refused,
     /// The machine has no main process.
     NoMainProcess,
+    /// The image lacks a program that the call needs.
+    NoSuchProgram,
     /// The guest's disk is full.
     DiskFull,
     /// Anything else that went wrong in the guest.
@@ -311,6 +325,28 @@ pub struct PutTreeReply {
     pub entries: u64,
     /// Bytes of file content.
     pub bytes: u64,
+}
+
+/// What a path leads to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatReply {
+    /// What is there.
+    pub kind: FileKind,
+    /// The path without links.
+    pub real_path: GuestPath,
+}
+
+/// What a path can lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A device, a fifo or a socket.
+    #[serde(other)]
+    Other,
 }
 
 /// Listening sockets.

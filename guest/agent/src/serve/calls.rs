@@ -13,7 +13,9 @@ use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
-use super::{connect, exec, identity, main_process, ports, power_off, stats, tree_get, tree_put};
+use super::{
+    connect, exec, identity, main_process, ports, power_off, ssh, stats, tree, tree_get, tree_put,
+};
 use crate::console;
 
 /// A peer that opens a stream and says nothing holds it no longer than this.
@@ -32,6 +34,10 @@ pub struct Server {
     pub(super) main: main_process::Main,
     /// The image's environment.
     pub(super) environment: RefCell<Vec<EnvironmentEntry>>,
+    /// Held while the machine's host key is made.
+    pub(super) ssh_key: tokio::sync::Mutex<()>,
+    /// How many SSH connections there have been.
+    pub(super) ssh_connections: Cell<u64>,
 }
 
 impl Default for Server {
@@ -61,6 +67,8 @@ impl Server {
             execs: Cell::new(0),
             main: main_process::Main::default(),
             environment: RefCell::default(),
+            ssh_key: tokio::sync::Mutex::new(()),
+            ssh_connections: Cell::new(0),
         }
     }
 
@@ -135,7 +143,9 @@ impl Server {
             }
             Call::PutTree(call) => tree_put::run(call, stream).await,
             Call::GetTree(call) => tree_get::run(call, stream).await,
+            Call::Stat(call) => answer(&mut stream, tree::stat(&call)).await,
             Call::Connect(call) => connect::run(&call, stream).await,
+            Call::Ssh(call) => ssh::run(&self, call, stream).await,
             Call::Ports => answer(&mut stream, Ok(ports::listening())).await,
             Call::Sync => {
                 let done = tokio::task::spawn_blocking(rustix::fs::sync).await;

@@ -30,9 +30,10 @@ where
     let port = call.port.get();
     match call.protocol {
         PortProtocol::Tcp => match connect(port).await {
-            Ok(socket) => {
+            Ok(mut socket) => {
                 begin(&mut stream, Empty {}).await?;
-                carry(socket, stream).await
+                let (from_guest, to_guest) = socket.split();
+                carry(from_guest, to_guest, stream).await
             }
             Err(error) => refuse(&mut stream, refusal(call, &error)).await,
         },
@@ -112,13 +113,16 @@ async fn associate(port: u16) -> io::Result<UdpSocket> {
 
 /// Carries bytes until both directions have ended, or either side is gone: what is not ended with a
 /// data end was broken off.
-async fn carry<S>(mut socket: TcpStream, stream: S) -> Result<(), WireError>
+pub(super) async fn carry<S>(
+    mut from_guest: impl AsyncRead + Unpin,
+    mut to_guest: impl AsyncWrite + Unpin,
+    stream: S,
+) -> Result<(), WireError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (from_host, to_host) = tokio::io::split(stream);
     let (mut from_host, mut to_host) = (FrameReader::new(from_host), FrameWriter::new(to_host));
-    let (mut from_guest, mut to_guest) = socket.split();
     let (host_ended, told) = (Cell::new(false), Notify::new());
     let up = async {
         // Read on after the end, to learn that the host has gone.

@@ -16,6 +16,7 @@ mod output;
 mod port;
 mod ports;
 mod power_off;
+mod ssh;
 mod stats;
 mod terminal;
 mod tree;

@@ -4,9 +4,10 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use banger_agent_api::{AgentError, ErrorCode};
+use banger_agent_api::{AgentError, ErrorCode, FileKind, GuestPath, StatCall, StatReply};
 use bytes::{Buf, Bytes};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tokio::sync::mpsc;
@@ -79,6 +80,21 @@ pub(super) fn plain_path(path: &Path) -> Option<PathBuf> {
         }
     }
     Some(plain)
+}
+
+/// Answers what a path leads to.
+pub(super) fn stat(call: &StatCall) -> Result<StatReply, AgentError> {
+    let path = Path::new(OsStr::from_bytes(call.path.as_bytes()));
+    let failed = |error: io::Error| tree_error("look at", path, &error);
+    let real = std::fs::canonicalize(path).map_err(failed)?;
+    let kind = match std::fs::metadata(&real).map_err(failed)?.file_type() {
+        kind if kind.is_dir() => FileKind::Directory,
+        kind if kind.is_file() => FileKind::File,
+        _ => FileKind::Other,
+    };
+    let real_path = GuestPath::new(real.into_os_string().into_vec())
+        .map_err(|error| failed(io::Error::other(error)))?;
+    Ok(StatReply { kind, real_path })
 }
 
 /// Says what went wrong with which path, with the code that fits.

@@ -3,6 +3,7 @@
 //! Opened without following links, so that a tree that changes while it is read can at worst give
 //! a strange archive. Sockets are left out, as tar(1) does.
 
+use std::collections::HashMap;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -44,7 +45,7 @@ where
     let (sender, mut receiver) = mpsc::channel(CHUNKS);
     let pack = tokio::task::spawn_blocking(move || {
         let writer = ChunkWriter { sender, buffer: Vec::new() };
-        let mut packer = Packer { builder: tar::Builder::new(writer) };
+        let mut packer = Packer { builder: tar::Builder::new(writer), linked: HashMap::new() };
         packer.entry(tree.as_fd(), &name, &name, 0)?;
         let finished =
             packer.builder.into_inner().and_then(|mut writer| io::Write::flush(&mut writer));
@@ -68,6 +69,8 @@ where
 
 struct Packer {
     builder: tar::Builder<ChunkWriter>,
+    /// Files with more than one name, by device and inode, and the name each was packed under.
+    linked: HashMap<(u64, u64), PathBuf>,
 }
 
 impl Packer {
@@ -88,13 +91,23 @@ impl Packer {
         };
         let mut header = header(&stat);
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => self.file(parent, name, path, header).map_err(failed),
+            FileType::RegularFile => {
+                let earlier = (stat.st_nlink > 1)
+                    .then(|| self.linked.insert((stat.st_dev, stat.st_ino), path.to_owned()))
+                    .flatten();
+                match earlier {
+                    Some(earlier) => {
+                        header.set_entry_type(tar::EntryType::Link);
+                        self.link(&mut header, path, earlier.as_os_str().as_bytes()).map_err(failed)
+                    }
+                    None => self.file(parent, name, path, header).map_err(failed),
+                }
+            }
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(parent, name, Vec::new())
                     .map_err(|error| failed(error.into()))?;
                 header.set_entry_type(tar::EntryType::Symlink);
-                let target = std::ffi::OsStr::from_bytes(target.as_bytes());
-                self.builder.append_link(&mut header, path, target).map_err(failed)
+                self.link(&mut header, path, target.as_bytes()).map_err(failed)
             }
             FileType::Directory if depth >= DEPTH_LIMIT => {
                 Err(failed(io::ErrorKind::InvalidInput.into()))
@@ -109,6 +122,14 @@ impl Packer {
                 self.builder.append_data(&mut header, path, io::empty()).map_err(failed)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Packs a link whose target is kept byte for byte where it fits the header.
+    fn link(&mut self, header: &mut tar::Header, path: &Path, target: &[u8]) -> io::Result<()> {
+        match header.set_link_name_literal(target) {
+            Ok(()) => self.builder.append_data(header, path, io::empty()),
+            Err(_) => self.builder.append_link(header, path, std::ffi::OsStr::from_bytes(target)),
         }
     }
 
