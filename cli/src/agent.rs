@@ -40,7 +40,8 @@ pub async fn call<T: DeserializeOwned>(
 }
 
 fn refusal(error: &AgentError) -> CliError {
-    let made = CliError::new(printable_excerpt(&error.to_string(), MESSAGE_LIMIT));
+    let mut made = CliError::new(printable_excerpt(&error.to_string(), MESSAGE_LIMIT));
+    made.guest_code = Some(error.code);
     match error.code {
         ErrorCode::NoSuchUser => {
             made.hint("--user takes a name or a number of the machine's own /etc/passwd")

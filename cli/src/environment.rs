@@ -92,6 +92,28 @@ pub fn choose_direct(direct: bool) {
     let _ = DIRECT.set(direct);
 }
 
+/// Whether `--direct` was given.
+pub fn is_direct_chosen() -> bool {
+    DIRECT.get().copied().unwrap_or_default()
+}
+
+fn user_directories() -> Result<etcetera::base_strategy::Xdg, CliError> {
+    etcetera::base_strategy::Xdg::new().map_err(|error| {
+        CliError::new("cannot find your home directory").because(&error).hint("set HOME")
+    })
+}
+
+/// Returns where the user's own SSH key and known hosts are.
+pub fn ssh_directory() -> Result<PathBuf, CliError> {
+    let state = user_directories()?.state_dir().unwrap_or_default();
+    Ok(state.join("banger/ssh"))
+}
+
+/// Returns where the user's own configuration of banger is.
+pub fn config_directory() -> Result<PathBuf, CliError> {
+    Ok(user_directories()?.config_dir().join("banger"))
+}
+
 /// Works out which `bangerd` to talk to: the installed one where there is one and the user is its
 /// owner or root; the user's own where that is asked for, by option or variable, or a directory of
 /// it is named.

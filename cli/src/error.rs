@@ -7,7 +7,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-use banger_agent_api::printable_excerpt;
+use banger_agent_api::{ErrorCode as GuestCode, printable_excerpt};
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_types::OperationId;
 
@@ -20,6 +20,8 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Exit code of a failure of banger before or around the user's command (`vm run`, `vm exec`).
 pub const COMMAND_NOT_REACHED: u8 = 125;
+/// Exit code of a command whose time is up, as timeout(1) has it.
+pub const TIMED_OUT: u8 = 124;
 /// Exit code when the reader of our output is gone: 128 + SIGPIPE, as `cat` ends.
 pub const OUTPUT_CLOSED: u8 = 141;
 
@@ -35,6 +37,8 @@ pub enum ErrorKind {
     Usage,
     /// A signal asked us to end.
     Interrupted(Interrupt),
+    /// The time that a command was given is up.
+    TimedOut,
     /// Nobody reads our output any more; not worth a word.
     OutputClosed,
 }
@@ -52,6 +56,8 @@ pub struct CliError {
     pub hints: Vec<String>,
     /// The daemon's code, where it was the daemon that refused.
     pub code: Option<ErrorCode>,
+    /// The guest agent's code, where it was the agent that refused.
+    pub guest_code: Option<GuestCode>,
     /// The request in the daemon's log.
     pub operation: Option<OperationId>,
 }
@@ -64,6 +70,7 @@ impl CliError {
             causes: Vec::new(),
             hints: Vec::new(),
             code: None,
+            guest_code: None,
             operation: None,
         }
     }
@@ -81,6 +88,11 @@ impl CliError {
     /// Makes the end that a signal asked for; `message` says what became of the work.
     pub fn interrupted(interrupt: Interrupt, message: impl Into<String>) -> Self {
         Self::of_kind(ErrorKind::Interrupted(interrupt), message)
+    }
+
+    /// Makes the end of a command whose time is up.
+    pub fn timed_out(message: impl Into<String>) -> Self {
+        Self::of_kind(ErrorKind::TimedOut, message)
     }
 
     /// Makes the quiet end of a program whose reader is gone.
@@ -125,12 +137,18 @@ impl CliError {
         self.code == Some(code)
     }
 
+    /// Returns whether the guest's agent refused with `code`.
+    pub fn is_guest_code(&self, code: GuestCode) -> bool {
+        self.guest_code == Some(code)
+    }
+
     /// Returns the exit code, `failure` being what the verb uses for banger's own failures.
     pub fn exit_code(&self, failure: u8) -> u8 {
         match self.kind {
             ErrorKind::Failure => failure,
             ErrorKind::Usage => USAGE,
             ErrorKind::Interrupted(interrupt) => interrupt.exit_code(),
+            ErrorKind::TimedOut => TIMED_OUT,
             ErrorKind::OutputClosed => OUTPUT_CLOSED,
         }
     }
@@ -146,6 +164,7 @@ impl From<ApiError> for CliError {
             causes: error.causes.iter().map(|cause| printable(cause)).collect(),
             hints: error.hint.iter().map(|hint| printable(hint)).collect(),
             code: Some(error.code),
+            guest_code: None,
             operation: error.op_id.filter(|_| !error.code.is_the_callers()),
         }
     }

@@ -9,34 +9,29 @@
 //! on to the command; with one, the keys are.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use banger_agent_api::{
     Argument, AttachMainCall, Call, EnvironmentEntry, ExecCall, ExecStarted, Frame, FrameReader,
-    FrameWriter, GuestPath, MAX_FRAME_PAYLOAD, PtyCall, STDIN_WINDOW, SignalNumber, UserSpec,
+    FrameWriter, GuestPath, PtyCall, STDIN_WINDOW, SignalNumber, UserSpec,
 };
 use banger_daemon_api::routes;
 use banger_daemon_api::vm::{Vm, VmState};
 use banger_types::VmId;
 use bytes::Bytes;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
 use tokio::io::AsyncWrite;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc};
 
 use crate::client::{Client, ClientError};
 use crate::error::CliError;
 use crate::interrupt::{Interrupt, Interrupts};
+use crate::streams::{QUEUE, read_stdin, write_stream};
 use crate::terminal::{self, RawMode};
 use crate::{agent, environment};
 
-/// Chunks that wait between a stream and its thread.
-const QUEUE: usize = 8;
 /// A second Ctrl-C this soon ends the client.
 const INSISTENCE: Duration = Duration::from_secs(2);
 /// How long the daemon may take to record the end of a machine.
@@ -59,6 +54,8 @@ pub struct Exec {
     pub tty: bool,
     /// Pass our standard input on.
     pub stdin: bool,
+    /// How long it may take.
+    pub timeout: Option<Duration>,
 }
 
 /// Returns the command of an interactive shell: the guest user's own, as a login shell.
@@ -76,7 +73,7 @@ pub async fn exec(
     exec: Exec,
     interrupts: &mut Interrupts,
 ) -> Result<u8, CliError> {
-    let (tty, stdin) = (exec.tty, exec.stdin);
+    let (tty, stdin, timeout) = (exec.tty, exec.stdin, exec.timeout);
     let call = Call::Exec(ExecCall {
         argv: exec.argv,
         env: exec.env,
@@ -85,7 +82,7 @@ pub async fn exec(
         pty: tty.then(pty),
         stdin,
     });
-    attend(client, vm, call, (tty, stdin), interrupts).await
+    attend(client, vm, call, (tty, stdin, timeout), interrupts).await
 }
 
 /// Attaches to the machine's main process, which the machine's maker has said all of; returns its
@@ -96,9 +93,9 @@ pub async fn attach_main(
     exec: Exec,
     interrupts: &mut Interrupts,
 ) -> Result<u8, CliError> {
-    let (tty, stdin) = (exec.tty, exec.stdin);
+    let (tty, stdin, timeout) = (exec.tty, exec.stdin, exec.timeout);
     let call = Call::AttachMain(AttachMainCall { pty: tty.then(pty), stdin });
-    attend(client, vm, call, (tty, stdin), interrupts).await
+    attend(client, vm, call, (tty, stdin, timeout), interrupts).await
 }
 
 /// This process's terminal, as a guest's program is to have one.
@@ -115,7 +112,7 @@ async fn attend(
     client: &Client,
     vm: &VmId,
     call: Call,
-    (tty, stdin): (bool, bool),
+    (tty, stdin, timeout): (bool, bool, Option<Duration>),
     interrupts: &mut Interrupts,
 ) -> Result<u8, CliError> {
     let (_, stream): (ExecStarted, _) = tokio::select! {
@@ -141,12 +138,27 @@ async fn attend(
         interrupt = pass_signals(tty, interrupts, &control) => {
             Err(CliError::interrupted(interrupt, "interrupted, the command is ended"))
         }
+        timeout = run_out(timeout) => Err(CliError::timed_out(format!(
+            "the command took longer than {} s, and is ended",
+            timeout.as_secs()
+        ))),
     };
     sender.abort();
     drop(raw);
     match code {
         Err(error) => Err(explain_lost(client, vm, error).await),
         code => code,
+    }
+}
+
+/// Returns when the time is up, if it is limited.
+async fn run_out(timeout: Option<Duration>) -> Duration {
+    match timeout {
+        Some(timeout) => {
+            tokio::time::sleep(timeout).await;
+            timeout
+        }
+        None => std::future::pending().await,
     }
 }
 
@@ -357,73 +369,10 @@ async fn explain_lost(client: &Client, vm: &VmId, error: CliError) -> CliError {
     }
 }
 
-/// Reads standard input in a thread; the queue ends with it.
-fn read_stdin() -> mpsc::Receiver<Bytes> {
-    let (queue, receiver) = mpsc::channel(QUEUE);
-    thread::spawn(move || {
-        let stdin = io::stdin();
-        let mut buffer = vec![0; MAX_FRAME_PAYLOAD];
-        loop {
-            match rustix::io::read(stdin.as_fd(), &mut buffer) {
-                Ok(0) => return,
-                Ok(count) => {
-                    if queue.blocking_send(Bytes::copy_from_slice(&buffer[..count])).is_err() {
-                        return;
-                    }
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => wait_for(stdin.as_fd(), PollFlags::IN),
-                // As at the end: there is nothing more to pass on.
-                Err(_) => return,
-            }
-        }
-    });
-    receiver
-}
-
-/// Writes a stream in a thread, which ends with the queue or with the first error.
-fn write_stream(
-    stream: impl AsFd + Send + 'static,
-) -> (mpsc::Sender<Bytes>, oneshot::Receiver<io::Result<()>>) {
-    let (queue, mut receiver) = mpsc::channel::<Bytes>(QUEUE);
-    let (report, end) = oneshot::channel();
-    thread::spawn(move || {
-        let mut result = Ok(());
-        while let Some(bytes) = receiver.blocking_recv() {
-            result = write_all(&stream, &bytes);
-            if result.is_err() {
-                break;
-            }
-        }
-        // Whoever hears of the end finds the queue closed.
-        drop(receiver);
-        let _ = report.send(result);
-    });
-    (queue, end)
-}
-
-fn write_all(stream: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match rustix::io::write(&stream, bytes) {
-            Ok(count) => bytes = &bytes[count..],
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => wait_for(stream.as_fd(), PollFlags::OUT),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-/// Waits for a stream that somebody made non-blocking.
-fn wait_for(stream: std::os::fd::BorrowedFd<'_>, flags: PollFlags) {
-    let _ = poll(&mut [PollFd::from_borrowed_fd(stream, flags)], None);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use banger_agent_api::{AgentError, ErrorCode, ExitStatus};
-    use std::io::Read;
+    use banger_agent_api::{AgentError, ErrorCode, ExitStatus, MAX_FRAME_PAYLOAD};
 
     fn encoded(frames: &[Frame]) -> Vec<u8> {
         let mut out = bytes::BytesMut::new();
@@ -453,37 +402,6 @@ mod tests {
         assert_eq!(error.message, LOST);
         let frames = encoded(&[Frame::Error(AgentError::new(ErrorCode::Failed, "x"))]);
         assert!(receive(FrameReader::new(&frames[..]), &Credit::default()).await.is_err());
-    }
-
-    #[tokio::test]
-    async fn output_is_written_whole_and_in_order() {
-        let (mut reader, writer) = io::pipe().unwrap();
-        let (queue, end) = write_stream(writer);
-        let collected = thread::spawn(move || {
-            let mut bytes = Vec::new();
-            reader.read_to_end(&mut bytes).unwrap();
-            bytes
-        });
-        let mut expected = Vec::new();
-        for step in 0..50u8 {
-            let chunk = vec![step; 5000];
-            expected.extend_from_slice(&chunk);
-            queue.send(Bytes::from(chunk)).await.unwrap();
-        }
-        drop(queue);
-        end.await.unwrap().unwrap();
-        assert_eq!(collected.join().unwrap(), expected);
-    }
-
-    #[tokio::test]
-    async fn a_closed_reader_is_reported() {
-        let (reader, writer) = io::pipe().unwrap();
-        drop(reader);
-        let (queue, end) = write_stream(writer);
-        queue.send(Bytes::from_static(b"x")).await.unwrap();
-        let error = end.await.unwrap().unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
-        assert!(queue.send(Bytes::from_static(b"x")).await.is_err());
     }
 
     #[tokio::test]

@@ -4,11 +4,13 @@
 
 mod agent;
 mod artifacts;
+mod beneath;
 mod bridges;
 mod client;
 mod commands;
 mod completion;
 mod console_text;
+mod copy;
 mod daemon;
 mod debian;
 mod environment;
@@ -22,6 +24,8 @@ mod interrupt;
 mod operation;
 mod progress;
 mod registry;
+mod ssh;
+mod streams;
 mod subordinate_ids;
 mod table;
 mod terminal;

@@ -133,6 +133,12 @@ impl Ui {
         }
     }
 
+    /// Asks something; the answer goes on the same line.
+    pub fn prompt(&self, text: impl fmt::Display) {
+        let mut stderr = io::stderr().lock();
+        let _ = write!(stderr, "{}", harmless(text)).and_then(|()| stderr.flush());
+    }
+
     /// Shows a failure: heading, causes, hints.
     pub fn error(&self, error: &CliError) {
         self.tell(&render_error(error, self.stderr_color));
@@ -160,7 +166,7 @@ fn render_error(error: &CliError, color: bool) -> String {
     let message = harmless(&error.message);
     match error.kind {
         ErrorKind::OutputClosed => return String::new(),
-        ErrorKind::Interrupted(_) => lines.push(format!("banger: {message}")),
+        ErrorKind::Interrupted(_) | ErrorKind::TimedOut => lines.push(format!("banger: {message}")),
         ErrorKind::Failure | ErrorKind::Usage => {
             let heading = paint(color, Style::Bad, "banger: error:");
             lines.push(format!("{heading} {message}"));

@@ -10,16 +10,16 @@
 //! What the directory names is opened beneath it and never through a link, so that it cannot make
 //! anyone import another file of the user's.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread::JoinHandle;
 
-use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Dir, FileType, Mode, OFlags};
 
+use crate::beneath;
 use crate::error::CliError;
 use crate::table;
 
@@ -130,7 +130,7 @@ impl KernelFiles {
     pub fn pack(self) -> Result<KernelTar, CliError> {
         pack(move |tar| {
             for part in &self.parts {
-                let file = File::from(beneath(&self.root, &part.path, OFlags::empty())?);
+                let file = File::from(beneath::open(&self.root, &part.path, OFlags::RDONLY)?);
                 let metadata = file.metadata()?;
                 if !metadata.is_file() {
                     return Err(io::Error::other(format!("{} has changed", part.path)));
@@ -239,7 +239,7 @@ impl KernelFiles {
             rustix::io::Errno::LOOP => Problem::Kind { path: shown.to_owned(), kind: "a link" },
             error => Problem::Io { path: shown.to_owned(), source: error.into() },
         };
-        let directory = beneath_errno(&self.root, shown, OFlags::DIRECTORY).map_err(failed)?;
+        let directory = beneath::open(&self.root, shown, OFlags::DIRECTORY).map_err(failed)?;
         let mut entries = Vec::new();
         for entry in Dir::read_from(&directory).map_err(failed)? {
             let entry = entry.map_err(failed)?;
@@ -272,18 +272,6 @@ fn only_a_file(path: &str, kind: FileType) -> Result<(), Problem> {
         _ => "no file",
     };
     Err(Problem::Kind { path: path.to_owned(), kind })
-}
-
-fn beneath_errno(root: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, rustix::io::Errno> {
-    let path = CString::new(path).map_err(|_| rustix::io::Errno::INVAL)?;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    // Not blocking: what was a file a moment ago may be a pipe now.
-    let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    rustix::fs::openat2(root.as_fd(), &path, flags, Mode::empty(), resolve)
-}
-
-fn beneath(root: &OwnedFd, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
-    Ok(beneath_errno(root, path, flags)?)
 }
 
 /// Why a directory's kernel is not imported.

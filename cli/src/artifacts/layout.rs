@@ -9,11 +9,12 @@ use std::path::Path;
 
 use banger_daemon_api::artifact::FILE_SOURCE;
 use banger_types::Digest;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde_json::Value;
 
 use super::source::{NamedFile, Source};
+use crate::beneath;
 use crate::error::CliError;
 
 /// Documents are read to find out what they name; layers are larger, or are no JSON.
@@ -179,9 +180,7 @@ fn blob(digest: &Digest) -> String {
 
 /// Opens a file of the layout itself: a link in it may lead to what its maker may not read.
 fn open_beneath(root: &OwnedFd, name: &str) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let file = rustix::fs::openat2(root, name, flags, Mode::empty(), resolve);
+    let file = beneath::open(root, name, OFlags::RDONLY);
     let file = File::from(file.map_err(|errno| match errno {
         Errno::LOOP | Errno::XDEV => io::Error::other(format!("{name} is or leads through a link")),
         errno => errno.into(),

@@ -3,11 +3,13 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::{CommandFactory, Subcommand};
+use clap::{Args, CommandFactory, Subcommand};
 
 use crate::daemon::{self, LaunchArgs};
 use crate::debian;
 use crate::error::CliError;
+use crate::ssh;
+use crate::ui::Ui;
 
 /// The hidden verbs.
 #[derive(Debug, Subcommand)]
@@ -21,8 +23,33 @@ pub enum InternalCommand {
         #[arg(required = true, last = true)]
         command: Vec<OsString>,
     },
+    /// Carry an SSH connection between standard streams and a machine (ssh_config(5), ProxyCommand)
+    SshProxy(SshProxyArgs),
     /// Write the man pages
     Man { directory: PathBuf },
+}
+
+/// Arguments of `banger internal ssh-proxy`.
+#[derive(Args, Debug)]
+pub struct SshProxyArgs {
+    /// The machine's name as ssh has it: NAME.vm
+    host: String,
+    /// Accept that its host key has changed
+    #[arg(long)]
+    new_host_key: bool,
+}
+
+impl InternalCommand {
+    /// Returns whether it does what other verbs do, too.
+    pub const fn needs_runtime(&self) -> bool {
+        matches!(self, Self::SshProxy(_))
+    }
+}
+
+/// Carries an SSH connection.
+pub async fn ssh_proxy(ui: &Ui, args: &SshProxyArgs) -> Result<(), CliError> {
+    let client = daemon::connect(ui).await?;
+    ssh::proxy(&client, &args.host, args.new_host_key).await
 }
 
 /// Runs the verb; no other thread may exist yet.
@@ -30,6 +57,7 @@ pub fn run(command: &InternalCommand) -> Result<(), CliError> {
     match command {
         InternalCommand::LaunchDaemon(arguments) => match daemon::launch(arguments)? {},
         InternalCommand::Supervise { directory, command } => supervise(directory, command),
+        InternalCommand::SshProxy(_) => Err(CliError::usage("ssh-proxy runs by itself")),
         InternalCommand::Man { directory } => {
             clap_mangen::generate_to(super::Cli::command(), directory).map_err(|error| {
                 CliError::new(format!("cannot write man pages to {}", directory.display()))

@@ -10,9 +10,10 @@ mod image_set;
 mod internal;
 mod kernel;
 mod ps;
+mod ssh_config;
 mod system;
 mod version;
-mod vm;
+pub mod vm;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,7 @@ use crate::ui::Ui;
 const EXIT_CODES: &str = "\
 Exit codes:
   vm run and vm exec end with the command's own code, or 128 + n where signal n ended it.
+  124  --timeout ended that command
   125  banger itself failed before or around that command
   126  the command cannot be executed, 127 it was not found (in the guest)
   1    any other verb failed
@@ -84,6 +86,8 @@ enum Command {
     /// What machines boot
     #[command(subcommand)]
     Kernel(kernel::KernelCommand),
+    /// Make 'ssh NAME.vm' reach machines
+    SshConfig(ssh_config::SshConfigArgs),
     /// Check what this host can do
     Doctor(doctor::DoctorArgs),
     /// Print the version
@@ -118,12 +122,16 @@ impl Command {
             Self::Ps(args) => ps::run(ui, &args).await.map(|()| 0),
             Self::Image(command) => command.run(ui).await.map(|()| 0),
             Self::Kernel(command) => command.run(ui).await.map(|()| 0),
+            Self::SshConfig(args) => ssh_config::run(ui, &args).map(|()| 0),
             Self::Doctor(args) => doctor::run(ui, &args).await,
             Self::Version(args) => version::run(ui, &args).map(|()| 0),
             Self::Completion(args) => completion::run(ui, &args).map(|()| 0),
             Self::Config(command) => command.run(ui).await.map(|()| 0),
             Self::Daemon(command) => command.run(ui).await.map(|()| 0),
             Self::System(command) => command.run(ui).await.map(|()| 0),
+            Self::Internal(internal::InternalCommand::SshProxy(args)) => {
+                internal::ssh_proxy(ui, &args).await.map(|()| 0)
+            }
             // Handled before any thread exists.
             Self::Internal(command) => internal::run(&command).map(|()| 0),
         }
@@ -137,7 +145,9 @@ impl Cli {
         let ui = Ui::new(self.global.quiet, self.global.verbose > 0);
         let failure = self.command.failure_code();
         let result = match self.command {
-            Command::Internal(command) => internal::run(&command).map(|()| 0),
+            Command::Internal(command) if !command.needs_runtime() => {
+                internal::run(&command).map(|()| 0)
+            }
             command => in_runtime(command.run(&ui)),
         };
         match result {

@@ -30,6 +30,7 @@
 //! | `POST /v1/vms/{vm}/kill` | `KillVm` → `{}` |
 //! | `GET /v1/vms/{vm}/stats` | → `VmStats` |
 //! | `GET /v1/vms/{vm}/logs?follow=true` | → console bytes |
+//! | `GET /v1/vms/{vm}/wait` | → `Vm`, once it does not run |
 //! | `POST /v1/vms/{vm}/agent` | upgrade to [`AGENT_PROTOCOL`]: bytes of the guest agent's protocol |
 //! | `GET /v1/images`, `GET /v1/images/{name}` | → `[Image]`, `Image` |
 //! | `POST /v1/images` | `ImportImage` → 202 `OperationStarted` |

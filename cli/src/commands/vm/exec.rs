@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
 
-use banger_agent_api::{Argument, EnvironmentEntry, GuestPath, TextError, UserSpec};
-use banger_daemon_api::vm::VmState;
+use banger_agent_api::{Argument, GuestPath, UserSpec};
 use clap::Args;
 
 use super::OneVm;
 use super::main_process::Said;
+use super::variables::VariableArgs;
 use crate::error::CliError;
 use crate::exec::{self, Exec};
 use crate::interrupt::Interrupts;
@@ -37,22 +38,30 @@ pub struct CommandArgs {
     /// Run in this directory of the machine
     #[arg(short, long, value_name = "DIRECTORY")]
     workdir: Option<GuestPath>,
-    /// Set a variable: NAME=VALUE, or NAME to pass our own value on
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]", value_parser = parse_variable)]
-    env: Vec<EnvironmentEntry>,
+    #[command(flatten)]
+    variables: VariableArgs,
+    /// End the command after this long (30, 30s, 5m, 1h), with exit code 124
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    timeout: Option<Duration>,
     /// The command and its arguments [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
-pub fn parse_variable(text: &str) -> Result<EnvironmentEntry, String> {
-    if text.contains('=') {
-        return text.parse().map_err(|error: TextError| error.to_string());
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err("a time is a number of seconds, or one with s, m, h or d".to_owned()),
+    };
+    let seconds = digits.parse::<u32>().map_err(|_| "a time is a whole number".to_owned())?;
+    match u64::from(seconds) * unit {
+        0 => Err("a time is more than nothing".to_owned()),
+        seconds => Ok(Duration::from_secs(seconds)),
     }
-    let value = std::env::var_os(text).ok_or_else(|| format!("{text} is not set here"))?;
-    let mut entry = format!("{text}=").into_bytes();
-    entry.extend(value.into_vec());
-    EnvironmentEntry::new(entry).map_err(|error| error.to_string())
 }
 
 impl CommandArgs {
@@ -65,7 +74,7 @@ impl CommandArgs {
     pub fn said(&self) -> Said<'_> {
         Said {
             command: &self.command,
-            env: &self.env,
+            env: self.variables.entries(),
             workdir: self.workdir.as_ref(),
             user: self.user.as_ref(),
         }
@@ -84,11 +93,12 @@ impl CommandArgs {
         };
         Ok(Exec {
             argv,
-            env: self.env,
+            env: self.variables.entries(),
             cwd: self.workdir.or(directory),
             user: self.user,
             tty: self.tty || (!self.no_tty && !self.no_stdin && terminal::is_interactive()),
             stdin: !self.no_stdin,
+            timeout: self.timeout,
         })
     }
 }
@@ -111,18 +121,7 @@ pub async fn run(ui: &Ui, args: ExecArgs) -> Result<u8, CliError> {
     let mut interrupts = Interrupts::install()?;
     let exec = args.command.into_exec(None)?;
     let client = daemon::connect(ui).await?;
-    let vm = super::get(&client, &args.vm.vm).await?;
-    match vm.state {
-        VmState::Running => {}
-        VmState::Created | VmState::Stopped | VmState::Failed => {
-            return Err(CliError::new(format!("VM {} is {}", vm.name, vm.state))
-                .hint(format!("banger vm start {}", vm.name)));
-        }
-        VmState::Starting | VmState::Stopping | VmState::Deleting => {
-            return Err(CliError::new(format!("VM {} is {}", vm.name, vm.state))
-                .hint("wait for that to end: banger vm list"));
-        }
-    }
+    let vm = super::get_running(&client, &args.vm.vm).await?;
     exec::exec(&client, &vm.id, exec, &mut interrupts).await
 }
 
@@ -131,10 +130,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_have_a_value_or_pass_ours_on() {
-        assert_eq!(parse_variable("A=b=c").unwrap().as_bytes(), b"A=b=c");
-        assert!(parse_variable("=x").is_err());
-        assert!(parse_variable("BANGER_SURELY_NOT_SET").is_err());
-        assert!(parse_variable("PATH").unwrap().as_bytes().starts_with(b"PATH="));
+    fn times_have_units() {
+        for (text, seconds) in [("30", 30), ("30s", 30), ("5m", 300), ("1h", 3600), ("2d", 172_800)]
+        {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "0", "s", "-1", "1.5", "5 m", "1w", "99999999999", "1\u{e4}"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
     }
 }

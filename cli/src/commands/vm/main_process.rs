@@ -7,7 +7,7 @@ use banger_agent_api::{EnvironmentEntry, GuestPath, UserSpec};
 use banger_daemon_api::vm::MainOptions;
 use clap::Args;
 
-use super::exec::parse_variable;
+use super::variables::VariableArgs;
 use crate::error::CliError;
 
 /// How the main process runs, for verbs that run nothing else.
@@ -22,9 +22,8 @@ pub struct MainArgs {
     /// Run it in this directory of the machine
     #[arg(short, long, value_name = "DIRECTORY")]
     workdir: Option<GuestPath>,
-    /// Set a variable: NAME=VALUE, or NAME to pass our own value on
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]", value_parser = parse_variable)]
-    env: Vec<EnvironmentEntry>,
+    #[command(flatten)]
+    variables: VariableArgs,
     /// The command, in place of the image's
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -51,7 +50,7 @@ impl MainArgs {
     pub fn options(&self) -> Result<MainOptions, CliError> {
         let said = Said {
             command: &self.command,
-            env: &self.env,
+            env: self.variables.entries(),
             workdir: self.workdir.as_ref(),
             user: self.user.as_ref(),
         };
@@ -66,7 +65,7 @@ pub struct Said<'a> {
     /// The command.
     pub command: &'a [OsString],
     /// Its environment.
-    pub env: &'a [EnvironmentEntry],
+    pub env: Vec<EnvironmentEntry>,
     /// Its directory.
     pub workdir: Option<&'a GuestPath>,
     /// Who runs it.

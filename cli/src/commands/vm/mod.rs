@@ -1,18 +1,24 @@
 //! `banger vm`: make, use and delete machines.
 
+mod copy;
 mod create;
 mod delete;
 mod exec;
+mod forward;
 mod kill;
 pub mod list;
 mod logs;
 mod main_process;
 mod ports;
 mod power;
+mod prune;
 mod run;
 mod set;
 mod show;
+mod ssh;
 mod stats;
+mod variables;
+mod wait;
 
 use std::collections::HashSet;
 
@@ -37,6 +43,11 @@ pub enum VmCommand {
     Run(run::RunArgs),
     /// Run a command, or a shell, in a running machine
     Exec(exec::ExecArgs),
+    /// Log in to a running machine, or run a command there, by OpenSSH
+    Ssh(ssh::SshArgs),
+    /// Copy files and directories into a running machine, or out of it
+    #[command(name = "cp")]
+    Copy(copy::CopyArgs),
     /// Make a machine and start it
     Create(create::CreateArgs),
     /// Start stopped machines
@@ -62,6 +73,12 @@ pub enum VmCommand {
     Stats(stats::StatsArgs),
     /// Show what a machine listens on, and lead ports of this host there
     Ports(ports::PortsArgs),
+    /// Lead ports of this host into a machine until Ctrl-C
+    Forward(forward::ForwardArgs),
+    /// Wait until machines have ended
+    Wait(wait::WaitArgs),
+    /// Delete the machines that do not run
+    Prune(prune::PruneArgs),
     /// Print what a machine wrote to its console
     Logs(logs::LogsArgs),
 }
@@ -69,7 +86,7 @@ pub enum VmCommand {
 impl VmCommand {
     /// Returns whether its exit code is that of a command in a machine.
     pub const fn passes_on(&self) -> bool {
-        matches!(self, Self::Run(_) | Self::Exec(_))
+        matches!(self, Self::Run(_) | Self::Exec(_) | Self::Ssh(_))
     }
 
     /// Runs the verb; returns the exit code.
@@ -77,6 +94,8 @@ impl VmCommand {
         match self {
             Self::Run(args) => return run::run(ui, args).await,
             Self::Exec(args) => return exec::run(ui, args).await,
+            Self::Ssh(args) => return ssh::run(ui, args).await,
+            Self::Copy(args) => copy::run(ui, args).await?,
             Self::Create(args) => create::run(ui, &args).await?,
             Self::Start(args) => power::start(ui, &args).await?,
             Self::Stop(args) => power::stop(ui, &args).await?,
@@ -88,6 +107,9 @@ impl VmCommand {
             Self::Show(args) => show::run(ui, &args).await?,
             Self::Stats(args) => stats::run(ui, &args).await?,
             Self::Ports(args) => ports::run(ui, &args).await?,
+            Self::Forward(args) => forward::run(ui, &args).await?,
+            Self::Wait(args) => wait::run(ui, &args).await?,
+            Self::Prune(args) => prune::run(ui, &args).await?,
             Self::Logs(args) => logs::run(ui, &args).await?,
         }
         Ok(0)
@@ -146,6 +168,22 @@ pub async fn get(client: &Client, reference: &VmReference) -> Result<Vm, CliErro
     match client.get(&routes::vm(reference, "")).await {
         Ok(vm) => Ok(vm),
         Err(error) => Err(explain_missing(client, reference, error).await),
+    }
+}
+
+/// Gets a machine that runs; any other is an error that says how to start it.
+pub async fn get_running(client: &Client, reference: &VmReference) -> Result<Vm, CliError> {
+    let vm = get(client, reference).await?;
+    let is =
+        |hint: String| Err(CliError::new(format!("VM {} is {}", vm.name, vm.state)).hint(hint));
+    match vm.state {
+        VmState::Running => Ok(vm),
+        VmState::Created | VmState::Stopped | VmState::Failed => {
+            is(format!("banger vm start {}", vm.name))
+        }
+        VmState::Starting | VmState::Stopping | VmState::Deleting => {
+            is("wait for that to end: banger vm list".to_owned())
+        }
     }
 }
 

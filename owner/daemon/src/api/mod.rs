@@ -18,6 +18,7 @@ mod set;
 mod shutdown;
 mod stats;
 mod vms;
+mod wait;
 
 use std::sync::Arc;
 
@@ -142,6 +143,7 @@ fn documented_router() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(vms::kill))
         .routes(routes!(stats::get))
         .routes(routes!(logs::get))
+        .routes(routes!(wait::get))
         .routes(routes!(agent::post))
         .routes(routes!(leases::post))
         .routes(routes!(doctor::get))

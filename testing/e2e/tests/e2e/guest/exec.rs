@@ -134,3 +134,24 @@ fn an_exec_on_a_stopped_vm_says_how_to_start_it() {
         .says(&["box", "banger vm start box"]);
     environment.finish();
 }
+
+#[test]
+fn time_runs_out_and_variables_come_from_files() {
+    let environment = Environment::new(Contents::Busybox);
+    environment.start_busybox("box");
+    let timed = |time: &str, script: &str| {
+        environment.banger(["vm", "exec", "--timeout", time, "box", "--", "sh", "-c", script])
+    };
+    timed("60", "exit 3").run().code(3);
+    timed("1s", "echo $$ > /tmp/pid; sleep 1000").run().code(124).says(&["longer than 1 s"]);
+    let gone = "for i in $(seq 100); do kill -0 $(cat /tmp/pid) || exit 0; sleep 0.1; done; exit 1";
+    environment.exec("box", ["sh", "-c", gone]).ok();
+    let file = environment.home().join("variables");
+    std::fs::write(&file, "# words\nA=one two\nB=file\n").unwrap();
+    let words = ["vm", "exec", "--env-file", file.to_str().unwrap(), "-e", "B=hand", "box"];
+    let shown = environment.banger(words).arg("--").arg("sh").arg("-c").arg("echo $A $B");
+    assert_eq!(shown.ok().out(), "one two hand\n");
+    std::fs::write(&file, "A B\n").unwrap();
+    environment.banger(words).run().code(2).says(&["line 1"]);
+    environment.finish();
+}

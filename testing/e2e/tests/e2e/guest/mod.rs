@@ -4,6 +4,7 @@
 //! has what needs a distribution.
 
 mod applications;
+mod copy;
 mod crash;
 mod crash_matrix;
 mod debian;
@@ -16,6 +17,7 @@ mod network;
 mod ports;
 mod pull;
 mod run;
+mod ssh;
 mod terminal;
 mod upstream_images;
 mod user;

@@ -91,3 +91,37 @@ fn published_ports_lead_into_guests_in_every_mode() {
     assert_eq!(page(&environment, 8080), None);
     environment.finish();
 }
+
+#[test]
+fn a_forward_lasts_as_long_as_its_command() {
+    if !banger_harness::is_root() {
+        banger_harness::skip("root", "the namespace that keeps the ports apart needs it");
+        return;
+    }
+    let environment = Environment::new(Contents::Busybox);
+    environment.start_busybox("box");
+    let forward = |words: &[&str]| environment.banger([&["vm", "forward", "box"], words].concat());
+    let mut running = forward(&["7070:80", "0:81"]).spawn();
+    running.wait_for_output("127.0.0.1:7070 -> 80/tcp\n");
+    running.wait_for_output(" -> 81/tcp\n");
+    assert_eq!(page(&environment, 7070), None);
+    serve(&environment, "box", "forwarded");
+    assert_eq!(page(&environment, 7070).as_deref(), Some("forwarded\n"));
+    forward(&["7070:80"]).run().code(1).is_a_clear_error().says(&["127.0.0.1:7070"]);
+    forward(&["7071:80/udp"]).run().code(2).is_a_clear_error();
+    running.process().signal(rustix::process::Signal::INT);
+    running.finish().code(0).says(&["nobody in the machine listens on port 80"]);
+    assert_eq!(page(&environment, 7070), None);
+
+    // It ends with the machine, and so does who waits for that.
+    let mut running = forward(&["7070:80"]).spawn();
+    running.wait_for_output("7070");
+    let waiting = environment.banger(["vm", "wait", "box"]).spawn();
+    environment.banger(["vm", "stop", "box"]).ok();
+    running.finish().code(1).says(&["VM box is stop"]);
+    assert_eq!(waiting.finish().code(0).out(), "box stopped\n");
+    environment.banger(["vm", "prune"]).run().code(2).is_a_clear_error().says(&["--force"]);
+    assert_eq!(environment.banger(["vm", "prune", "-f"]).ok().out(), "box\n");
+    assert!(environment.vms().is_empty());
+    environment.finish();
+}

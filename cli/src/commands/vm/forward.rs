@@ -1,0 +1,161 @@
+//! `banger vm forward`: ports of this host that lead into a machine for as long as the command runs.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use banger_agent_api::{
+    Call, ConnectCall, Empty, ErrorCode, Frame, FrameReader, FrameWriter, PortProtocol, WireError,
+};
+use banger_daemon_api::vm::Vm;
+use banger_types::{Publication, VmId};
+use clap::Args;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use super::OneVm;
+use crate::client::{Client, UpgradedStream};
+use crate::error::CliError;
+use crate::interrupt::Interrupts;
+use crate::ui::Ui;
+use crate::{agent, daemon};
+
+/// Connections at a time; further clients wait in the socket's queue.
+const MOST: usize = 256;
+
+/// Arguments of `banger vm forward`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Until Ctrl-C, or until the machine ends. The host's port is at 127.0.0.1 unless an address is
+given; 0 takes any. It reaches what listens on the machine's own loopback address, too, and
+needs no network. banger vm ports publish keeps a port open for as long as the machine runs.
+
+Examples:
+  banger vm forward box 8080:80
+  banger vm forward box 0:5432 0.0.0.0:8443:443"
+)]
+pub struct ForwardArgs {
+    #[command(flatten)]
+    vm: OneVm,
+    /// TCP ports: [HOST_IP:]HOST:GUEST
+    #[arg(required = true, value_name = "PORTS")]
+    ports: Vec<Publication>,
+}
+
+/// Forwards until it is interrupted, or the machine ends.
+pub async fn run(ui: &Ui, args: &ForwardArgs) -> Result<(), CliError> {
+    if let Some(udp) = args.ports.iter().find(|port| port.protocol != PortProtocol::Tcp) {
+        return Err(CliError::usage(format!("{udp} is no TCP port"))
+            .hint("banger vm ports publish leads UDP into a machine"));
+    }
+    let mut interrupts = Interrupts::install()?;
+    let client = daemon::connect(ui).await?;
+    let vm = super::get_running(&client, &args.vm.vm).await?;
+    let mut listeners = JoinSet::new();
+    for port in &args.ports {
+        let listener = TcpListener::bind(port.host).await.map_err(|error| in_use(port, &error))?;
+        let address = listener
+            .local_addr()
+            .map_err(|error| CliError::new("cannot listen").because(&error))?;
+        ui.line(format!("{address} -> {}/{}", port.guest, port.protocol))?;
+        let call = ConnectCall { protocol: port.protocol, port: port.guest };
+        listeners.spawn(serve(*ui, listener, (client.clone(), vm.id.clone()), call));
+    }
+    tokio::select! {
+        // That is how it is meant to end.
+        _ = interrupts.next() => Ok(()),
+        state = super::wait::end_of(&client, &vm) => {
+            let state = state?.map_or("deleted".to_owned(), |vm: Vm| vm.state.to_string());
+            Err(CliError::new(format!("VM {} is {state}", vm.name)))
+        }
+    }
+}
+
+fn in_use(port: &Publication, error: &io::Error) -> CliError {
+    let made = CliError::new(format!("cannot listen at {}", port.host)).because(error);
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let other = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+            made.hint(format!("take another port, or any: {}:{}", other.port(), port.guest))
+        }
+        _ => made,
+    }
+}
+
+async fn serve(ui: Ui, listener: TcpListener, (client, vm): (Client, VmId), call: ConnectCall) {
+    let mut connections = JoinSet::new();
+    loop {
+        let room = connections.len() < MOST;
+        tokio::select! {
+            accepted = listener.accept(), if room => {
+                // One that went away again is nobody's loss.
+                let Ok((socket, _)) = accepted else { continue };
+                let (client, vm, call) = (client.clone(), vm.clone(), call.clone());
+                connections.spawn(async move { connection(ui, socket, (&client, &vm), call).await });
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connection(
+    ui: Ui,
+    mut socket: TcpStream,
+    (client, vm): (&Client, &VmId),
+    call: ConnectCall,
+) {
+    let port = call.port;
+    let ended = match agent::call::<Empty>(client, vm, Call::Connect(call)).await {
+        Ok((Empty {}, stream)) => carry(&mut socket, stream).await.unwrap_or(false),
+        Err(error) => {
+            if error.is_guest_code(ErrorCode::Refused) {
+                ui.warning(format_args!("nobody in the machine listens on port {port}"));
+            } else {
+                ui.warning(&error);
+            }
+            false
+        }
+    };
+    if !ended {
+        // What the guest refused or broke off is not to look like an end.
+        let _ = socket.set_zero_linger();
+    }
+}
+
+/// Carries bytes until both directions have ended, which is true, or one broke off.
+async fn carry(socket: &mut TcpStream, stream: UpgradedStream) -> Result<bool, WireError> {
+    // A failure only makes it slower.
+    let _ = socket.set_nodelay(true);
+    let (from_guest, to_guest) = tokio::io::split(stream);
+    let (mut from_guest, mut to_guest) = (FrameReader::new(from_guest), FrameWriter::new(to_guest));
+    let (mut from_client, mut to_client) = socket.split();
+    let down = async {
+        while let Some(frame) = from_guest.next().await? {
+            let written = match frame {
+                Frame::Data(bytes) => to_client.write_all(&bytes).await,
+                Frame::DataEnd => return Ok(to_client.shutdown().await.is_ok()),
+                _ => Ok(()),
+            };
+            if written.is_err() {
+                break;
+            }
+        }
+        Ok::<bool, WireError>(false)
+    };
+    let up = to_guest.send_all_of(&mut from_client);
+    {
+        let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
+        let (mut client_ended, mut guest_ended) = (false, false);
+        while !(client_ended && guest_ended) {
+            let whole = tokio::select! {
+                ended = &mut down, if !guest_ended => { guest_ended = true; ended? }
+                ended = &mut up, if !client_ended => { client_ended = true; ended? }
+            };
+            if !whole {
+                return Ok(false);
+            }
+        }
+    }
+    // Without it the stream's end would overtake what the guest has not read yet.
+    to_guest.shutdown().await.map(|()| true)
+}

@@ -1,0 +1,63 @@
+//! `banger vm wait`.
+
+use banger_daemon_api::error::ErrorCode;
+use banger_daemon_api::routes;
+use banger_daemon_api::vm::Vm;
+use clap::Args;
+
+use super::{SomeVms, is_up};
+use crate::client::{Client, ClientError};
+use crate::error::CliError;
+use crate::ui::Ui;
+use crate::{artifacts, daemon};
+
+/// Arguments of `banger vm wait`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Prints a line a machine, in the order given: its name, and the exit code of its main process,
+or its state where it has none. One that does not run is not waited for.
+Example: banger vm wait job && banger vm logs job"
+)]
+pub struct WaitArgs {
+    #[command(flatten)]
+    vms: SomeVms,
+}
+
+/// Waits until every machine has ended.
+pub async fn run(ui: &Ui, args: &WaitArgs) -> Result<(), CliError> {
+    let client = daemon::connect(ui).await?;
+    let vms = args.vms.resolve(&client, is_up).await?;
+    let mut failures = Vec::new();
+    let waits = vms.iter().map(async |reference| {
+        let vm = super::get(&client, reference).await?;
+        let end = end_of(&client, &vm).await?;
+        Ok::<_, CliError>(match end {
+            None => format!("{} deleted", vm.name),
+            Some(end) => match end.main_exit.filter(|_| end.main.is_some()) {
+                Some(exit) => format!("{} {}", end.name, exit.code),
+                None => format!("{} {}", end.name, end.state),
+            },
+        })
+    });
+    for ended in futures::future::join_all(waits).await {
+        match ended {
+            Ok(line) => ui.line(line)?,
+            Err(error) => failures.push(error),
+        }
+    }
+    artifacts::report_all(ui, failures)
+}
+
+/// Waits until a machine does not run any more; `None` where it is deleted then.
+pub async fn end_of(client: &Client, vm: &Vm) -> Result<Option<Vm>, CliError> {
+    let path = routes::vm(&(&vm.id).into(), "/wait");
+    loop {
+        match client.get::<Vm>(&path).await {
+            // A daemon that ends says how things are.
+            Ok(vm) if is_up(&vm) => {}
+            Ok(vm) => return Ok(Some(vm)),
+            Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => return Ok(None),
+            Err(error) => return Err(client.explain(error)),
+        }
+    }
+}
