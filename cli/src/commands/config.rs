@@ -39,7 +39,8 @@ pub struct GetArgs {
   network.dns     name servers for machines with NAT, with commas, or auto: this host's own
   registry.mirrors   REGISTRY=URL, with commas: asked for that registry's images before it
   registry.insecure  registries spoken to in plain HTTP, with commas
-  registry.ca_file   a PEM file of certificate authorities to know registries by")]
+  registry.ca_file   a PEM file of certificate authorities to know registries by
+  ssh.key            your private key for machines, or auto: one of banger's own")]
 pub struct SetArgs {
     /// The setting, such as network.subnet
     #[arg(value_parser = key)]

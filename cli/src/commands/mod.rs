@@ -122,7 +122,7 @@ impl Command {
             Self::Ps(args) => ps::run(ui, &args).await.map(|()| 0),
             Self::Image(command) => command.run(ui).await.map(|()| 0),
             Self::Kernel(command) => command.run(ui).await.map(|()| 0),
-            Self::SshConfig(args) => ssh_config::run(ui, &args).map(|()| 0),
+            Self::SshConfig(args) => ssh_config::run(ui, &args).await.map(|()| 0),
             Self::Doctor(args) => doctor::run(ui, &args).await,
             Self::Version(args) => version::run(ui, &args).map(|()| 0),
             Self::Completion(args) => completion::run(ui, &args).map(|()| 0),

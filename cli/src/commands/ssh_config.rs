@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use crate::daemon;
 use crate::error::CliError;
 use crate::ssh::{self, Options, Store};
 use crate::ui::Ui;
@@ -24,14 +25,16 @@ pub struct SshConfigArgs {
 }
 
 /// Runs the verb.
-pub fn run(ui: &Ui, args: &SshConfigArgs) -> Result<(), CliError> {
-    let changed = match (args.install, args.uninstall) {
-        (true, _) => ssh::install()?,
-        (_, true) => ssh::uninstall()?,
-        _ => {
-            let text = Options::new(&Store::open()?, false)?.file();
-            return ui.bytes(text.as_bytes());
+pub async fn run(ui: &Ui, args: &SshConfigArgs) -> Result<(), CliError> {
+    let changed = if args.uninstall {
+        ssh::uninstall()?
+    } else {
+        // It knows which key is to be used.
+        let store = Store::open(&daemon::connect(ui).await?).await?;
+        if !args.install {
+            return ui.bytes(Options::new(&store, false)?.file().as_bytes());
         }
+        ssh::install(&store)?
     };
     match changed {
         Some(path) => ui.status(format_args!("changed {}", path.display())),

@@ -18,12 +18,11 @@ const END: &str = "# <<< banger <<<";
 const LARGEST: u64 = 4 << 20;
 
 /// Makes `ssh NAME.vm` work; returns the file that was changed, or `None` where all was as it is.
-pub fn install() -> Result<Option<PathBuf>, CliError> {
-    let store = Store::open()?;
+pub fn install(store: &Store) -> Result<Option<PathBuf>, CliError> {
     // ssh looks for the key before it starts the proxy.
     store.public_key()?;
     let own = file_path()?;
-    let text = Options::new(&store, false)?.file();
+    let text = Options::new(store, false)?.file();
     let failed =
         |error: &io::Error| CliError::new(format!("cannot write {}", own.display())).because(error);
     let directory = own.parent().unwrap_or(Path::new("/"));

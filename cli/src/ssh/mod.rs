@@ -18,12 +18,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use banger_agent_api::PublicKey;
+use banger_daemon_api::config::{Config, SSH_KEY, Setting};
+use banger_daemon_api::routes;
 use rustix::fs::FlockOperation;
 
 pub use config::Options;
 pub use include::{install, uninstall};
 pub use proxy::{proxy, strip_domain};
 
+use crate::client::Client;
 use crate::environment;
 use crate::error::CliError;
 
@@ -37,12 +40,21 @@ pub const DOMAIN: &str = ".vm";
 #[derive(Debug)]
 pub struct Store {
     directory: PathBuf,
+    /// A key of the user's own (`ssh.key`).
+    own_key: Option<PathBuf>,
 }
 
 impl Store {
     /// Opens it; makes it, for the user alone, where it is missing.
-    pub fn open() -> Result<Self, CliError> {
-        Self::at(environment::ssh_directory()?)
+    pub async fn open(client: &Client) -> Result<Self, CliError> {
+        let settings: Vec<Setting> =
+            client.get(routes::CONFIG).await.map_err(|error| client.explain(error))?;
+        // A daemon of another version may not know it, and one from before has no key.
+        let own = settings.iter().find(|setting| setting.key == SSH_KEY);
+        let mut config = Config::default();
+        let _ = own.map(|setting| config.set(&setting.key, &setting.value));
+        let store = Self::at(environment::ssh_directory()?)?;
+        Ok(Self { own_key: config.ssh.key, ..store })
     }
 
     fn at(directory: PathBuf) -> Result<Self, CliError> {
@@ -56,12 +68,12 @@ impl Store {
             .map_err(|error| failed(&error))?;
         std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o700))
             .map_err(|error| failed(&error))?;
-        Ok(Self { directory })
+        Ok(Self { directory, own_key: None })
     }
 
     /// Where the private key is.
     pub fn key_path(&self) -> PathBuf {
-        self.directory.join("id_ed25519")
+        self.own_key.clone().unwrap_or_else(|| self.directory.join("id_ed25519"))
     }
 
     /// Where the machines' keys are written down.
@@ -83,11 +95,15 @@ impl Store {
         })
     }
 
-    /// Returns the public half of banger's own key, which is made where there is none.
+    /// Returns the public half of the key: of the user's own, or of banger's, which is made where
+    /// there is none.
     pub fn public_key(&self) -> Result<PublicKey, CliError> {
         let _lock = self.lock()?;
-        let (private, public) = (self.key_path(), self.key_path().with_extension("pub"));
-        if !(private.exists() && public.exists()) {
+        let private = self.key_path();
+        let mut public = private.clone().into_os_string();
+        public.push(".pub");
+        let public = PathBuf::from(public);
+        if self.own_key.is_none() && !(private.exists() && public.exists()) {
             self.make_key(&private, &public)?;
         }
         let read = || -> Result<PublicKey, Box<dyn std::error::Error>> {
@@ -96,7 +112,12 @@ impl Store {
         read().map_err(|error| {
             CliError::new(format!("cannot read the key {}", public.display()))
                 .because(error.as_ref())
-                .hint(format!("rm {} makes banger make another key", private.display()))
+                .hint(match &self.own_key {
+                    Some(_) => {
+                        "banger config set ssh.key auto takes one of banger's own".to_owned()
+                    }
+                    None => format!("rm {} makes banger make another key", private.display()),
+                })
         })
     }
 
@@ -167,6 +188,12 @@ mod tests {
         assert_ne!(store.public_key().unwrap(), key);
         std::fs::write(store.key_path().with_extension("pub"), "nonsense").unwrap();
         assert!(store.public_key().unwrap_err().message.contains("id_ed25519.pub"));
+        // One of the user's own is never made.
+        let own = place.path().join("own.key");
+        let store = Store { own_key: Some(own.clone()), ..store };
+        assert!(store.public_key().unwrap_err().hints[0].contains("ssh.key auto"));
+        std::fs::write(place.path().join("own.key.pub"), format!("{key} me")).unwrap();
+        assert_eq!((store.public_key().unwrap(), store.key_path()), (key, own));
     }
 
     #[test]

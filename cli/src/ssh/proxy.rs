@@ -26,7 +26,7 @@ pub async fn proxy(client: &Client, host: &str, new_host_key: bool) -> Result<()
         CliError::usage(format!("{} names no machine", crate::table::printable(&host)))
             .because(&error)
     })?;
-    let store = Store::open()?;
+    let store = Store::open(client).await?;
     let key = store.public_key()?;
     let found = vm::get_running(client, &reference).await?;
     let call = Call::Ssh(SshCall { key });

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{
-    Argument, ErrorCode, ExecCall, ExitStatus, GetTreeCall, PtyCall, PutTreeCall, SignalNumber,
-    SpawnBenchCall, WindowSize,
+    Argument, ErrorCode, ExecCall, ExitStatus, FileKind, GetTreeCall, PtyCall, PutTreeCall,
+    SignalNumber, SpawnBenchCall, StatCall, WindowSize,
 };
 use banger_guest_client::{
     AgentClient, ClientError, ExecEvent, ExecEvents, SerialChannel, contract,
@@ -250,6 +250,43 @@ async fn trees_go_in_and_come_out() {
     assert_eq!(error.agent_error().unwrap().code, ErrorCode::BadArchive);
     assert!(!directory.path().join("deep/outside").exists());
     client.health().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_there_is_told_through_links_and_hard_links_stay_links() {
+    let Some((client, _channel)) = agent().await else { return };
+    let place = tempfile::tempdir().unwrap();
+    let top = place.path().canonicalize().unwrap().join("top");
+    std::fs::create_dir(&top).unwrap();
+    std::fs::write(top.join("f"), "data").unwrap();
+    std::fs::hard_link(top.join("f"), top.join("g")).unwrap();
+    std::os::unix::fs::symlink("./top//f", place.path().join("l")).unwrap();
+    std::os::unix::fs::symlink("nowhere", place.path().join("d")).unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().parse().unwrap();
+    for (name, kind, real) in [("top", FileKind::Directory, ""), ("l", FileKind::File, "f")] {
+        let reply = client.stat(StatCall { path: path(name) }).await.unwrap();
+        let real = if real.is_empty() { top.clone() } else { top.join(real) };
+        assert_eq!(
+            (reply.kind, reply.real_path.as_bytes()),
+            (kind, real.as_os_str().as_encoded_bytes())
+        );
+    }
+    let null = StatCall { path: "/dev/null".parse().unwrap() };
+    assert_eq!(client.stat(null).await.unwrap().kind, FileKind::Other);
+    for name in ["missing", "d", "top/f/x"] {
+        let error = client.stat(StatCall { path: path(name) }).await.unwrap_err();
+        let code = error.agent_error().unwrap().code;
+        assert!(code == ErrorCode::NotFound || name == "top/f/x", "{name}: {code:?}");
+    }
+    let mut out = Vec::new();
+    client.get_tree(GetTreeCall { path: path("top") }, 1 << 20, &mut out).await.unwrap();
+    // Type '1' is a hard link (POSIX.1-2008, pax): one of the two names, whichever came second.
+    let kinds: Vec<u8> = out
+        .chunks(512)
+        .filter(|block| &block[257..262] == b"ustar")
+        .map(|block| block[156])
+        .collect();
+    assert_eq!((kinds.len(), kinds.iter().filter(|&&kind| kind == b'1').count()), (3, 1));
 }
 
 /// A ustar archive of regular files, written by hand so that bad paths can be in it.

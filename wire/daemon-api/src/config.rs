@@ -16,6 +16,17 @@ pub struct Config {
     pub network: NetworkConfig,
     /// How registries are reached.
     pub registry: RegistryConfig,
+    /// How users log in by SSH.
+    pub ssh: SshConfig,
+}
+
+/// How users log in by SSH.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SshConfig {
+    /// The private key, beside which is its `.pub`. The command line reads them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
 }
 
 /// How registries are reached.
@@ -120,8 +131,11 @@ pub enum ConfigError {
 /// The key of [`KernelConfig::default`].
 pub const KERNEL_DEFAULT: &str = "kernel.default";
 
+/// The key of [`SshConfig::key`].
+pub const SSH_KEY: &str = "ssh.key";
+
 /// The settings' keys and what each is for.
-pub const KEYS: [(&str, &str); 8] = [
+pub const KEYS: [(&str, &str); 9] = [
     (
         KERNEL_DEFAULT,
         "the kernel of machines for which nothing else is said, or auto: banger's own choice",
@@ -141,6 +155,10 @@ pub const KEYS: [(&str, &str); 8] = [
     (
         "registry.ca_file",
         "a PEM file of certificate authorities to know registries by, beside the host's own, or auto",
+    ),
+    (
+        SSH_KEY,
+        "your private key for machines, with its .pub beside it, or auto: one of banger's own",
     ),
 ];
 
@@ -170,10 +188,8 @@ impl Config {
             "network.tap_pool" => self.network.tap_pool.to_string(),
             "registry.mirrors" => list(&self.registry.mirrors),
             "registry.insecure" => list(&self.registry.insecure),
-            "registry.ca_file" => {
-                let file = self.registry.ca_file.as_ref();
-                file.map_or_else(auto, |file| file.display().to_string())
-            }
+            "registry.ca_file" => path_text(self.registry.ca_file.as_ref()),
+            SSH_KEY => path_text(self.ssh.key.as_ref()),
             _ => list(&self.network.dns),
         })
     }
@@ -213,17 +229,25 @@ impl Config {
             "registry.insecure" if value == AUTO => self.registry.insecure.clear(),
             "registry.insecure" => self.registry.insecure = registries(value).map_err(refused)?,
             "registry.ca_file" if value == AUTO => self.registry.ca_file = None,
-            "registry.ca_file" => {
-                let path = PathBuf::from(value);
-                if !path.is_absolute() || value.chars().any(char::is_control) {
-                    return Err(refused("an absolute path".to_owned()));
-                }
-                self.registry.ca_file = Some(path);
-            }
+            "registry.ca_file" => self.registry.ca_file = Some(absolute(value).map_err(refused)?),
+            SSH_KEY if value == AUTO => self.ssh.key = None,
+            SSH_KEY => self.ssh.key = Some(absolute(value).map_err(refused)?),
             _ if value == AUTO => self.network.dns.clear(),
             _ => self.network.dns = servers(value).map_err(refused)?,
         }
         Ok(())
+    }
+}
+
+fn path_text(path: Option<&PathBuf>) -> String {
+    path.map_or_else(|| AUTO.to_owned(), |path| path.display().to_string())
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.is_absolute() && !text.chars().any(char::is_control) {
+        true => Ok(path),
+        false => Err("an absolute path".to_owned()),
     }
 }
 
@@ -299,6 +323,7 @@ mod tests {
             ("registry.insecure", "http://x", "no registry"),
             ("registry.insecure", "", "no registry"),
             ("registry.ca_file", "ca.pem", "absolute"),
+            ("ssh.key", "id_ed25519", "absolute"),
             ("network", "auto", "no setting"),
             ("", "", "network.mode"),
         ] {
@@ -324,6 +349,7 @@ mod tests {
             ("registry.mirrors", "docker.io=https://m.example,ghcr.io=http://n.example:5000"),
             ("registry.insecure", "registry.example:5000,10.0.0.1"),
             ("registry.ca_file", "/etc/ssl/corporate.pem"),
+            ("ssh.key", "/home/user/.ssh/id_ed25519"),
         ] {
             config.set(key, value).unwrap();
             assert_eq!(config.get(key).unwrap(), value);

@@ -73,7 +73,7 @@ fn user(text: &str) -> Result<String, String> {
 pub async fn run(ui: &Ui, args: SshArgs) -> Result<u8, CliError> {
     let client = daemon::connect(ui).await?;
     let vm = super::get_running(&client, &args.vm.vm).await?;
-    let store = Store::open()?;
+    let store = Store::open(&client).await?;
     // ssh looks for the key before it starts the proxy.
     store.public_key()?;
     let error = command(&vm, &args, &Options::new(&store, args.new_host_key)?).exec();

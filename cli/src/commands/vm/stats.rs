@@ -1,14 +1,22 @@
 //! `banger vm stats`.
 
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
 use banger_daemon_api::routes;
 use banger_daemon_api::stats::VmStats;
 use clap::Args;
+use tokio::time::MissedTickBehavior;
 
 use super::SomeVms;
+use crate::client::Client;
 use crate::commands::JsonArgs;
 use crate::error::CliError;
 use crate::ui::Ui;
 use crate::{artifacts, daemon, table};
+
+/// Clears a terminal and begins at its top (ECMA-48: CUP, ED).
+const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
 
 /// Arguments of `banger vm stats`.
 #[derive(Args, Debug)]
@@ -17,14 +25,35 @@ pub struct StatsArgs {
     vms: SomeVms,
     #[command(flatten)]
     json: JsonArgs,
+    /// Measure again and again, this many seconds apart, until Ctrl-C [default with it: 2]
+    #[arg(
+        short, long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
+        default_missing_value = "2", value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    watch: Option<u16>,
 }
 
-/// Measures machines at once and shows them in the order given; JSON is one array.
+/// Measures machines at once and shows them in the order given; JSON is one array, and with
+/// `--watch` one a line.
 pub async fn run(ui: &Ui, args: &StatsArgs) -> Result<(), CliError> {
     let client = daemon::connect(ui).await?;
-    let vms = args.vms.resolve(&client, |_| true).await?;
+    let Some(seconds) = args.watch else { return measure(ui, &client, args).await };
+    let mut ticks = tokio::time::interval(Duration::from_secs(seconds.into()));
+    // One that was missed, because measuring took longer, is not made up for.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if io::stdout().is_terminal() && !args.json.json {
+            ui.bytes(CLEAR)?;
+        }
+        measure(ui, &client, args).await?;
+    }
+}
+
+async fn measure(ui: &Ui, client: &Client, args: &StatsArgs) -> Result<(), CliError> {
+    let vms = args.vms.resolve(client, |_| true).await?;
     let measured = vms.iter().map(async |reference| {
-        let vm = super::get(&client, reference).await?;
+        let vm = super::get(client, reference).await?;
         let path = routes::vm(&(&vm.id).into(), "/stats");
         client.get::<VmStats>(&path).await.map_err(|error| client.explain(error))
     });
@@ -36,7 +65,11 @@ pub async fn run(ui: &Ui, args: &StatsArgs) -> Result<(), CliError> {
             Err(error) => failures.push(error),
         }
     }
-    if args.json.json {
+    if args.json.json && args.watch.is_some() {
+        let line = serde_json::to_string(&stats)
+            .map_err(|error| CliError::new("cannot write JSON").because(&error))?;
+        ui.line(line)?;
+    } else if args.json.json {
         ui.json(&stats)?;
     } else {
         for (number, one) in stats.iter().enumerate() {

@@ -98,6 +98,14 @@ fn ssh_and_its_relatives_reach_a_machine() {
     let listed = host(&environment, &["sh", "-c", &script]).ok().out();
     assert!(listed.contains("mine (ED25519)"), "{listed}");
 
+    // A key of the user's own, and back.
+    environment.banger(["config", "set", "ssh.key", &key]).ok();
+    assert!(
+        environment.banger(["ssh-config"]).ok().out().contains(&format!("IdentityFile \"{key}\""))
+    );
+    environment.banger(["vm", "ssh", "box", "--", "true"]).ok();
+    environment.banger(["config", "set", "ssh.key", "auto"]).ok();
+
     forwards(&environment, &ssh);
     host_keys(&environment, &ssh);
     environment.finish();
