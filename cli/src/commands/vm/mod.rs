@@ -17,6 +17,7 @@ mod set;
 mod show;
 mod ssh;
 mod stats;
+mod top;
 mod variables;
 mod wait;
 
@@ -71,6 +72,8 @@ pub enum VmCommand {
     Show(show::ShowArgs),
     /// Measure what machines use: CPU, memory, disks
     Stats(stats::StatsArgs),
+    /// Watch what running machines use, on the whole terminal
+    Top(top::TopArgs),
     /// Show what a machine listens on, and lead ports of this host there
     Ports(ports::PortsArgs),
     /// Lead ports of this host into a machine until Ctrl-C
@@ -106,6 +109,7 @@ impl VmCommand {
             Self::List(json) => list::print(ui, true, json.json).await?,
             Self::Show(args) => show::run(ui, &args).await?,
             Self::Stats(args) => stats::run(ui, &args).await?,
+            Self::Top(args) => top::run(ui, &args).await?,
             Self::Ports(args) => ports::run(ui, &args).await?,
             Self::Forward(args) => forward::run(ui, &args).await?,
             Self::Wait(args) => wait::run(ui, &args).await?,

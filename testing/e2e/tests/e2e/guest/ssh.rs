@@ -7,7 +7,7 @@ use std::process::Command;
 use banger_harness::{Contents, Environment, Invocation};
 
 /// A program of the host's, where the machine's `banger` runs, too.
-fn host(environment: &Environment, words: &[&str]) -> Invocation {
+pub(super) fn host(environment: &Environment, words: &[&str]) -> Invocation {
     let banger = environment.command([""; 0]);
     let mut all: Vec<OsString> = std::iter::once(banger.get_program())
         .chain(banger.get_args())

@@ -79,3 +79,52 @@ fn a_run_without_a_command_is_a_shell() {
     });
     environment.finish();
 }
+
+#[test]
+fn top_fills_the_terminal_and_gives_it_back() {
+    let environment = Environment::new(Contents::Busybox);
+    environment.start_busybox("box");
+    let banger = environment.command([""; 0]);
+    let words = std::iter::once(banger.get_program()).chain(banger.get_args());
+    let words: Vec<String> = words.map(|word| word.display().to_string()).collect();
+    let banger = words.join(" ");
+    let script = format!(
+        "before=$(stty -g); {banger} vm top; echo code=$?; test \"$before\" = \"$(stty -g)\" && echo same"
+    );
+    let command = environment.command([""; 0]);
+    let mut shell = std::process::Command::new("/bin/sh");
+    shell.args(["-c", &script]).current_dir(environment.home());
+    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut terminal = Terminal::start(&shell, 100, 30);
+    for text in ["\x1b[?1049h", "1 running", "GUEST MEM", "box"] {
+        terminal.wait_for(text);
+    }
+    terminal.resize(60, 8);
+    terminal.wait_for("1 running");
+    terminal.send(b"q");
+    let (_, screen) = terminal.finish();
+    let after = screen.rsplit("\x1b[?25h\x1b[?1049l").next().unwrap();
+    assert!(after.contains("code=0") && after.contains("same"), "{after}");
+    environment.banger(["vm", "top"]).run().code(2).is_a_clear_error().says(&["terminal"]);
+
+    // The same in tmux, which has a terminal of its own.
+    let tmux = |words: &[&str]| {
+        let all = [&["tmux", "-L", "t", "-f", "/dev/null"], words].concat();
+        super::ssh::host(&environment, &all)
+            .env("TERM", "xterm-256color")
+            .env("TMUX_TMPDIR", environment.home())
+    };
+    let line = format!("{} vm top; echo it has ended; sleep 1000", words.last().unwrap());
+    tmux(&["new-session", "-d", "-x", "100", "-y", "20", &line]).ok();
+    let shows = |text: &str| {
+        banger_harness::wait_for(text, banger_harness::GUEST_DEADLINE, || {
+            let pane = tmux(&["capture-pane", "-p"]).ok().out();
+            pane.contains(text).then_some(pane)
+        })
+    };
+    assert!(shows("GUEST MEM").starts_with("banger: 1 running"));
+    tmux(&["send-keys", "q"]).ok();
+    assert!(!shows("it has ended").contains("GUEST MEM"));
+    tmux(&["kill-server"]).ok();
+    environment.finish();
+}
