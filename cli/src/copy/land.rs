@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -25,9 +25,12 @@ use crate::beneath;
 use crate::error::CliError;
 use crate::table;
 
-/// Longest path, longest name and most entries of a copy: bounds for an enemy.
+/// Longest path, longest name, most entries of a copy and most directories that entries only imply:
+/// bounds for an enemy.
 const PATH_LIMIT: u64 = 4096;
-const ENTRY_LIMIT: u64 = 10_000_000;
+const ENTRY_LIMIT: u64 = 2_000_000;
+/// Records of an archive to an entry: the entry, its long name and its long link.
+const RECORDS: u64 = 3;
 /// Permissions that are kept; a guest's set-user-id program must not become one of this host.
 const KEPT_MODE: u32 = 0o777;
 /// The latest time that is kept (2106-02-07), which every file system can hold.
@@ -99,6 +102,8 @@ pub struct Landing {
     pub name: Option<PathBuf>,
     /// Whether what a directory holds is meant, not the directory.
     pub contents: bool,
+    /// Whether the machine has said that the source is no link, or was told to follow it.
+    pub is_no_link: bool,
 }
 
 impl Landing {
@@ -129,6 +134,10 @@ impl Landing {
 
     /// Unpacks an entry, or keeps the long name that it holds for the next one.
     fn take(&self, mut entry: tar::Entry<'_, impl Read>, state: &mut Unpacking) -> io::Result<()> {
+        state.records += 1;
+        if state.records > RECORDS * ENTRY_LIMIT {
+            return Err(too_many());
+        }
         match entry.header().entry_type() {
             EntryType::GNULongName => {
                 state.long_name = Some(long(&mut entry)?);
@@ -157,20 +166,26 @@ impl Landing {
     }
 
     /// Decides where it goes, now that it is known whether it is a directory.
+    ///
+    /// A link at the target may be one that an earlier copy brought, so that none is ever followed: a
+    /// file takes its place, and into a directory behind it nothing goes.
     fn begin(&self, kind: EntryType) -> io::Result<Unpacker> {
+        if kind == EntryType::Symlink && self.is_no_link {
+            return Err(io::Error::other("the machine sent a link for what it said is none"));
+        }
         let is_directory = kind == EntryType::Directory;
-        let there = match std::fs::metadata(&self.path) {
+        // Without the slash or dot at its end, which would follow a link.
+        let path = self.path.components().collect::<PathBuf>();
+        let there = match path.symlink_metadata() {
             Ok(metadata) if metadata.is_dir() => There::Directory,
+            Ok(metadata) if metadata.is_symlink() && path.is_dir() => {
+                return Err(io::Error::other("it is a link; name the directory that it leads to"));
+            }
             Ok(_) => There::File,
             Err(error) if error.kind() == io::ErrorKind::NotFound => There::Nothing,
             Err(error) => return Err(error),
         };
         let target = Target { there, ending: Ending::of(self.path.as_os_str().as_bytes()) };
-        // What the user's own link leads to is replaced, not the link.
-        let path = match there {
-            There::File => self.path.canonicalize()?,
-            _ => self.path.clone(),
-        };
         let (into, arrival) = target
             .place(
                 (is_directory, self.contents),
@@ -185,7 +200,11 @@ impl Landing {
                 _ => Path::new("."),
             },
         };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let no_follow = match into {
+            Into::Target => OFlags::NOFOLLOW,
+            Into::Parent => OFlags::empty(),
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | no_follow;
         let tree = rustix::fs::open(directory, flags, Mode::empty()).map_err(|error| {
             let error = io::Error::from(error);
             io::Error::new(error.kind(), format!("open directory {}: {error}", directory.display()))
@@ -200,9 +219,23 @@ impl Landing {
             tally: Tally::default(),
             made: HashSet::new(),
             open: Vec::new(),
+            kept_mode: KEPT_MODE & !umask(),
+            implied: 0,
             temporary: OsString::from(format!(".banger-{}", std::process::id())),
         })
     }
+}
+
+/// Returns this process's mask of permissions (`Umask` of proc_pid_status(5)): umask(2) can only be
+/// asked by changing it. What a guest says of its files is the user's wish no more than a script's.
+fn umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
+}
+
+fn too_many() -> io::Error {
+    io::Error::other(format!("there are over {ENTRY_LIMIT} entries"))
 }
 
 /// Reads a name that did not fit its header.
@@ -221,6 +254,7 @@ struct Unpacking {
     unpacker: Option<Unpacker>,
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
+    records: u64,
 }
 
 struct Unpacker {
@@ -233,6 +267,10 @@ struct Unpacker {
     /// Directories of this copy that entries still go into, with the mode and time each gets when
     /// it is left: until then it must be writable, and making an entry changes its time.
     open: Vec<(PathBuf, Mode, i64)>,
+    /// The permissions that an entry may have.
+    kept_mode: u32,
+    /// Directories that were made because an entry lies in them.
+    implied: u64,
     /// What a file is called until it is whole.
     temporary: OsString,
 }
@@ -245,13 +283,13 @@ impl Unpacker {
         entry: &mut tar::Entry<'_, impl Read>,
     ) -> io::Result<()> {
         if self.tally.entries >= ENTRY_LIMIT {
-            return Err(io::Error::other(format!("there are over {ENTRY_LIMIT} entries")));
+            return Err(too_many());
         }
         let path = self.within(raw)?;
         self.leave(Some(&path));
         let header = entry.header();
         let kind = header.entry_type();
-        let mode = Mode::from_raw_mode(header.mode().unwrap_or(0o644) & KEPT_MODE);
+        let mode = Mode::from_raw_mode(header.mode().unwrap_or(0o644) & self.kept_mode);
         let time = header.mtime().unwrap_or(0).min(LATEST);
         let time = i64::try_from(time).unwrap_or(0);
         if path.as_os_str().is_empty() {
@@ -331,7 +369,7 @@ impl Unpacker {
     }
 
     /// Opens the directory that `path` lies in, made where it is missing, and its name there.
-    fn parent<'p>(&self, path: &'p Path) -> io::Result<(OwnedFd, &'p OsStr)> {
+    fn parent<'p>(&mut self, path: &'p Path) -> io::Result<(OwnedFd, &'p OsStr)> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let parent = path.parent().unwrap_or(Path::new(""));
         match self.at(parent) {
@@ -342,9 +380,16 @@ impl Unpacker {
         for component in parent.components() {
             let above = self.at(&current)?;
             match rustix::fs::mkdirat(&above, component.as_os_str(), Mode::from_raw_mode(0o777)) {
-                Ok(()) | Err(Errno::EXIST) => current.push(component),
+                Ok(()) => {
+                    self.implied += 1;
+                    if self.implied > ENTRY_LIMIT {
+                        return Err(too_many());
+                    }
+                }
+                Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
+            current.push(component);
         }
         Ok((self.at(parent)?, name))
     }
@@ -413,14 +458,17 @@ impl Unpacker {
             return Ok(());
         }
         let (from, from_name) = self.parent(target)?;
-        let held = beneath::open(&from, from_name, OFlags::PATH | OFlags::NOFOLLOW)?;
-        let metadata = File::from(held).metadata()?;
+        let held = File::from(beneath::open(&from, from_name, OFlags::PATH | OFlags::NOFOLLOW)?);
+        let metadata = held.metadata()?;
         if !self.made.contains(&(metadata.dev(), metadata.ino())) {
             return Err(io::Error::other("it links to a file that is not of this copy"));
         }
         let (parent, name) = self.parent(path)?;
         let _ = rustix::fs::unlinkat(&parent, &self.temporary, AtFlags::empty());
-        rustix::fs::linkat(&from, from_name, &parent, &self.temporary, AtFlags::empty())?;
+        // The file that was looked at, whatever has its name now (the way of open(2) with O_PATH).
+        let looked_at = format!("/proc/self/fd/{}", held.as_raw_fd());
+        let (cwd, follow) = (rustix::fs::CWD, AtFlags::SYMLINK_FOLLOW);
+        rustix::fs::linkat(cwd, &looked_at, &parent, &self.temporary, follow)?;
         self.take_place(&parent, name)?;
         // Renaming one name of a file to another of its names does nothing (rename(2)).
         let _ = rustix::fs::unlinkat(&parent, &self.temporary, AtFlags::empty());

@@ -175,16 +175,21 @@ async fn get(
     (progress, interrupts): (&Progress, &mut Interrupts),
 ) -> Result<bool, CliError> {
     let failed = || CliError::new("cannot copy out of the machine");
-    let (_, stream): (Empty, _) = agent::call(client, vm, Call::GetTree(call)).await?;
+    let interrupted =
+        |interrupt| Err(CliError::interrupted(interrupt, "interrupted while copying"));
+    let (_, stream): (Empty, _) = tokio::select! {
+        begun = agent::call(client, vm, Call::GetTree(call)) => begun?,
+        interrupt = interrupts.next() => return interrupted(interrupt),
+    };
     let mut reader = FrameReader::new(stream);
     progress.stage("copying");
     let mut received = 0;
     loop {
         let frame = tokio::select! {
             frame = reader.next() => frame,
-            interrupt = interrupts.next() => {
-                return Err(CliError::interrupted(interrupt, "interrupted while copying"));
-            }
+            interrupt = interrupts.next() => return interrupted(interrupt),
+            // Whoever took it has failed, and says why; the machine may say nothing for ever.
+            () = queue.closed() => return Ok(false),
         };
         match frame.map_err(|error| failed().because(&error))? {
             Some(Frame::Data(bytes)) => {

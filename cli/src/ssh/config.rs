@@ -36,6 +36,15 @@ impl Options {
             ("HostKeyAlgorithms", "ssh-ed25519".to_owned()),
             ("UpdateHostKeys", "no".to_owned()),
             ("CheckHostIP", "no".to_owned()),
+            // What the user has for all hosts is not for a stranger: keys of an agent, the display,
+            // and passwords that it may ask for. Options of the command line come before these.
+            ("ForwardAgent", "no".to_owned()),
+            ("ForwardX11", "no".to_owned()),
+            ("Tunnel", "no".to_owned()),
+            ("PreferredAuthentications", "publickey".to_owned()),
+            ("PasswordAuthentication", "no".to_owned()),
+            ("KbdInteractiveAuthentication", "no".to_owned()),
+            ("GSSAPIAuthentication", "no".to_owned()),
         ]))
     }
 
@@ -76,7 +85,7 @@ pub(super) fn quoted(path: &Path) -> Result<String, CliError> {
 }
 
 /// Makes one word of a shell.
-fn shell_word(text: &str) -> String {
+pub fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 

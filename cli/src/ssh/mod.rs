@@ -22,7 +22,7 @@ use banger_daemon_api::config::{Config, SSH_KEY, Setting};
 use banger_daemon_api::routes;
 use rustix::fs::FlockOperation;
 
-pub use config::Options;
+pub use config::{Options, shell_word};
 pub use include::{install, uninstall};
 pub use proxy::{proxy, strip_domain};
 

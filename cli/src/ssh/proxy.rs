@@ -1,6 +1,7 @@
 //! `banger internal ssh-proxy`: a connection's bytes between ssh and a machine's sshd.
 
 use std::io;
+use std::time::Duration;
 
 use banger_agent_api::{Call, ErrorCode, Frame, FrameReader, FrameWriter, SshCall, SshReply};
 use banger_types::VmReference;
@@ -12,6 +13,9 @@ use crate::client::Client;
 use crate::commands::vm;
 use crate::error::CliError;
 use crate::streams::{read_stdin, write_stream};
+
+/// How long the machine may go on after ssh has ended.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Takes `.vm` off a name.
 pub fn strip_domain(host: &str) -> &str {
@@ -37,7 +41,7 @@ pub async fn proxy(client: &Client, host: &str, new_host_key: bool) -> Result<()
     let (reader, writer) = tokio::io::split(stream);
     tokio::select! {
         ended = down(FrameReader::new(reader)) => ended,
-        never = up(FrameWriter::new(writer)) => match never {},
+        () = up(FrameWriter::new(writer)) => Ok(()),
     }
 }
 
@@ -50,8 +54,9 @@ fn explain(error: CliError, name: &str) -> CliError {
     error
 }
 
-/// Passes standard input on; whether that was all is for the other direction to tell.
-async fn up(mut writer: FrameWriter<impl AsyncWrite + Unpin>) -> std::convert::Infallible {
+/// Passes standard input on; whether that was all is for the other direction to tell. Returns when
+/// the machine has not ended long after ssh has.
+async fn up(mut writer: FrameWriter<impl AsyncWrite + Unpin>) {
     let mut input = read_stdin();
     while let Some(bytes) = input.recv().await {
         if writer.send(&Frame::Data(bytes)).await.is_err() {
@@ -59,7 +64,7 @@ async fn up(mut writer: FrameWriter<impl AsyncWrite + Unpin>) -> std::convert::I
         }
     }
     let _ = writer.send(&Frame::DataEnd).await;
-    std::future::pending().await
+    tokio::time::sleep(LAST_WORDS).await;
 }
 
 /// Writes what the machine sends, until it has no more.

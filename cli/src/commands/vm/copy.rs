@@ -146,14 +146,20 @@ impl Session {
         Progress::new(ui, format!("VM {}", self.vm.name))
     }
 
-    async fn stat(&self, path: &GuestPath) -> Result<StatReply, CliError> {
+    async fn stat(&mut self, path: &GuestPath) -> Result<StatReply, CliError> {
         let call = Call::Stat(StatCall { path: path.clone() });
-        agent::call(&self.client, &self.vm.id, call).await.map(|(reply, _)| reply)
+        // An agent may be silent for ever.
+        tokio::select! {
+            reply = agent::call(&self.client, &self.vm.id, call) => reply.map(|(reply, _)| reply),
+            interrupt = self.interrupts.next() => {
+                Err(CliError::interrupted(interrupt, "interrupted; nothing was copied"))
+            }
+        }
     }
 
     /// Finds what the path of a source names; returns what to ask for, and what it is called.
     async fn source(
-        &self,
+        &mut self,
         path: GuestPath,
         follow: bool,
     ) -> Result<(GuestPath, Option<PathBuf>, bool), CliError> {
@@ -176,9 +182,10 @@ impl Session {
         target: PathBuf,
         follow: bool,
     ) -> Result<Tally, CliError> {
+        let is_no_link = follow || Ending::of(path.as_bytes()).directory;
         let (path, name, contents) = self.source(path, follow).await?;
         let root = as_path(&path).file_name().map(PathBuf::from).unwrap_or_default();
-        let landing = Landing { path: target, root, name, contents };
+        let landing = Landing { path: target, root, name, contents, is_no_link };
         let progress = self.progress(ui);
         let call = GetTreeCall { path };
         let with = (&progress, &mut self.interrupts);
@@ -193,7 +200,7 @@ impl Session {
     }
 
     /// Finds what is at the target of a copy into the machine, and its path without links.
-    async fn target(&self, path: &GuestPath) -> Result<(There, Option<PathBuf>), CliError> {
+    async fn target(&mut self, path: &GuestPath) -> Result<(There, Option<PathBuf>), CliError> {
         match self.stat(path).await {
             Ok(found) => {
                 let there = match found.kind {
@@ -267,13 +274,18 @@ impl Session {
     }
 
     /// Refuses a directory that is not there: what is misspelt must not come into being.
-    async fn expect_directory(&self, path: &GuestPath) -> Result<(), CliError> {
+    async fn expect_directory(&mut self, path: &GuestPath) -> Result<(), CliError> {
+        let there = self.target(path).await?.0;
         let name = &self.vm.name;
-        match self.target(path).await?.0 {
+        match there {
             There::Directory => Ok(()),
             There::File => Err(CliError::new(format!("{path} in VM {name} is no directory"))),
             There::Nothing => Err(CliError::new(format!("VM {name} has no directory {path}"))
-                .hint(format!("banger vm exec {name} -- mkdir -p {path}"))),
+                // The path may be the machine's own words.
+                .hint(format!(
+                    "banger vm exec {name} -- mkdir -p {}",
+                    crate::ssh::shell_word(&path.to_string())
+                ))),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use banger_agent_api::{
     Call, ConnectCall, Empty, ErrorCode, Frame, FrameReader, FrameWriter, PortProtocol, WireError,
@@ -20,8 +21,10 @@ use crate::interrupt::Interrupts;
 use crate::ui::Ui;
 use crate::{agent, daemon};
 
-/// Connections at a time; further clients wait in the socket's queue.
+/// Connections at a time, of all ports; further clients wait in the sockets' queues.
 const MOST: usize = 256;
+/// How long after a connection that could not be taken the next is.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Arguments of `banger vm forward`.
 #[derive(Args, Debug)]
@@ -59,7 +62,8 @@ pub async fn run(ui: &Ui, args: &ForwardArgs) -> Result<(), CliError> {
             .map_err(|error| CliError::new("cannot listen").because(&error))?;
         ui.line(format!("{address} -> {}/{}", port.guest, port.protocol))?;
         let call = ConnectCall { protocol: port.protocol, port: port.guest };
-        listeners.spawn(serve(*ui, listener, (client.clone(), vm.id.clone()), call));
+        let most = (MOST / args.ports.len()).max(1);
+        listeners.spawn(serve(*ui, (listener, most), (client.clone(), vm.id.clone()), call));
     }
     tokio::select! {
         // That is how it is meant to end.
@@ -82,14 +86,23 @@ fn in_use(port: &Publication, error: &io::Error) -> CliError {
     }
 }
 
-async fn serve(ui: Ui, listener: TcpListener, (client, vm): (Client, VmId), call: ConnectCall) {
+async fn serve(
+    ui: Ui,
+    (listener, most): (TcpListener, usize),
+    (client, vm): (Client, VmId),
+    call: ConnectCall,
+) {
     let mut connections = JoinSet::new();
     loop {
-        let room = connections.len() < MOST;
+        let room = connections.len() < most;
         tokio::select! {
             accepted = listener.accept(), if room => {
-                // One that went away again is nobody's loss.
-                let Ok((socket, _)) = accepted else { continue };
+                let Ok((socket, _)) = accepted else {
+                    // One that went away again is nobody's loss; where descriptors are lacking it
+                    // would come again at once.
+                    tokio::time::sleep(PATIENCE).await;
+                    continue;
+                };
                 let (client, vm, call) = (client.clone(), vm.clone(), call.clone());
                 connections.spawn(async move { connection(ui, socket, (&client, &vm), call).await });
             }

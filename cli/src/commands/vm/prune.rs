@@ -45,6 +45,10 @@ pub async fn run(ui: &Ui, args: &PruneArgs) -> Result<(), CliError> {
             return Ok(());
         }
     }
+    // The question may have stood there for long.
+    let vms: Vec<Vm> = client.get(routes::VMS).await.map_err(|error| client.explain(error))?;
+    let still = unused(&vms).0;
+    let idle: Vec<VmReference> = idle.into_iter().filter(|vm| still.contains(vm)).collect();
     for_each(ui, &client, &idle, Act::Delete).await
 }
 

@@ -84,6 +84,8 @@ pub async fn run(ui: &Ui, args: SshArgs) -> Result<u8, CliError> {
 
 fn command(vm: &Vm, args: &SshArgs, options: &Options) -> Command {
     let mut command = Command::new(ssh::SSH);
+    // The user's own configuration may send variables and lead ports to every host there is.
+    command.args(["-F", "none"]);
     command.args(options.arguments(args.user.as_deref()));
     for (set, flag) in [(args.forward_agent, "-A"), (args.no_command, "-N"), (args.tty, "-t")] {
         if set {

@@ -50,7 +50,8 @@ fn land(path: &Path, archive: &[u8]) -> Result<Tally, String> {
 
 fn landing(path: &Path, contents: bool) -> Landing {
     let root = PathBuf::from("src");
-    Landing { path: path.to_owned(), name: Some(root.clone()), root, contents }
+    let name = Some(root.clone());
+    Landing { path: path.to_owned(), name, root, contents, is_no_link: false }
 }
 
 fn names(directory: &Path) -> Vec<String> {
@@ -210,6 +211,29 @@ fn modes_times_and_links_are_kept_and_set_user_id_is_not() {
     assert_eq!(read, Path::new(&target));
 }
 
+/// As scp(1) and tar(1) do, who else may write is for the user's umask to say.
+#[test]
+fn permissions_are_within_the_umask() {
+    let mut tar = Vec::new();
+    for (path, kind) in [(&b"src"[..], DIRECTORY), (b"src/f", FILE)] {
+        add(&mut tar, path, kind, b"", b"");
+    }
+    let inside = tempfile::tempdir().unwrap();
+    for header in tar.chunks_exact_mut(512) {
+        let mut open = tar::Header::from_byte_slice(header).clone();
+        open.set_mode(0o777);
+        open.set_cksum();
+        header.copy_from_slice(open.as_bytes());
+    }
+    tar.resize(tar.len() + 1024, 0);
+    land(inside.path(), &tar).unwrap();
+    for name in ["src", "src/f"] {
+        let mode = inside.path().join(name).metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o777 & !umask(), "{name}");
+    }
+    assert_ne!(umask(), 0, "the test needs a umask");
+}
+
 #[test]
 fn where_a_copy_arrives() {
     let place = tempfile::tempdir().unwrap();
@@ -232,12 +256,25 @@ fn where_a_copy_arrives() {
     std::fs::create_dir(at("contents")).unwrap();
     landing(&at("contents"), true).unpack(&tree[..]).unwrap();
     assert_eq!(names(&at("contents")), ["x"]);
-    // The file that the user's own link leads to.
-    symlink("new", at("link")).unwrap();
+    // A link may be one that an earlier copy brought: its place is taken, and it leads nowhere.
+    let link = archive(&[("src", SYMLINK, "new")]);
     std::fs::write(at("new"), "old").unwrap();
+    land(&at("link"), &link).unwrap();
+    assert!(at("link").is_symlink());
     land(&at("link"), &file).unwrap();
-    assert!(at("link").symlink_metadata().unwrap().is_symlink());
-    assert_eq!(std::fs::read(at("new")).unwrap(), b"data");
+    assert!(at("link").symlink_metadata().unwrap().is_file());
+    assert_eq!(std::fs::read(at("new")).unwrap(), b"old");
+    land(&at("site"), &archive(&[("src", SYMLINK, "dir")])).unwrap();
+    let before = names(&at("dir"));
+    for target in ["site", "site/", "site/."] {
+        for tree in [&tree, &file] {
+            assert!(land(&at(target), tree).unwrap_err().contains("it is a link"), "{target}");
+        }
+    }
+    assert_eq!(names(&at("dir")), before);
+    // A machine that says it is a directory, and then sends a link.
+    let liar = Landing { is_no_link: true, ..landing(&at("liar"), false) };
+    assert!(liar.unpack(&link[..]).is_err() && !at("liar").is_symlink());
     for (target, archive, word) in [
         ("new", &tree, "no directory"),
         ("new/", &file, "directory"),

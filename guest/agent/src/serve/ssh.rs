@@ -42,6 +42,8 @@ const PRIVILEGE_SEPARATION: &str = "/run/sshd";
 /// How long sshd may take to greet: software emulation on a loaded host is slow.
 const GREETING_PATIENCE: Duration = Duration::from_secs(60);
 const GREETING_LIMIT: usize = 4096;
+/// How long sshd may take to end after its connection has.
+const END_PATIENCE: Duration = Duration::from_secs(60);
 /// Most of what sshd says before it gives up.
 const LAST_WORDS_LIMIT: u64 = 2000;
 
@@ -80,17 +82,27 @@ where
         Err(error) => return refuse(&mut stream, error).await,
     };
     let Connection { running, mut socket, greeting, mut words, host_key, place } = connection;
-    begin(&mut stream, SshReply { host_key }).await?;
     server.execs.set(server.execs.get() + 1);
-    let (from_guest, to_guest) = socket.split();
-    let result = tokio::select! {
-        result = carry(greeting.chain(from_guest), to_guest, stream) => result,
-        // Whoever says something must find a reader.
-        never = log(&mut words) => match never {},
-    };
+    let result = async {
+        begin(&mut stream, SshReply { host_key }).await?;
+        let (from_guest, to_guest) = socket.split();
+        tokio::select! {
+            result = carry(greeting.chain(from_guest), to_guest, stream) => result,
+            // Whoever says something must find a reader.
+            never = log(&mut words) => match never {},
+        }
+    }
+    .await;
     // What the connection was for is over: sshd reads the end, and ends its sessions.
     drop((socket, place));
-    let _ = running.exit.readable().await;
+    tokio::select! {
+        _ = running.exit.readable() => {}
+        never = log(&mut words) => match never {},
+        () = tokio::time::sleep(END_PATIENCE) => {
+            let _ = rustix::process::kill_process(running.pid, rustix::process::Signal::KILL);
+            let _ = running.exit.readable().await;
+        }
+    }
     reap(&running.exit);
     server.execs.set(server.execs.get() - 1);
     if let Some(cgroup) = running.cgroup {
