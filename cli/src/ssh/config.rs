@@ -84,8 +84,12 @@ pub(super) fn quoted(path: &Path) -> Result<String, CliError> {
     path_text(path).map(|text| format!("\"{}\"", text.replace('%', "%%")))
 }
 
-/// Makes one word of a shell.
+/// Makes one word of a shell, quoted where it needs to be.
 pub fn shell_word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
@@ -102,6 +106,8 @@ mod tests {
     fn odd_paths_are_quoted_or_refused() {
         assert_eq!(quoted(Path::new("/a b/100%")).unwrap(), "\"/a b/100%%\"");
         assert_eq!(shell_word("/it's"), r"'/it'\''s'");
+        assert_eq!(shell_word("/x; rm"), "'/x; rm'");
+        assert_eq!((shell_word("/usr/bin"), shell_word("")), ("/usr/bin".into(), "''".into()));
         for bad in ["/a\"b", "/a\nb", "/${HOME}"] {
             assert!(quoted(Path::new(bad)).is_err(), "{bad}");
         }
