@@ -1,7 +1,6 @@
 //! `banger vm forward`: ports of this host that lead into a machine for as long as the command runs.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use banger_agent_api::{
@@ -79,8 +78,7 @@ fn in_use(port: &Publication, error: &io::Error) -> CliError {
     let made = CliError::new(format!("cannot listen at {}", port.host)).because(error);
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            let other = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-            made.hint(format!("take another port, or any: {}:{}", other.port(), port.guest))
+            made.hint(format!("take another port, or any: 0:{}", port.guest))
         }
         _ => made,
     }
