@@ -386,6 +386,8 @@ fn call_name(call: &Call) -> &'static str {
         Call::GetTree(_) => "get tree",
         Call::Stat(_) => "stat",
         Call::Ssh(_) => "ssh",
+        Call::ListTree(_) => "list tree",
+        Call::GetEntries(_) => "get entries",
         Call::Ports => "ports",
         Call::Connect(_) => "connect",
         Call::Sync => "sync",

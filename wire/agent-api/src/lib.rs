@@ -22,6 +22,7 @@
 mod boot;
 mod bytes_text;
 mod frame;
+mod listing;
 mod main_process;
 mod message;
 pub mod mux;
@@ -37,12 +38,15 @@ pub use frame::{
     ExitStatus, FRAME_HEADER, Frame, FrameDecoder, FrameError, FrameKind, MAX_FRAME_PAYLOAD,
     STDIN_WINDOW, SignalNumber, WindowSize, encode_chunks, encode_frame,
 };
+pub use listing::{
+    LISTED_NAME_LIMIT, Listed, ListedKind, ListingDecoder, ListingError, TAR_REMOVAL,
+};
 pub use main_process::{AttachMainCall, ConfigureCall, MainProcess};
 pub use message::{
-    AgentError, Call, ConnectCall, Empty, ErrorCode, ExecCall, ExecStarted, FileKind, GetTreeCall,
-    HealthReply, InitKind, ListeningPort, NetworkState, Outcome, PortsReply, PowerOffCall, PtyCall,
-    PutTreeCall, PutTreeReply, Request, Response, SetIdentityCall, SpawnBenchCall, SpawnBenchReply,
-    StatCall, StatReply, StatsReply,
+    AgentError, Call, ConnectCall, Empty, ErrorCode, ExecCall, ExecStarted, FileKind,
+    GetEntriesCall, GetTreeCall, HealthReply, InitKind, ListTreeCall, ListTreeReply, ListeningPort,
+    NetworkState, Outcome, PortsReply, PowerOffCall, PtyCall, PutTreeCall, PutTreeReply, Request,
+    Response, SetIdentityCall, SpawnBenchCall, SpawnBenchReply, StatCall, StatReply, StatsReply,
 };
 pub use ssh::{PublicKey, PublicKeyError, SshCall, SshReply};
 pub use wire::{

@@ -48,6 +48,12 @@ pub enum Call {
     GetTree(GetTreeCall),
     /// [`StatReply`].
     Stat(StatCall),
+    /// [`ListTreeReply`], then data frames of [`crate::Listed`] records out, and data end or an error
+    /// frame.
+    ListTree(ListTreeCall),
+    /// [`Empty`], then data frames of names in, each ended by a NUL, data end; then data frames of a
+    /// tar of those that are there out, and data end or an error frame.
+    GetEntries(GetEntriesCall),
     /// [`PortsReply`].
     Ports,
     /// [`Empty`], then both ways: of TCP its bytes as data frames and, for each direction, data end;
@@ -110,7 +116,8 @@ pub struct PtyCall {
     pub term: Option<Argument>,
 }
 
-/// Unpacks a tar stream below a directory, which is created where missing.
+/// Unpacks a tar stream below a directory, which is created where missing. Entries of type
+/// [`crate::TAR_REMOVAL`] remove.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PutTreeCall {
     /// The directory.
@@ -131,6 +138,31 @@ pub struct GetTreeCall {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatCall {
     /// The path.
+    pub path: GuestPath,
+}
+
+/// Lists a directory and what is below it; no link is followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListTreeCall {
+    /// The directory.
+    pub path: GuestPath,
+    /// Directories of these names are listed, but not what is in them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skip: Vec<Argument>,
+}
+
+/// The listing begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListTreeReply {
+    /// The guest's clock before the first directory was read, nanoseconds since 1970 UTC: what was
+    /// changed shortly before or after may change again without its times telling.
+    pub now_nanos: i64,
+}
+
+/// Packs some files and links below a directory as a tar stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetEntriesCall {
+    /// The directory that the names are relative to.
     pub path: GuestPath,
 }
 

@@ -14,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
 use super::{
-    connect, exec, identity, main_process, ports, power_off, ssh, stats, tree, tree_get, tree_put,
+    connect, exec, identity, main_process, ports, power_off, ssh, stats, tree, tree_get, tree_list,
+    tree_put,
 };
 use crate::console;
 
@@ -144,6 +145,8 @@ impl Server {
             Call::PutTree(call) => tree_put::run(call, stream).await,
             Call::GetTree(call) => tree_get::run(call, stream).await,
             Call::Stat(call) => answer(&mut stream, tree::stat(&call)).await,
+            Call::ListTree(call) => tree_list::run(call, stream).await,
+            Call::GetEntries(call) => tree_get::run_entries(call, stream).await,
             Call::Connect(call) => connect::run(&call, stream).await,
             Call::Ssh(call) => ssh::run(&self, call, stream).await,
             Call::Ports => answer(&mut stream, Ok(ports::listening())).await,

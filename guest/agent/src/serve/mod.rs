@@ -21,6 +21,7 @@ mod stats;
 mod terminal;
 mod tree;
 mod tree_get;
+mod tree_list;
 mod tree_put;
 mod users;
 

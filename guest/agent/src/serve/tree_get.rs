@@ -1,4 +1,4 @@
-//! Packing a file or directory as a tar stream.
+//! Packing a file or directory, or some of a directory's files, as a tar stream.
 //!
 //! Opened without following links, so that a tree that changes while it is read can at worst give
 //! a strange archive. Sockets are left out, as tar(1) does.
@@ -9,13 +9,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use banger_agent_api::{AgentError, Empty, ErrorCode, Frame, FrameWriter, GetTreeCall, WireError};
+use banger_agent_api::{
+    AgentError, Empty, ErrorCode, Frame, FrameReader, FrameWriter, GetEntriesCall, GetTreeCall,
+    WireError,
+};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use super::calls::{begin, refuse};
-use super::tree::{CHUNKS, ChunkWriter, Tree, tree_error};
+use super::tree::{CHUNKS, ChunkWriter, Tree, plain_path, tree_error};
 
 /// Deepest directory that is packed; each level holds a descriptor.
 const DEPTH_LIMIT: usize = 200;
@@ -42,16 +45,70 @@ where
         }
     };
     begin(&mut stream, Empty {}).await?;
+    send(FrameWriter::new(stream), path, move |packer| packer.entry(tree.as_fd(), &name, &name, 0))
+        .await
+}
+
+/// Most bytes of names in one call.
+const NAMES_LIMIT: usize = 256 << 20;
+
+/// Runs the call that packs some files and links.
+pub(super) async fn run_entries<S>(call: GetEntriesCall, mut stream: S) -> Result<(), WireError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let path = PathBuf::from(std::ffi::OsStr::from_bytes(call.path.as_bytes()));
+    let tree = match Tree::open(&path) {
+        Ok(tree) => tree,
+        Err(error) => {
+            let error = tree_error("open", &path, &error);
+            return refuse(&mut stream, error).await;
+        }
+    };
+    begin(&mut stream, Empty {}).await?;
+    let (reader, writer) = tokio::io::split(stream);
+    let mut reader = FrameReader::new(reader);
+    let mut names: Vec<u8> = Vec::new();
+    loop {
+        match reader.next().await? {
+            Some(Frame::Data(bytes)) if names.len() + bytes.len() <= NAMES_LIMIT => {
+                names.extend_from_slice(&bytes);
+            }
+            Some(Frame::Data(_)) => {
+                let error = AgentError::new(ErrorCode::BadRequest, "too many names are asked for");
+                let mut writer = FrameWriter::new(writer);
+                writer.send(&Frame::Error(error)).await?;
+                return writer.shutdown().await;
+            }
+            Some(Frame::DataEnd) => break,
+            Some(_) => {}
+            None => return Err(WireError::Truncated),
+        }
+    }
+    send(FrameWriter::new(writer), path, move |packer| {
+        for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+            packer.named(&tree, Path::new(std::ffi::OsStr::from_bytes(name)))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Sends the tar that `fill` makes on a thread of its own, and its end.
+async fn send<W: AsyncWrite + Unpin>(
+    mut writer: FrameWriter<W>,
+    path: PathBuf,
+    fill: impl FnOnce(&mut Packer) -> Result<(), AgentError> + Send + 'static,
+) -> Result<(), WireError> {
     let (sender, mut receiver) = mpsc::channel(CHUNKS);
     let pack = tokio::task::spawn_blocking(move || {
         let writer = ChunkWriter { sender, buffer: Vec::new() };
         let mut packer = Packer { builder: tar::Builder::new(writer), linked: HashMap::new() };
-        packer.entry(tree.as_fd(), &name, &name, 0)?;
+        fill(&mut packer)?;
         let finished =
             packer.builder.into_inner().and_then(|mut writer| io::Write::flush(&mut writer));
         finished.map_err(|error| tree_error("pack", &path, &error))
     });
-    let mut writer = FrameWriter::new(stream);
     while let Some(chunk) = receiver.recv().await {
         // An early return closes the channel, which ends the thread.
         writer.send(&Frame::Data(chunk)).await?;
@@ -74,6 +131,33 @@ struct Packer {
 }
 
 impl Packer {
+    /// Packs a file or link of the tree; one that is gone, or is neither, is left out.
+    fn named(&mut self, tree: &Tree, name: &Path) -> Result<(), AgentError> {
+        let failed = |error: io::Error| tree_error("pack", name, &error);
+        let plain = plain_path(name).filter(|plain| plain.file_name().is_some());
+        let plain = plain.ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+        let (parent, last) = match tree.parent(&plain, false) {
+            Ok(found) => found,
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        let last = Path::new(last);
+        match rustix::fs::statat(&parent, last, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat)
+                if matches!(
+                    FileType::from_raw_mode(stat.st_mode),
+                    FileType::RegularFile | FileType::Symlink
+                ) =>
+            {
+                // Each with its content: who asks for names has no use for one that leads to another.
+                self.linked.clear();
+                self.entry(parent.as_fd(), last, &plain, 0)
+            }
+            Ok(_) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+
     /// Packs `name` in `parent` as `path`, and what is below it.
     fn entry(
         &mut self,
@@ -171,6 +255,15 @@ impl Packer {
         }
         Ok(())
     }
+}
+
+/// Whether a directory on the way is gone, or is a file or a link now.
+fn is_gone(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(
+        error.raw_os_error().map(Errno::from_raw_os_error),
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
+    )
 }
 
 fn header(stat: &Stat) -> tar::Header {

@@ -3,7 +3,8 @@
 //! The archive may come from anyone and the directory belongs to a guest that nobody trusts:
 //! every path is resolved by the kernel beneath the directory, without following any symbolic
 //! link. Files, directories, symbolic and hard links are made; anything else is refused. What is
-//! in the way of a file or link is replaced; a directory is merged.
+//! in the way of a file or link is replaced; a directory is merged. Entries of the type
+//! [`TAR_REMOVAL`] remove.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use banger_agent_api::{
     AgentError, Empty, ErrorCode, Frame, FrameReader, FrameWriter, PutTreeCall, PutTreeReply,
-    WireError,
+    TAR_REMOVAL, WireError,
 };
 use bytes::Bytes;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
@@ -156,6 +157,7 @@ impl Unpacker {
                 None => return Err(refused(raw, "a hard link leaves the tree")),
             },
             tar::EntryType::XGlobalHeader => return Ok(()),
+            kind if kind.as_byte() == TAR_REMOVAL => self.remove(&path),
             _ => return Err(refused(raw, "only files, directories and links are unpacked")),
         };
         self.reply.entries += 1;
@@ -232,6 +234,27 @@ impl Unpacker {
         }
         clear(&parent, name)?;
         Ok(rustix::fs::linkat(&from, from_name, &parent, name, AtFlags::empty())?)
+    }
+
+    /// Removes a file, a link or an empty directory; anything else stays.
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        use rustix::io::Errno;
+        let (parent, name) = match self.tree.parent(path, false) {
+            Ok(found) => found,
+            // Its directory is gone, or is no directory any more.
+            Err(error) if error.kind() == io::ErrorKind::NotFound || in_the_way(&error) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let result = match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
+            Err(Errno::ISDIR) => rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR),
+            other => other,
+        };
+        match result {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn own(&self, fd: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {
@@ -336,6 +359,29 @@ mod tests {
         assert_eq!(std::fs::metadata(outside.path()).unwrap().len(), 0);
         assert!(inside.path().join("f").symlink_metadata().unwrap().is_file());
         assert!(inside.path().join("d/x").is_file());
+    }
+
+    #[test]
+    fn removals_take_files_links_and_empty_directories_only() {
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("victim"), "safe").unwrap();
+        let inside = tempfile::tempdir().unwrap();
+        let here = |name: &str| inside.path().join(name);
+        std::fs::create_dir_all(here("full/empty")).unwrap();
+        std::fs::write(here("full/kept"), "").unwrap();
+        std::fs::write(here("file"), "").unwrap();
+        std::os::unix::fs::symlink(outside.path(), here("link")).unwrap();
+        let removal = tar::EntryType::new(TAR_REMOVAL);
+        let names = ["file", "link/victim", "full", "full/empty", "none", "none/deep", "file/x"];
+        let entries: Vec<Entry> = names.into_iter().map(|name| (name, removal, "")).collect();
+        unpack(inside.path(), &archive(&entries)).unwrap();
+        assert!(!here("file").exists() && !here("full/empty").exists());
+        assert!(here("full/kept").exists() && outside.path().join("victim").exists());
+        unpack(inside.path(), &archive(&[("link", removal, "")])).unwrap();
+        assert!(here("link").symlink_metadata().is_err() && outside.path().exists());
+        for bad in ["../victim", "/victim"] {
+            assert!(unpack(inside.path(), &archive(&[(bad, removal, "")])).is_err(), "{bad}");
+        }
     }
 
     #[test]
