@@ -158,6 +158,17 @@ pub fn terminal_type() -> Option<OsString> {
     env::var_os(TERM).filter(|value| !value.is_empty())
 }
 
+/// Returns where the command line keeps what is the user's own and not the daemon's.
+pub fn user_state() -> Result<PathBuf, CliError> {
+    let strategy = etcetera::base_strategy::Xdg::new().map_err(|error| {
+        CliError::new("cannot find your home directory").because(&error).hint("set HOME")
+    })?;
+    Ok(strategy
+        .state_dir()
+        .unwrap_or_else(|| strategy.home_dir().join(".local/state"))
+        .join("banger"))
+}
+
 /// Works out where the user's own daemon is and whom it runs as.
 pub fn direct_mode() -> Result<DirectMode, CliError> {
     check_mode(env::var_os(MODE))?;

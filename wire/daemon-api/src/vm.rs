@@ -222,6 +222,16 @@ pub struct Workspace {
     /// The commit that was checked out, where there is one.
     #[serde(default)]
     pub head_commit: Option<String>,
+    /// The branch that the guest was put on, where it was on one.
+    #[serde(default)]
+    pub branch: Option<String>,
+    /// Whether that branch was made for the guest, so that it stays on it.
+    #[serde(default)]
+    pub own_branch: bool,
+    /// When it was carried last.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub prepared_at: Option<Timestamp>,
 }
 
 /// What a VM is doing.
@@ -417,6 +427,9 @@ pub struct ChangeVm {
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<u32>)]
     pub net_packets: Option<Option<OpsPerSecond>>,
+    /// The workspace that the client has put into the VM.
+    #[serde(default)]
+    pub workspace: Option<Workspace>,
 }
 
 /// Body of `POST /v1/vms/{vm}/ports`: what is published from now on, and what no longer.

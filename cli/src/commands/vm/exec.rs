@@ -14,6 +14,7 @@ use crate::error::CliError;
 use crate::exec::{self, Exec};
 use crate::interrupt::Interrupts;
 use crate::ui::Ui;
+use crate::workspace::{self, WorkspaceArgs};
 use crate::{daemon, terminal};
 
 /// How a command runs; shared by `vm run` and `vm exec`.
@@ -105,13 +106,19 @@ impl CommandArgs {
 
 /// Arguments of `banger vm exec`.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Standard input, output and error pass unchanged; the exit code is the command's.
-Example: echo data | banger vm exec box -- tee /root/f"
-)]
+#[command(after_help = "Examples:
+  echo data | banger vm exec box -- tee /root/f
+  banger vm exec --auto-prepare box -- make test
+
+Standard input, output and error pass unchanged; the exit code is the command's.
+In a machine with a workspace root's commands run in it. Where the host has other commits than
+were carried, a warning says so, and --auto-prepare carries them.")]
 pub struct ExecArgs {
     #[command(flatten)]
     vm: OneVm,
+    /// Bring the machine's workspace up to date first
+    #[arg(long)]
+    auto_prepare: bool,
     #[command(flatten)]
     command: CommandArgs,
 }
@@ -119,9 +126,30 @@ pub struct ExecArgs {
 /// Runs the command; returns its exit code.
 pub async fn run(ui: &Ui, args: ExecArgs) -> Result<u8, CliError> {
     let mut interrupts = Interrupts::install()?;
-    let exec = args.command.into_exec(None)?;
     let client = daemon::connect(ui).await?;
     let vm = super::get_running(&client, &args.vm.vm).await?;
+    // Another user than root cannot enter root's home.
+    let directory = match &vm.workspace {
+        Some(record) if args.command.user.is_none() => {
+            Some(workspace::guest_path(&record.guest_path)?)
+        }
+        _ => None,
+    };
+    let exec = args.command.into_exec(directory)?;
+    if args.auto_prepare {
+        let record = workspace::recorded(&vm)?;
+        let taken = WorkspaceArgs::default().reopen(ui, record)?;
+        workspace::prepare_again(ui, &client, &mut interrupts, &vm, taken, false).await?;
+    } else if let Some(record) = &vm.workspace
+        && workspace::moved_head(record).is_some()
+    {
+        ui.warning(format_args!(
+            "{} has other commits than VM {}; --auto-prepare, or banger vm workspace prepare {}",
+            crate::table::printable(&record.source_path),
+            vm.name,
+            vm.name
+        ));
+    }
     exec::exec(&client, &vm.id, exec, &mut interrupts).await
 }
 

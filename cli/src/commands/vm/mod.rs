@@ -20,6 +20,7 @@ mod stats;
 mod top;
 mod variables;
 mod wait;
+mod workspace;
 
 use std::collections::HashSet;
 
@@ -84,6 +85,9 @@ pub enum VmCommand {
     Prune(prune::PruneArgs),
     /// Print what a machine wrote to its console
     Logs(logs::LogsArgs),
+    /// Bring a repository into a machine, and the machine's work back
+    #[command(subcommand)]
+    Workspace(workspace::WorkspaceCommand),
 }
 
 impl VmCommand {
@@ -115,6 +119,7 @@ impl VmCommand {
             Self::Wait(args) => wait::run(ui, &args).await?,
             Self::Prune(args) => prune::run(ui, &args).await?,
             Self::Logs(args) => logs::run(ui, &args).await?,
+            Self::Workspace(command) => command.run(ui).await?,
         }
         Ok(0)
     }

@@ -11,19 +11,19 @@ use std::path::PathBuf;
 use banger_agent_api::GuestPath;
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::routes;
-use banger_daemon_api::vm::{self, MainOptions, Vm, VmState};
+use banger_daemon_api::vm::{MainOptions, Vm, VmState};
 use banger_types::VmId;
+use banger_workspace::{Keeping, Workspace};
 use clap::Args;
 
 use super::exec::CommandArgs;
 use super::main_process::EntrypointArgs;
 use crate::client::Client;
-use crate::error::CliError;
+use crate::error::{CliError, ErrorKind};
 use crate::interrupt::Interrupts;
-use crate::progress::Progress;
 use crate::ui::Ui;
 use crate::vm_creation::{self, CreationArgs, Lease};
-use crate::workspace::{self, GUEST_PATH, Workspace};
+use crate::workspace::{self, WorkspaceArgs};
 use crate::{artifacts, daemon, exec};
 
 /// Arguments of `banger vm run`.
@@ -35,9 +35,10 @@ use crate::{artifacts, daemon, exec};
   banger vm run --name box -d               a machine to use later
   banger vm run -d --image nginx -p 8080:80 a service, whose output is in banger vm logs
 
-With PATH, the tracked files of the git repository around it, as they are in the working
-tree, are put at /root/repo, and the command runs there (in the same subdirectory as PATH).
-The .git directory stays on the host. Without a command, standard input goes to a login shell.
+With PATH, the git repository around it is put at /root/repo: the tracked files as they are in
+the working tree, and a repository with the last 10 commits. The command runs there, in the
+same subdirectory as PATH. banger vm workspace export brings its work back as a patch.
+Without a command, standard input goes to a login shell.
 
 An image that is an application (an OCI image whose entrypoint or command is more than a
 shell) runs that as the machine's main process, and the machine ends with it. COMMAND takes
@@ -54,9 +55,8 @@ pub struct RunArgs {
     /// Leave the machine running and print its name
     #[arg(short, long, conflicts_with_all = ["rm", "tty"])]
     detach: bool,
-    /// Take untracked files along too; ignored ones never
-    #[arg(long, requires = "path")]
-    include_untracked: bool,
+    #[command(flatten)]
+    workspace: WorkspaceArgs,
     #[command(flatten)]
     entrypoint: EntrypointArgs,
     #[command(flatten)]
@@ -66,9 +66,15 @@ pub struct RunArgs {
 /// Runs it all; returns the command's exit code.
 pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
     let workspace = match &args.path {
-        Some(path) => Some(open_workspace(ui, path, args.include_untracked)?),
+        Some(path) => Some(args.workspace.open(ui, path)?),
         None => None,
     };
+    if args.workspace.dry_run
+        && let Some(workspace) = &workspace
+    {
+        workspace::print_dry_run(ui, workspace)?;
+        return Ok(0);
+    }
     let directory = workspace.as_ref().map(Workspace::guest_directory).map(GuestPath::new);
     let directory = directory.transpose().map_err(|error| {
         CliError::new("cannot name the repository's directory in the machine").because(&error)
@@ -80,11 +86,10 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
     let mut interrupts = Interrupts::install()?;
     let client = daemon::connect(ui).await?;
     let lease = if args.rm { Some(Lease::take(&client).await?) } else { None };
-    let record = workspace.as_ref().map(|workspace| vm::Workspace {
-        guest_path: GUEST_PATH.to_owned(),
-        source_path: workspace.top.to_string_lossy().into_owned(),
-        head_commit: workspace.head.clone(),
-    });
+    let record = workspace.as_ref().map(workspace::record);
+    let keeping = workspace::keeping(&client)?;
+    workspace::forget_the_gone(&client, &keeping).await;
+    let taking = workspace.map(|workspace| workspace::begin(&keeping, workspace));
     let vm = vm_creation::create(
         ui,
         &client,
@@ -95,8 +100,20 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
         main,
     )
     .await?;
-    if let Some(workspace) = workspace {
-        put(ui, &client, &mut interrupts, &vm, workspace).await?;
+    if let Some(taking) = taking {
+        let put = async {
+            let taken = taking.finish(&mut interrupts, &vm.id).await?;
+            workspace::put(ui, &client, &mut interrupts, &vm, taken, false).await
+        };
+        if let Err(mut error) = put.await {
+            // What fails or is interrupted here takes the machine with it.
+            finish(ui, &client, &vm.id).await;
+            forget(&keeping, &vm);
+            if matches!(error.kind, ErrorKind::Interrupted(_)) {
+                error.message = format!("interrupted, VM {} is deleted", vm.name);
+            }
+            return Err(error);
+        }
     }
     if args.detach {
         ui.line(&vm.name)?;
@@ -109,6 +126,7 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
     };
     if args.rm {
         finish(ui, &client, &vm.id).await;
+        forget(&keeping, &vm);
         if let Err(error) = &mut result {
             // They speak of a machine that is gone by now.
             error.hints.clear();
@@ -128,51 +146,10 @@ async fn is_running(client: &Client, id: &VmId) -> bool {
     now.is_ok_and(|vm| vm.state == VmState::Running)
 }
 
-fn open_workspace(
-    ui: &Ui,
-    path: &std::path::Path,
-    include_untracked: bool,
-) -> Result<Workspace, CliError> {
-    let workspace = Workspace::open(path, include_untracked)?;
-    match workspace.skipped_untracked {
-        0 => {}
-        1 => ui.status("1 untracked file stays here (--include-untracked takes it along)"),
-        count => ui.status(format_args!(
-            "{count} untracked files stay here (--include-untracked takes them along)"
-        )),
-    }
-    ui.detail(format_args!("{} files of {}", workspace.len(), workspace.top.display()));
-    Ok(workspace)
-}
-
-/// Copies the repository; what fails or is interrupted here takes the machine with it.
-async fn put(
-    ui: &Ui,
-    client: &Client,
-    interrupts: &mut Interrupts,
-    vm: &Vm,
-    workspace: Workspace,
-) -> Result<(), CliError> {
-    let progress = Progress::new(ui, format!("VM {}", vm.name));
-    let error = tokio::select! {
-        done = workspace::upload(client, &vm.id, workspace, &progress) => match done {
-            Ok(packed) => {
-                drop(progress);
-                if packed.missing > 0 {
-                    ui.detail(format_args!("{} tracked names are deleted here", packed.missing));
-                }
-                return Ok(());
-            }
-            Err(error) => error,
-        },
-        interrupt = interrupts.next() => CliError::interrupted(
-            interrupt,
-            format!("interrupted, VM {} is deleted", vm.name),
-        ),
-    };
-    drop(progress);
-    finish(ui, client, &vm.id).await;
-    Err(error)
+/// Removes what is kept of the workspace of a machine that is gone.
+fn forget(keeping: &Keeping, vm: &Vm) {
+    // The next command removes what stays.
+    let _ = keeping.remove(vm.id.as_str());
 }
 
 /// Deletes the machine; a failure to do so is told, but is not the outcome of the run.

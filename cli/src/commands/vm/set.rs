@@ -94,6 +94,7 @@ impl ChangeArgs {
             group: group.or_else(|| self.no_group.then(String::new)),
             net_bandwidth: self.net_bandwidth.map(|limit| limit.0),
             net_packets: self.net_packets.map(|limit| limit.0),
+            ..ChangeVm::default()
         }
     }
 }

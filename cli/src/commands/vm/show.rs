@@ -63,10 +63,15 @@ fn render(vm: &Vm) -> String {
         facts.extend(vm.main_exit.map(|exit| ("main process", exit.to_string())));
     }
     if let Some(workspace) = &vm.workspace {
-        facts.push((
-            "workspace",
-            format!("{} from {}", workspace.guest_path, workspace.source_path),
-        ));
+        let source = table::printable(&workspace.source_path);
+        facts.push(("workspace", format!("{} from {source}", workspace.guest_path)));
+        let branch = workspace.branch.as_deref().map(table::printable);
+        let head = workspace.head_commit.as_deref().map(|head| head.get(..12).unwrap_or(head));
+        let at: Vec<String> = [branch, head.map(str::to_owned)].into_iter().flatten().collect();
+        if !at.is_empty() {
+            facts.push(("workspace at", at.join(", ")));
+        }
+        facts.extend(workspace.prepared_at.map(|time| ("workspace carried", time.to_string())));
     }
     for port in &vm.ports {
         let guest = format!("{}/{}", port.publication.guest, port.publication.protocol);

@@ -10,7 +10,8 @@ use crate::error::EngineError;
 use crate::vm::{self, Message, NetworkChange};
 
 impl Engine {
-    /// Changes what the guest may on the network, at once where it is on the bridge, and returns the VM.
+    /// Changes what the guest may on the network, at once where it is on the bridge, notes what a client
+    /// has put into it, and returns the VM.
     pub async fn change(
         &self,
         vm: &VmReference,
@@ -28,6 +29,7 @@ impl Engine {
             group,
             net_bandwidth: change.net_bandwidth,
             net_packets: change.net_packets,
+            workspace: change.workspace.clone(),
             ..NetworkChange::of(op_id)
         };
         self.order_change(vm, change).await

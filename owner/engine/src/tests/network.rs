@@ -197,3 +197,26 @@ async fn what_a_guest_may_changes_at_once_or_not_at_all() {
     let missing = engine.change(&box_, &change(Some(true), None, None), op()).await;
     assert_eq!(missing.unwrap_err().code(), ErrorCode::NotFound);
 }
+
+#[tokio::test]
+async fn a_workspace_is_noted_with_or_without_another_change() {
+    let machine = Machine::new();
+    let (engine, _) = open(&machine, Faults::default()).await;
+    let id = create(&engine, "box").await.id;
+    let workspace = |branch: &str| banger_daemon_api::vm::Workspace {
+        guest_path: "/root/repo".to_owned(),
+        source_path: "/home/u/repo".to_owned(),
+        head_commit: None,
+        branch: Some(branch.to_owned()),
+        own_branch: false,
+        prepared_at: None,
+    };
+    for (branch, nat) in [("main", None), ("topic", Some(false))] {
+        let change = ChangeVm { workspace: Some(workspace(branch)), nat, ..ChangeVm::default() };
+        let changed = engine.change(&(&id).into(), &change, OperationId::random()).await.unwrap();
+        assert_eq!(changed.workspace, Some(workspace(branch)));
+    }
+    let vm = engine.get(&(&id).into()).await.unwrap();
+    assert_eq!(vm.workspace, Some(workspace("topic")));
+    assert!(!vm.spec.nat);
+}

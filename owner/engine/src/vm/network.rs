@@ -1,6 +1,6 @@
 //! What a VM's guest may on the network, and what of it is published, changed while it runs.
 
-use banger_daemon_api::vm::VmmChoice;
+use banger_daemon_api::vm::{VmmChoice, Workspace};
 use banger_types::{
     BytesPerSecond, GroupName, OperationId, OpsPerSecond, Publication, PublishedPort,
 };
@@ -19,6 +19,8 @@ pub(crate) struct NetworkChange {
     pub(crate) net_packets: Option<Option<OpsPerSecond>>,
     pub(crate) publish: Vec<Publication>,
     pub(crate) unpublish: Vec<PublishedPort>,
+    /// What the client has put into the guest.
+    pub(crate) workspace: Option<Workspace>,
     pub(crate) op_id: OperationId,
 }
 
@@ -33,6 +35,7 @@ impl NetworkChange {
             net_packets: None,
             publish: Vec::new(),
             unpublish: Vec::new(),
+            workspace: None,
             op_id,
         }
     }
@@ -56,9 +59,18 @@ pub(super) async fn change_network(
     let limits = &mut spec.net_limits;
     limits.bandwidth = change.net_bandwidth.unwrap_or(limits.bandwidth);
     limits.packets = change.net_packets.unwrap_or(limits.packets);
-    if *spec == before {
+    let is_same = *spec == before;
+    if let Some(workspace) = change.workspace {
+        body.record.workspace = Some(workspace);
+        if is_same {
+            body.publish();
+            return body.save(true).await;
+        }
+    }
+    if is_same {
         return Ok(());
     }
+    let spec = &body.record.spec;
     let is_limited = spec.net_limits != before.net_limits;
     if is_limited && !spec.net_limits.is_unlimited() && spec.vmm == VmmChoice::Qemu {
         body.record.spec = before;

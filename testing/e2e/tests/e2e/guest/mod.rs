@@ -23,3 +23,4 @@ mod upstream_images;
 mod user;
 mod volume;
 mod walls;
+mod workspace;

@@ -1,0 +1,354 @@
+//! The guest's agent as blocking calls: tasks move frames between its streams and bounded queues.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::pin::Pin;
+
+use banger_agent_api::{
+    Argument, Call, Frame, FrameReader, FrameWriter, GetEntriesCall, GuestPath, ListTreeCall,
+    ListTreeReply, Listed, ListedKind, ListingDecoder, MAX_FRAME_PAYLOAD, PutTreeCall,
+    PutTreeReply,
+};
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::GuestError;
+
+/// A stream to the agent, on which a call has been answered.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// What opens streams.
+pub trait Dial: Send + Sync {
+    /// Makes a call, and returns its answer and the stream on which frames follow.
+    #[expect(clippy::type_complexity, reason = "a future of both, named once")]
+    fn dial(
+        &self,
+        call: Call,
+    ) -> Pin<
+        Box<
+            dyn Future<Output = Result<(serde_json::Value, Box<dyn Stream>), GuestError>>
+                + Send
+                + '_,
+        >,
+    >;
+}
+
+/// Chunks between this thread and the connection.
+const QUEUE: usize = 8;
+const REPLY_LIMIT: usize = 64 << 10;
+/// Most names of a guest's tree, and most bytes of them.
+const ENTRIES_MOST: usize = 4_000_000;
+const LISTING_LIMIT: usize = 1 << 30;
+
+/// A guest's agent.
+pub struct AgentGuest {
+    dial: Box<dyn Dial>,
+    handle: Handle,
+}
+
+impl std::fmt::Debug for AgentGuest {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("AgentGuest").finish_non_exhaustive()
+    }
+}
+
+/// What a guest's directory has in it.
+#[derive(Debug)]
+pub(crate) struct GuestListing {
+    /// The guest's clock when it was begun.
+    pub now_nanos: i64,
+    pub entries: Vec<Listed>,
+}
+
+/// Takes a file or link: its name, its kind, its size and content. A link's content is its target.
+pub(crate) type Take<'t> =
+    dyn FnMut(&[u8], (ListedKind, u32), u64, &mut dyn Read) -> io::Result<()> + 't;
+
+impl AgentGuest {
+    /// Uses `dial`, on a runtime whose threads this one is none of.
+    #[must_use]
+    pub fn new(dial: Box<dyn Dial>, handle: Handle) -> Self {
+        Self { dial, handle }
+    }
+
+    /// Lists a directory; of directories named in `skip` only the name.
+    pub(crate) fn list(
+        &mut self,
+        path: &GuestPath,
+        skip: &[&str],
+    ) -> Result<GuestListing, GuestError> {
+        let skip = skip.iter().filter_map(|name| Argument::new(*name).ok()).collect();
+        let call = Call::ListTree(ListTreeCall { path: path.clone(), skip });
+        let mut incoming = self.open(call)?;
+        let reply: ListTreeReply =
+            serde_json::from_value(incoming.reply.take()).map_err(GuestError::other)?;
+        let mut decoder = ListingDecoder::default();
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        while let Some(chunk) = incoming.next()? {
+            bytes += chunk.len();
+            decoder.push(&chunk);
+            while let Some(listed) = decoder.next_record().map_err(GuestError::other)? {
+                entries.push(listed);
+            }
+            if entries.len() > ENTRIES_MOST || bytes > LISTING_LIMIT {
+                let why = format!("more than {ENTRIES_MOST} names in {path}");
+                return Err(GuestError::Bad(why));
+            }
+        }
+        decoder.finish().map_err(GuestError::other)?;
+        Ok(GuestListing { now_nanos: reply.now_nanos, entries })
+    }
+
+    /// Begins to put a tree below a directory.
+    pub(crate) fn put(&mut self, path: &GuestPath) -> Result<TreeSink, GuestError> {
+        let call = Call::PutTree(PutTreeCall { path: path.clone(), owner: None });
+        let (_, stream) = self.handle.block_on(self.dial.dial(call))?;
+        let (reader, writer) = tokio::io::split(stream);
+        let (queue, mut chunks) = mpsc::channel::<Option<Bytes>>(QUEUE);
+        let (report, answer) = oneshot::channel();
+        self.handle.spawn(async move {
+            let mut writer = FrameWriter::new(writer);
+            let send = async {
+                while let Some(chunk) = chunks.recv().await {
+                    let frame = chunk.map_or(Frame::DataEnd, Frame::Data);
+                    // What the agent said last tells more than the broken stream.
+                    if writer.send(&frame).await.is_err() {
+                        break;
+                    }
+                }
+                // Held until the answer is there.
+                std::future::pending::<()>().await;
+            };
+            let answer = tokio::select! {
+                answer = answer_of(FrameReader::new(reader)) => answer,
+                () = send => return,
+            };
+            // Nobody waits when the archive was given up.
+            let _ = report.send(answer);
+        });
+        let buffer = BytesMut::with_capacity(MAX_FRAME_PAYLOAD);
+        Ok(TreeSink { queue, buffer, answer, handle: self.handle.clone() })
+    }
+
+    /// Gets some files and links below a directory; those that are gone are left out. More than `limit`
+    /// bytes of them are refused.
+    pub(crate) fn get(
+        &mut self,
+        path: &GuestPath,
+        names: &[Vec<u8>],
+        limit: u64,
+        take: &mut Take<'_>,
+    ) -> Result<(), GuestError> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let mut incoming = self.open_with(
+            Call::GetEntries(GetEntriesCall { path: path.clone() }),
+            Some(names.join(&0)),
+        )?;
+        let mut wanted: HashSet<&[u8]> = names.iter().map(Vec::as_slice).collect();
+        let mut archive = tar::Archive::new(&mut incoming);
+        let mut total: u64 = 0;
+        for entry in archive.entries().map_err(GuestError::other)? {
+            let mut entry = entry.map_err(GuestError::other)?;
+            let name = entry.path_bytes().into_owned();
+            if !wanted.remove(&name[..]) {
+                let name =
+                    banger_agent_api::printable_excerpt(&String::from_utf8_lossy(&name), 100);
+                return Err(GuestError::Bad(format!("{name} was not asked for, or comes twice")));
+            }
+            let mode = entry.header().mode().map_err(GuestError::other)?;
+            let size = entry.size();
+            total = total.saturating_add(size);
+            if total > limit {
+                return Err(GuestError::Bad(format!("the files are over {limit} bytes")));
+            }
+            let kind = entry.header().entry_type();
+            let taken = if kind.is_symlink() {
+                let target = entry.link_name_bytes().map(|name| name.into_owned());
+                let target = target.unwrap_or_default();
+                let length = target.len() as u64;
+                take(&name, (ListedKind::Link, mode), length, &mut &target[..])
+            } else if kind.is_file() {
+                take(&name, (ListedKind::File, mode), size, &mut entry)
+            } else {
+                return Err(GuestError::Bad("an entry is neither file nor link".to_owned()));
+            };
+            taken.map_err(GuestError::other)?;
+        }
+        // The tar's end is not the stream's: an error may follow it.
+        while incoming.next()?.is_some() {}
+        Ok(())
+    }
+
+    fn open(&mut self, call: Call) -> Result<Incoming, GuestError> {
+        self.open_with(call, None)
+    }
+
+    fn open_with(&mut self, call: Call, names: Option<Vec<u8>>) -> Result<Incoming, GuestError> {
+        let (reply, stream) = self.handle.block_on(self.dial.dial(call))?;
+        let (queue, chunks) = mpsc::channel(QUEUE);
+        self.handle.spawn(async move {
+            let (reader, writer) = tokio::io::split(stream);
+            let mut writer = FrameWriter::new(writer);
+            if let Some(names) = names {
+                for chunk in names.chunks(MAX_FRAME_PAYLOAD) {
+                    if writer.send(&Frame::Data(Bytes::copy_from_slice(chunk))).await.is_err() {
+                        break;
+                    }
+                }
+                // If it is lost, so is the answer, which says so.
+                let _ = writer.send(&Frame::DataEnd).await;
+            }
+            let mut reader = FrameReader::new(reader);
+            loop {
+                let item = match reader.next().await {
+                    // Nothing would be taken for the end.
+                    Ok(Some(Frame::Data(bytes))) if bytes.is_empty() => continue,
+                    Ok(Some(Frame::Data(bytes))) => Ok(bytes),
+                    Ok(Some(Frame::DataEnd)) => return drop(queue.send(Ok(Bytes::new())).await),
+                    Ok(Some(Frame::Error(error))) => Err(GuestError::other(error)),
+                    Ok(Some(_)) => continue,
+                    Ok(None) => Err(GuestError::other("the machine broke off")),
+                    Err(error) => Err(GuestError::other(error)),
+                };
+                let is_last = item.is_err();
+                if queue.send(item).await.is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        let handle = self.handle.clone();
+        Ok(Incoming { reply, chunks, current: Bytes::new(), ended: false, handle })
+    }
+}
+
+/// Bytes that come from the guest.
+struct Incoming {
+    reply: serde_json::Value,
+    chunks: mpsc::Receiver<Result<Bytes, GuestError>>,
+    current: Bytes,
+    ended: bool,
+    handle: Handle,
+}
+
+impl Incoming {
+    /// Returns the next bytes, or `None` at the end.
+    fn next(&mut self) -> Result<Option<Bytes>, GuestError> {
+        if !self.current.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.current)));
+        }
+        if self.ended {
+            return Ok(None);
+        }
+        match self.handle.block_on(self.chunks.recv()) {
+            // The end is sent as nothing.
+            Some(Ok(bytes)) if bytes.is_empty() => {
+                self.ended = true;
+                Ok(None)
+            }
+            Some(Ok(bytes)) => Ok(Some(bytes)),
+            Some(Err(error)) => {
+                self.ended = true;
+                Err(error)
+            }
+            None => Err(GuestError::other("the machine broke off")),
+        }
+    }
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.current.is_empty() {
+            match self.next().map_err(io::Error::other)? {
+                Some(bytes) => self.current = bytes,
+                None => return Ok(0),
+            }
+        }
+        let count = self.current.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&self.current.split_to(count));
+        Ok(count)
+    }
+}
+
+/// A tree that is being put into the guest: the bytes of its tar.
+pub(crate) struct TreeSink {
+    queue: mpsc::Sender<Option<Bytes>>,
+    buffer: BytesMut,
+    answer: oneshot::Receiver<Result<PutTreeReply, GuestError>>,
+    handle: Handle,
+}
+
+impl TreeSink {
+    fn pass_on(&mut self, chunk: Option<Bytes>) -> io::Result<()> {
+        self.handle
+            .block_on(self.queue.send(chunk))
+            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the machine takes no more"))
+    }
+
+    /// Ends the tree; returns once the guest has all of it.
+    pub fn finish(mut self) -> Result<PutTreeReply, GuestError> {
+        // If it is not taken, the answer says why.
+        let _ = self.flush().and_then(|()| self.pass_on(None));
+        let answer = self.handle.block_on(self.answer);
+        answer.unwrap_or_else(|_| Err(GuestError::other("the machine broke off")))
+    }
+
+    /// Returns what the guest has against the tree, where that is why a write failed.
+    pub fn refusal(mut self) -> Option<GuestError> {
+        match self.answer.try_recv() {
+            Ok(Err(error)) => Some(error),
+            Ok(Ok(_)) => Some(GuestError::other("the machine took only a part")),
+            Err(_) => None,
+        }
+    }
+}
+
+impl Write for TreeSink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(MAX_FRAME_PAYLOAD - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..count]);
+        if self.buffer.len() == MAX_FRAME_PAYLOAD {
+            self.flush()?;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let chunk = self.buffer.split().freeze();
+        self.pass_on(Some(chunk))
+    }
+}
+
+async fn answer_of(
+    mut reader: FrameReader<impl AsyncRead + Unpin>,
+) -> Result<PutTreeReply, GuestError> {
+    let mut reply = Vec::new();
+    loop {
+        match reader.next().await.map_err(GuestError::other)? {
+            Some(Frame::Data(bytes)) if reply.len() + bytes.len() <= REPLY_LIMIT => {
+                reply.extend_from_slice(&bytes);
+            }
+            Some(Frame::DataEnd) => break,
+            Some(Frame::Error(error)) => return Err(GuestError::other(error)),
+            Some(Frame::Unknown(_)) => {}
+            Some(_) | None => return Err(GuestError::other("the machine broke off")),
+        }
+    }
+    serde_json::from_slice(&reply).map_err(GuestError::other)
+}
+
+/// Returns a name of the guest as a path; the listing's decoder has checked it.
+pub(crate) fn as_path(name: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(name))
+}

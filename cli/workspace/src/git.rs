@@ -1,0 +1,359 @@
+//! Runs git, and lets it do nothing else than what is asked.
+//!
+//! The user's repository is asked for names and objects only ([`user`]); what needs a repository to
+//! work in has one of our own, with a configuration that is ours alone ([`own`]).
+
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use banger_agent_api::printable_excerpt;
+
+use crate::error::WorkspaceError;
+
+/// Settings that would run a program (git-config(1)); those of the repository are overridden.
+const SETTINGS: [&str; 9] = [
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "core.untrackedCache=false",
+    "core.pager=cat",
+    "core.sshCommand=false",
+    "core.editor=false",
+    "diff.external=",
+    "credential.helper=",
+    // Whose repository it is matters for what git would run on its behalf, and that is nothing.
+    "safe.directory=*",
+];
+
+/// What git serves a fetch with, in the user's repository: whose it is does not matter here either.
+const UPLOAD_PACK: &str =
+    "git -c safe.directory='*' -c core.hooksPath=/dev/null -c core.fsmonitor=false upload-pack";
+
+pub(crate) const MESSAGE_LIMIT: usize = 500;
+
+fn bare() -> Command {
+    let mut git = Command::new("git");
+    for (name, _) in std::env::vars_os() {
+        if name.as_bytes().starts_with(b"GIT_") {
+            git.env_remove(name);
+        }
+    }
+    git.env("GIT_NO_LAZY_FETCH", "1")
+        .env("GIT_NO_REPLACE_OBJECTS", "1")
+        .env("GIT_TERMINAL_PROMPT", "0")
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null());
+    git
+}
+
+/// Git in the user's repository.
+pub(crate) fn user(directory: &Path) -> Command {
+    let mut git = bare();
+    git.arg("-C").arg(directory).args(["--no-pager", "--no-optional-locks", "--literal-pathspecs"]);
+    for setting in SETTINGS {
+        git.args(["-c", setting]);
+    }
+    // No fetch of missing objects: no protocol is allowed, whatever the repository says.
+    git.env("GIT_ALLOW_PROTOCOL", "");
+    git
+}
+
+/// Git in a repository of ours: nobody's configuration counts.
+pub(crate) fn own(repository: &Path) -> Command {
+    let mut git = bare();
+    git.env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_ATTR_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("HOME", "/nonexistent")
+        .env_remove("XDG_CONFIG_HOME")
+        .env("GIT_ALLOW_PROTOCOL", "file")
+        .env("GIT_DIR", repository)
+        .arg("--no-pager")
+        .args(["-c", "safe.directory=*", "-c", "gc.auto=0", "-c", "maintenance.auto=false"])
+        .args(["-c", "core.bigFileThreshold=16m", "-c", "fetch.unpackLimit=1"])
+        .args(["-c", "fastimport.unpackLimit=0", "-c", "protocol.version=2"])
+        .args(["-c", "core.hooksPath=/dev/null"]);
+    git
+}
+
+/// Takes the output of a git that succeeded.
+pub(crate) fn checked(
+    git: &mut Command,
+    command: &'static str,
+    directory: &Path,
+) -> Result<Vec<u8>, WorkspaceError> {
+    let output = git.output().map_err(WorkspaceError::NoGit)?;
+    success(&output, command, directory)?;
+    Ok(output.stdout)
+}
+
+fn success(output: &Output, command: &'static str, directory: &Path) -> Result<(), WorkspaceError> {
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr);
+    let fatal = message.lines().find(|line| line.starts_with("fatal") || line.starts_with("error"));
+    let message = fatal.or_else(|| message.trim().lines().next()).unwrap_or("no message");
+    Err(WorkspaceError::Git {
+        command,
+        path: directory.to_owned(),
+        message: printable_excerpt(message, MESSAGE_LIMIT),
+    })
+}
+
+/// As [`checked`], with standard input, which a thread writes.
+pub(crate) fn fed(
+    git: &mut Command,
+    command: &'static str,
+    directory: &Path,
+    input: Vec<u8>,
+) -> Result<Output, WorkspaceError> {
+    git.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = git.spawn().map_err(WorkspaceError::NoGit)?;
+    let stdin = child.stdin.take();
+    let writer = std::thread::spawn(move || {
+        // A git that ends early says why itself.
+        stdin.map(|mut stdin| stdin.write_all(&input))
+    });
+    let output = child.wait_with_output().map_err(WorkspaceError::NoGit)?;
+    let _ = writer.join();
+    // 1 is an answer of check-ignore(1): nothing was ignored.
+    if !(command == "check-ignore" && output.status.code() == Some(1)) {
+        success(&output, command, directory)?;
+    }
+    Ok(output)
+}
+
+fn in_user(
+    command: &'static str,
+    directory: &Path,
+    arguments: &[&str],
+) -> Result<Vec<u8>, WorkspaceError> {
+    checked(user(directory).arg(command).args(arguments), command, directory)
+}
+
+fn line(mut answer: Vec<u8>) -> PathBuf {
+    if answer.last() == Some(&b'\n') {
+        answer.pop();
+    }
+    path(&answer)
+}
+
+/// Returns what git takes for the top of the working tree.
+pub(crate) fn top_level(top: &Path) -> Result<PathBuf, WorkspaceError> {
+    in_user("rev-parse", top, &["--show-toplevel"]).map(line)
+}
+
+/// Returns the repository's own directory, of a linked working tree the one that is its own.
+pub(crate) fn git_dir(top: &Path) -> Result<PathBuf, WorkspaceError> {
+    in_user("rev-parse", top, &["--absolute-git-dir"]).map(line)
+}
+
+/// Returns the directory that linked working trees share.
+pub(crate) fn common_dir(top: &Path) -> Result<PathBuf, WorkspaceError> {
+    in_user("rev-parse", top, &["--path-format=absolute", "--git-common-dir"]).map(line)
+}
+
+/// Returns the name of the repository's hash (`sha1`, `sha256`).
+pub(crate) fn object_format(top: &Path) -> Result<String, WorkspaceError> {
+    let answer = in_user("rev-parse", top, &["--show-object-format"])?;
+    Ok(String::from_utf8_lossy(&answer).trim().to_owned())
+}
+
+fn is_hash(text: &str) -> bool {
+    text.len() >= 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Returns the commit that a name stands for, where it does for one.
+pub(crate) fn commit(top: &Path, name: &str) -> Result<Option<String>, WorkspaceError> {
+    let name = format!("{name}^0");
+    let output = user(top)
+        .args(["rev-parse", "--verify", "--quiet", "--end-of-options", &name])
+        .output()
+        .map_err(WorkspaceError::NoGit)?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Ok((output.status.success() && is_hash(&text)).then_some(text))
+}
+
+/// Returns the commit that is checked out in a working tree; `None` before the first one.
+pub fn current_head(top: &Path) -> Result<Option<String>, WorkspaceError> {
+    commit(top, "HEAD")
+}
+
+/// Returns the branch that is checked out (`refs/heads/...`), also before its first commit.
+pub(crate) fn branch(top: &Path) -> Result<Option<String>, WorkspaceError> {
+    let output = user(top)
+        .args(["symbolic-ref", "--quiet", "HEAD"])
+        .output()
+        .map_err(WorkspaceError::NoGit)?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Ok((output.status.success() && text.starts_with("refs/heads/")).then_some(text))
+}
+
+/// Returns whether a text can be a branch's name.
+pub(crate) fn is_branch_name(top: &Path, name: &str) -> Result<bool, WorkspaceError> {
+    let full = format!("refs/heads/{name}");
+    let output =
+        user(top).args(["check-ref-format", &full]).output().map_err(WorkspaceError::NoGit)?;
+    // As git branch does: -x would be an option elsewhere, HEAD is another thing.
+    Ok(output.status.success() && !name.starts_with('-') && name != "HEAD")
+}
+
+/// Returns a setting of the repository, of its user or of the host, where there is one.
+pub(crate) fn setting(
+    top: &Path,
+    scope: &[&str],
+    name: &str,
+) -> Result<Option<Vec<u8>>, WorkspaceError> {
+    let output = user(top)
+        .arg("config")
+        .args(scope)
+        .args(["-z", "--get", name])
+        .output()
+        .map_err(WorkspaceError::NoGit)?;
+    let mut value = output.stdout;
+    value.pop();
+    Ok((output.status.success() && !value.is_empty()).then_some(value))
+}
+
+/// One entry of an index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Indexed {
+    pub mode: u32,
+    pub object: String,
+    pub name: PathBuf,
+}
+
+impl Indexed {
+    pub fn is_submodule(&self) -> bool {
+        self.mode == 0o160_000
+    }
+}
+
+/// Returns the index's entries, sorted; an unmerged name has several.
+pub(crate) fn indexed(top: &Path) -> Result<Vec<Indexed>, WorkspaceError> {
+    let listing = in_user("ls-files", top, &["-z", "--stage", "--full-name"])?;
+    records(&listing).map(|record| parse_record(record).ok_or_else(|| unexpected(top))).collect()
+}
+
+/// Returns the names of a commit's tree.
+pub(crate) fn tree(repository: &Path, name: &str) -> Result<Vec<Indexed>, WorkspaceError> {
+    let listing = checked(
+        own(repository).args(["ls-tree", "-r", "-z", "--full-tree", name]),
+        "ls-tree",
+        repository,
+    )?;
+    records(&listing)
+        .map(|record| parse_record(record).ok_or_else(|| unexpected(repository)))
+        .collect()
+}
+
+/// `<mode> <object> <stage>\t<name>` (git-ls-files(1)) or `<mode> <type> <object>\t<name>`
+/// (git-ls-tree(1)).
+fn parse_record(record: &[u8]) -> Option<Indexed> {
+    let tab = record.iter().position(|&byte| byte == b'\t')?;
+    let facts = std::str::from_utf8(&record[..tab]).ok()?;
+    let mut facts = facts.split(' ');
+    let mode = u32::from_str_radix(facts.next()?, 8).ok()?;
+    let object = facts.find(|fact| is_hash(fact))?.to_owned();
+    Some(Indexed { mode, object, name: path(&record[tab + 1..]) })
+}
+
+/// Returns the names that are neither tracked nor ignored; a directory of another repository ends
+/// with a slash.
+pub(crate) fn untracked(top: &Path) -> Result<Vec<PathBuf>, WorkspaceError> {
+    let arguments = ["-z", "--others", "--exclude-standard", "--full-name"];
+    let listing = in_user("ls-files", top, &arguments)?;
+    Ok(records(&listing).map(path).collect())
+}
+
+/// Fetches a commit of the user's repository with some of its history.
+pub(crate) fn fetch(
+    repository: &Path,
+    source: &Path,
+    commit: &str,
+    depth: u32,
+    reference: &str,
+) -> Result<(), WorkspaceError> {
+    let mut git = own(repository);
+    git.args(["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--force"])
+        .args(["--no-recurse-submodules", "--update-shallow", "--upload-pack", UPLOAD_PACK])
+        .arg(format!("--depth={depth}"))
+        .arg(source)
+        .arg(format!("{commit}:{reference}"));
+    checked(&mut git, "fetch", source).map(drop)
+}
+
+/// Copies objects of the user's repository that ours lacks.
+pub(crate) fn copy_objects(
+    repository: &Path,
+    source: &Path,
+    objects: Vec<&str>,
+) -> Result<(), WorkspaceError> {
+    if objects.is_empty() {
+        return Ok(());
+    }
+    let list = |objects: &[&str]| objects.iter().flat_map(|o| [o, "\n"]).collect::<String>();
+    let known = fed(
+        own(repository).args(["cat-file", "--batch-check=%(objectname) %(objecttype)", "--buffer"]),
+        "cat-file",
+        repository,
+        list(&objects).into_bytes(),
+    )?;
+    let known = String::from_utf8_lossy(&known.stdout);
+    let missing: Vec<&str> =
+        known.lines().filter_map(|line| line.strip_suffix(" missing")).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut pack = user(source)
+        .args(["pack-objects", "--quiet", "--stdout"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(WorkspaceError::NoGit)?;
+    let (stdin, stdout) = (pack.stdin.take(), pack.stdout.take());
+    let input = list(&missing);
+    let writer =
+        std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
+    let mut index = own(repository);
+    index.args(["index-pack", "--stdin"]);
+    if let Some(stdout) = stdout {
+        index.stdin(stdout);
+    }
+    let indexed = checked(&mut index, "index-pack", repository);
+    let packed = pack.wait().map_err(WorkspaceError::NoGit)?;
+    let _ = writer.join();
+    if !packed.success() {
+        return Err(WorkspaceError::Git {
+            command: "pack-objects",
+            path: source.to_owned(),
+            message: "objects that the index names are not there".to_owned(),
+        });
+    }
+    indexed.map(drop)
+}
+
+pub(crate) fn records(listing: &[u8]) -> impl Iterator<Item = &[u8]> {
+    listing.split(|&byte| byte == 0).filter(|record| !record.is_empty())
+}
+
+pub(crate) fn path(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(bytes))
+}
+
+fn unexpected(top: &Path) -> WorkspaceError {
+    WorkspaceError::File {
+        path: top.to_owned(),
+        source: io::Error::other("git's listing has an unexpected form"),
+    }
+}
+
+/// Returns the names of a commit's tree in the user's repository.
+pub(crate) fn user_tree(top: &Path, commit: &str) -> Result<Vec<Indexed>, WorkspaceError> {
+    let listing = in_user("ls-tree", top, &["-r", "-z", "--full-tree", commit])?;
+    records(&listing).map(|record| parse_record(record).ok_or_else(|| unexpected(top))).collect()
+}

@@ -1,0 +1,271 @@
+//! A git working tree of the user's, and which files of it there are to carry.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::GUEST_PATH;
+use crate::error::WorkspaceError;
+use crate::git::{self, Indexed};
+
+/// Submodules in submodules that are carried.
+const SUBMODULE_DEPTH: usize = 8;
+
+/// What of a repository is wanted in the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Untracked files, too; ignored ones never.
+    pub include_untracked: bool,
+    /// A new branch in the guest.
+    pub start: Option<Start>,
+}
+
+/// A branch that the guest begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Its name, without `refs/heads/`.
+    pub branch: String,
+    /// The commit that it begins at; the one checked out where absent.
+    pub from: Option<String>,
+}
+
+/// A working tree and the files of it to carry.
+#[derive(Debug)]
+pub struct Workspace {
+    /// The working tree's top, canonical.
+    pub top: PathBuf,
+    /// The directory that the user named, relative to `top`; empty where it is the top.
+    pub inside: PathBuf,
+    /// The commit that the guest begins with, where there is one.
+    pub head: Option<String>,
+    /// The branch that the guest is on (`refs/heads/...`), where it is on one.
+    pub branch: Option<String>,
+    /// Whether that branch was asked for.
+    pub own_branch: bool,
+    /// Untracked files that are not carried.
+    pub skipped_untracked: usize,
+    /// Whether the files are those of `head`, and not the working tree's.
+    pub(crate) is_commit: bool,
+    /// The repository's directory that linked working trees share.
+    pub(crate) common_dir: PathBuf,
+    /// The repository's own directory; it has the index.
+    pub(crate) git_dir: PathBuf,
+    /// `sha1` or `sha256`.
+    pub(crate) object_format: String,
+    /// Names to carry, relative to `top`, sorted.
+    pub(crate) files: Vec<PathBuf>,
+    /// Objects that the index has.
+    pub(crate) index_objects: Vec<String>,
+    /// Submodules that are checked out, and where they are in `top`.
+    pub(crate) submodules: Vec<(PathBuf, Workspace)>,
+    /// Submodules that are not: empty directories.
+    pub(crate) absent_submodules: Vec<PathBuf>,
+}
+
+impl Workspace {
+    /// Looks at the repository around `path`; reads no file of it yet.
+    pub fn open(path: &Path, options: &Options) -> Result<Self, WorkspaceError> {
+        let failed = |source| WorkspaceError::Path { path: path.to_owned(), source };
+        let canonical = path.canonicalize().map_err(failed)?;
+        if !canonical.is_dir() {
+            return Err(failed(io::Error::from(io::ErrorKind::NotADirectory)));
+        }
+        let top = canonical
+            .ancestors()
+            .find(|directory| directory.join(".git").symlink_metadata().is_ok())
+            .ok_or_else(|| WorkspaceError::NotARepository { path: canonical.clone() })?
+            .to_owned();
+        let inside = canonical.strip_prefix(&top).map(Path::to_owned).unwrap_or_default();
+        let mut workspace = Self::open_top(top, options.include_untracked, 0)?;
+        workspace.inside = inside;
+        if let Some(start) = &options.start {
+            workspace.start_at(start)?;
+        }
+        let inside = &workspace.inside;
+        let has_inside = inside.as_os_str().is_empty()
+            || workspace.files.iter().any(|file| file.starts_with(inside))
+            || workspace.submodules.iter().any(|(path, _)| inside.starts_with(path));
+        if !has_inside {
+            return Err(WorkspaceError::NothingTracked { path: canonical });
+        }
+        Ok(workspace)
+    }
+
+    fn open_top(
+        top: PathBuf,
+        include_untracked: bool,
+        depth: usize,
+    ) -> Result<Self, WorkspaceError> {
+        check_own_git(&top)?;
+        let says = git::top_level(&top)?;
+        if says.canonicalize().ok().as_ref() != Some(&top) {
+            return Err(WorkspaceError::Elsewhere { path: top, says });
+        }
+        let (modules, tracked): (Vec<Indexed>, Vec<Indexed>) =
+            git::indexed(&top)?.into_iter().partition(Indexed::is_submodule);
+        let mut index_objects: Vec<String> =
+            tracked.iter().map(|entry| entry.object.clone()).collect();
+        index_objects.sort_unstable();
+        index_objects.dedup();
+        let mut files: Vec<PathBuf> = tracked.into_iter().map(|entry| entry.name).collect();
+        let untracked = git::untracked(&top)?;
+        let mut skipped_untracked = 0;
+        if include_untracked {
+            // A name with a slash at its end is a repository of its own.
+            files.extend(
+                untracked.into_iter().filter(|path| !path.as_os_str().as_bytes().ends_with(b"/")),
+            );
+        } else {
+            skipped_untracked = untracked.len();
+        }
+        // As git sorts: by bytes, and not by components.
+        files.sort_unstable_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
+        files.dedup();
+        let (mut submodules, mut absent_submodules) = (Vec::new(), Vec::new());
+        for module in modules {
+            let place = top.join(&module.name);
+            // A link on the way would lead out of the working tree.
+            let is_here = place.canonicalize().is_ok_and(|canonical| canonical == place)
+                && place.join(".git").symlink_metadata().is_ok()
+                && depth < SUBMODULE_DEPTH;
+            if is_here {
+                let inner = Self::open_top(place, include_untracked, depth + 1)?;
+                skipped_untracked += inner.skipped_untracked;
+                submodules.push((module.name, inner));
+            } else {
+                absent_submodules.push(module.name);
+            }
+        }
+        Ok(Self {
+            head: git::current_head(&top)?,
+            branch: git::branch(&top)?,
+            common_dir: git::common_dir(&top)?,
+            git_dir: git::git_dir(&top)?,
+            object_format: git::object_format(&top)?,
+            own_branch: false,
+            inside: PathBuf::new(),
+            skipped_untracked,
+            is_commit: false,
+            files,
+            index_objects,
+            submodules,
+            absent_submodules,
+            top,
+        })
+    }
+
+    /// Takes a new branch, and where it begins elsewhere that commit's files.
+    fn start_at(&mut self, start: &Start) -> Result<(), WorkspaceError> {
+        if !git::is_branch_name(&self.top, &start.branch)? {
+            return Err(WorkspaceError::BranchName { name: start.branch.clone() });
+        }
+        self.branch = Some(format!("refs/heads/{}", start.branch));
+        self.own_branch = true;
+        let Some(from) = &start.from else { return Ok(()) };
+        let commit = git::commit(&self.top, from)?.ok_or_else(|| WorkspaceError::NoCommit {
+            name: from.clone(),
+            path: self.top.clone(),
+        })?;
+        if self.head.as_ref() == Some(&commit) {
+            return Ok(());
+        }
+        self.head = Some(commit.clone());
+        self.is_commit = true;
+        self.submodules.clear();
+        self.absent_submodules.clear();
+        self.index_objects.clear();
+        self.skipped_untracked = 0;
+        let (modules, files): (Vec<Indexed>, Vec<Indexed>) =
+            git::user_tree(&self.top, &commit)?.into_iter().partition(Indexed::is_submodule);
+        self.files = files.into_iter().map(|entry| entry.name).collect();
+        self.absent_submodules = modules.into_iter().map(|entry| entry.name).collect();
+        Ok(())
+    }
+
+    /// Returns whether the working tree's own files stay on the host, because the guest begins with
+    /// another commit.
+    #[must_use]
+    pub fn leaves_changes(&self) -> bool {
+        self.is_commit
+    }
+
+    /// Returns how many names there are to carry.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.files.len() + self.submodules.iter().map(|(_, module)| module.len()).sum::<usize>()
+    }
+
+    /// Returns whether there is nothing to carry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns all names to carry, those of submodules too, relative to the top.
+    #[must_use]
+    pub fn names(&self) -> Vec<PathBuf> {
+        let mut names = self.files.clone();
+        for (path, module) in &self.submodules {
+            names.extend(module.names().into_iter().map(|name| path.join(name)));
+        }
+        names.sort_unstable_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
+        names
+    }
+
+    /// Returns the repository and its submodules, each with its place below the top.
+    pub(crate) fn modules(&self) -> Vec<(PathBuf, &Workspace)> {
+        let mut all = vec![(PathBuf::new(), self)];
+        for (path, module) in &self.submodules {
+            all.extend(module.modules().into_iter().map(|(inner, m)| (path.join(inner), m)));
+        }
+        all
+    }
+
+    /// Returns the directory in the guest that is the user's own.
+    #[must_use]
+    pub fn guest_directory(&self) -> Vec<u8> {
+        let mut path = PathBuf::from(GUEST_PATH);
+        if !self.inside.as_os_str().is_empty() {
+            path.push(&self.inside);
+        }
+        path.into_os_string().into_encoded_bytes()
+    }
+}
+
+/// Checks that `.git` is a repository of this very directory: a directory, or the file of a linked
+/// working tree or submodule that the repository knows of. Otherwise an unpacked archive could carry
+/// a `.git` that leads to somebody's other repository, whose history would go along.
+fn check_own_git(top: &Path) -> Result<(), WorkspaceError> {
+    let dot_git = top.join(".git");
+    let failed = |source| WorkspaceError::Path { path: dot_git.clone(), source };
+    let foreign = || WorkspaceError::ForeignGit { path: dot_git.clone() };
+    let kind = dot_git.symlink_metadata().map_err(failed)?.file_type();
+    if kind.is_dir() {
+        return Ok(());
+    }
+    if !kind.is_file() {
+        return Err(foreign());
+    }
+    let text = fs::read(&dot_git).map_err(failed)?;
+    let leads_to = text.strip_prefix(b"gitdir: ").ok_or_else(foreign)?;
+    let directory = top.join(git::path(leads_to.trim_ascii_end()));
+    let canonical = |path: &Path| path.canonicalize().ok();
+    // A linked working tree: gitdir names our .git (gitrepository-layout(5)).
+    if let Ok(back) = fs::read(directory.join("gitdir"))
+        && canonical(&directory.join(git::path(back.trim_ascii_end()))) == canonical(&dot_git)
+    {
+        return Ok(());
+    }
+    let configuration = directory.join("config");
+    let work_tree = git::setting(
+        top,
+        &["--file", configuration.to_str().ok_or_else(foreign)?],
+        "core.worktree",
+    )?;
+    let back = work_tree.map(|path| directory.join(git::path(&path)));
+    if back.and_then(|path| canonical(&path)).as_deref() == Some(top) {
+        return Ok(());
+    }
+    Err(foreign())
+}

@@ -1,0 +1,470 @@
+//! What a guest has done to the files that were carried into it.
+//!
+//! The guest's listing says which files may be different; those are fetched into a throw-away
+//! repository, with what was carried as alternate objects, and git compares trees. Nothing of the
+//! guest's own repository is read, and no file is written under a name that the guest chose, but for
+//! its `.gitignore` files, which lie in an empty directory of ours while git reads them.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use banger_agent_api::{GuestPath, Listed, ListedKind, printable_excerpt};
+
+use crate::agent::{AgentGuest, as_path};
+use crate::base::{self, Tree};
+use crate::error::WorkspaceError;
+use crate::fast_import::{Content, FastImport};
+use crate::files::git_mode;
+use crate::git;
+use crate::guest_git;
+use crate::kept::Kept;
+use crate::repository::Workspace;
+use crate::snapshot::BASE;
+
+const TIP: &str = "refs/banger/tip";
+const COMPARED: &str = "refs/banger/compared";
+
+/// Most bytes of changed files, and of `.gitignore` files.
+const FILES_LIMIT: u64 = 8 << 30;
+const IGNORE_LIMIT: u64 = 16 << 20;
+
+/// Names that a message shows.
+const SHOWN: usize = 5;
+
+/// What became of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It is new.
+    Added,
+    /// Its content or mode is different.
+    Modified,
+    /// It is gone.
+    Deleted,
+    /// It has another name.
+    Renamed,
+    /// It is a link now, or was one.
+    Retyped,
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// What became of it.
+    pub kind: ChangeKind,
+    /// Its name, relative to the repository's top.
+    pub name: Vec<u8>,
+    /// The name that it had, of a renamed one.
+    pub from: Option<Vec<u8>>,
+}
+
+/// The guest's work, compared with what was carried.
+#[derive(Debug)]
+pub struct Work {
+    repository: tempfile::TempDir,
+    /// What the tip is compared with.
+    against: &'static str,
+    changes: Vec<Change>,
+    moved_branches: Vec<String>,
+    repositories: Vec<Vec<u8>>,
+    repository_gone: bool,
+}
+
+impl Work {
+    /// Looks at the guest. What was carried must be kept.
+    pub fn collect(
+        kept: &Kept,
+        guest: &mut AgentGuest,
+        root: &GuestPath,
+    ) -> Result<Self, WorkspaceError> {
+        if !kept.has_base() {
+            return Err(WorkspaceError::NotKept { path: kept.directory().to_owned() });
+        }
+        let tree = base::tree(&kept.base(), BASE)?;
+        let known = base::load(&kept.path("guest"));
+        let listing = guest
+            .list(root, &[".git"])
+            .map_err(WorkspaceError::guest("list the machine's files"))?;
+        let repository = throw_away(kept)?;
+        let found = Found::sort(&listing.entries, &tree, &known);
+        let new = not_ignored(repository.path(), guest, root, &listing.entries, found.new)?;
+        let mut fetched = found.changed;
+        fetched.extend(new);
+        let mut gone = found.gone;
+        build_tip(repository.path(), guest, root, &tree, &fetched, &mut gone)?;
+        let changes = changes(repository.path(), BASE)?;
+        let places: Vec<Vec<u8>> = places(kept)?;
+        let moved_branches = guest_git::moved_refs(&kept.path("refs"), guest, root, &places)?;
+        let repository_gone = !listing.entries.iter().any(|listed| listed.name == b".git");
+        Ok(Self {
+            repository,
+            against: BASE,
+            changes,
+            moved_branches,
+            repositories: found.repositories,
+            repository_gone,
+        })
+    }
+
+    /// Compares with a commit of the user's repository instead of what was carried.
+    pub fn compare_with(
+        &mut self,
+        workspace: &Workspace,
+        commit: &str,
+    ) -> Result<(), WorkspaceError> {
+        let commit = git::commit(&workspace.top, commit)?.ok_or_else(|| {
+            WorkspaceError::NoCommit { name: commit.to_owned(), path: workspace.top.clone() }
+        })?;
+        let repository = self.repository.path();
+        git::fetch(repository, &workspace.common_dir, &commit, 1, COMPARED)?;
+        // Files of submodules are no part of the commit: there it has the submodule's own.
+        let modules: Vec<_> = git::tree(repository, COMPARED)?
+            .into_iter()
+            .filter(git::Indexed::is_submodule)
+            .collect();
+        if !modules.is_empty() {
+            let mut import = FastImport::start(repository)?;
+            let mut set = || {
+                import.commit(TIP, Some(&format!("{TIP}^0")))?;
+                for module in &modules {
+                    let name = module.name.as_os_str().as_bytes();
+                    import.delete(name)?;
+                    import.set(module.mode, &Content::Object(module.object.clone()), name)?;
+                }
+                Ok(())
+            };
+            match set() {
+                Ok(()) => import.finish()?,
+                Err(error) => return Err(import.failed(error)),
+            }
+        }
+        self.against = COMPARED;
+        self.changes = changes(repository, COMPARED)?;
+        Ok(())
+    }
+
+    /// Returns what is different, by name.
+    #[must_use]
+    pub fn changes(&self) -> &[Change] {
+        &self.changes
+    }
+
+    /// Returns the guest's branches that are not where they were carried to.
+    #[must_use]
+    pub fn moved_branches(&self) -> &[String] {
+        &self.moved_branches
+    }
+
+    /// Returns directories of the guest that are repositories of their own, whose files are not looked
+    /// at.
+    #[must_use]
+    pub fn repositories(&self) -> &[Vec<u8>] {
+        &self.repositories
+    }
+
+    /// Returns what the guest has of files and links, but for what is ignored.
+    pub(crate) fn tree(&self) -> Result<Tree, WorkspaceError> {
+        base::tree(self.repository.path(), TIP)
+    }
+
+    /// Says in short what would be lost if `next` came in the place of `there`, which the guest has;
+    /// `None` for nothing. A new file of the guest's that `next` does not have stays.
+    pub(crate) fn lost(&self, there: &Tree, next: &Tree) -> Option<String> {
+        let names = self.changes.iter().flat_map(|change| {
+            let new = (change.kind, &change.name);
+            [new].into_iter().chain(change.from.as_ref().map(|from| (ChangeKind::Deleted, from)))
+        });
+        let lost: Vec<&Vec<u8>> = names
+            .filter(|(kind, name)| {
+                let stays = matches!(kind, ChangeKind::Added | ChangeKind::Renamed)
+                    && !next.contains_key(*name);
+                there.get(*name) != next.get(*name) && !stays
+            })
+            .map(|(_, name)| name)
+            .collect();
+        let mut parts: Vec<String> = lost
+            .iter()
+            .take(SHOWN)
+            .map(|name| printable_excerpt(&String::from_utf8_lossy(name), 100))
+            .collect();
+        if lost.len() > SHOWN {
+            parts.push(format!("{} more", lost.len() - SHOWN));
+        }
+        let branches = self.moved_branches.iter().take(SHOWN);
+        parts.extend(branches.map(|name| format!("branch {}", printable_excerpt(name, 100))));
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
+
+    pub(crate) fn is_repository_gone(&self) -> bool {
+        self.repository_gone
+    }
+
+    /// Writes a patch that leads from what it is compared with to what the guest has.
+    pub fn write_patch(&self, out: &mut dyn Write) -> Result<(), WorkspaceError> {
+        let repository = self.repository.path();
+        let mut child = diff_tree(repository)
+            .args(["-p", "--binary", "--full-index", "--src-prefix=a/", "--dst-prefix=b/"])
+            .args([self.against, TIP])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(WorkspaceError::NoGit)?;
+        let copied = match child.stdout.take() {
+            Some(mut patch) => io::copy(&mut patch, out).and_then(|_| out.flush()),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        let status = child.wait().map_err(WorkspaceError::NoGit)?;
+        copied.map_err(WorkspaceError::Output)?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(WorkspaceError::Git {
+            command: "diff-tree",
+            path: repository.to_owned(),
+            message: status.to_string(),
+        })
+    }
+}
+
+fn diff_tree(repository: &Path) -> std::process::Command {
+    let mut git = git::own(repository);
+    git.args(["-c", "diff.renameLimit=2000", "diff-tree", "-r", "-M", "--no-ext-diff"]);
+    git.args(["--no-textconv", "--no-color"]);
+    git
+}
+
+/// Makes a repository that has the objects of what was carried, and goes with its value.
+fn throw_away(kept: &Kept) -> Result<tempfile::TempDir, WorkspaceError> {
+    let base = kept.base();
+    let directory = tempfile::Builder::new()
+        .prefix("work-")
+        .tempdir_in(kept.directory())
+        .map_err(WorkspaceError::keep("make a directory in", kept.directory()))?;
+    let repository = directory.path();
+    let format = git::checked(
+        git::own(&base).args(["rev-parse", "--show-object-format"]),
+        "rev-parse",
+        &base,
+    )?;
+    base::init(repository, String::from_utf8_lossy(&format).trim())?;
+    let exclude = fs::read(base.join("info/exclude")).unwrap_or_default();
+    let mut alternates = base.join("objects").into_os_string().into_encoded_bytes();
+    alternates.push(b'\n');
+    fs::write(repository.join("objects/info/alternates"), alternates)
+        .and_then(|()| fs::create_dir_all(repository.join("info")))
+        .and_then(|()| fs::write(repository.join("info/exclude"), exclude))
+        .map_err(WorkspaceError::keep("write", repository))?;
+    let commit = git::checked(git::own(&base).args(["rev-parse", BASE]), "rev-parse", &base)?;
+    let commit = String::from_utf8_lossy(&commit).trim().to_owned();
+    git::checked(
+        git::own(repository).args(["update-ref", BASE, &commit]),
+        "update-ref",
+        repository,
+    )?;
+    Ok(directory)
+}
+
+/// Returns where the repository and its submodules are, as their branches were saved.
+fn places(kept: &Kept) -> Result<Vec<Vec<u8>>, WorkspaceError> {
+    let path = kept.path("refs");
+    let text = fs::read(&path).map_err(WorkspaceError::keep("read", path))?;
+    let mut places: Vec<Vec<u8>> = text
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| Some(line[..line.iter().position(|&byte| byte == 0)?].to_vec()))
+        .collect();
+    places.push(Vec::new());
+    places.sort();
+    places.dedup();
+    Ok(places)
+}
+
+/// What a guest's listing says.
+struct Found {
+    /// Carried, and perhaps different.
+    changed: Vec<Vec<u8>>,
+    /// Not carried.
+    new: Vec<Vec<u8>>,
+    /// Carried, and not there.
+    gone: BTreeSet<Vec<u8>>,
+    /// Repositories that are not ours.
+    repositories: Vec<Vec<u8>>,
+}
+
+impl Found {
+    fn sort(entries: &[Listed], tree: &Tree, known: &base::Listing) -> Self {
+        let mut found = Self {
+            changed: Vec::new(),
+            new: Vec::new(),
+            gone: tree.keys().cloned().collect(),
+            repositories: Vec::new(),
+        };
+        // A directory with a .git in it is its own repository, but for our submodules.
+        let ours: HashSet<&Path> = tree
+            .keys()
+            .flat_map(|name| as_path(name).ancestors().skip(1))
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .collect();
+        let foreign: HashSet<&Path> = entries
+            .iter()
+            .filter_map(|listed| as_path(&listed.name).parent().zip(Some(listed)))
+            .filter(|(parent, listed)| {
+                as_path(&listed.name).file_name() == Some(OsStr::new(".git"))
+                    && !parent.as_os_str().is_empty()
+                    && !ours.contains(parent)
+            })
+            .map(|(parent, _)| parent)
+            .collect();
+        found.repositories =
+            foreign.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();
+        found.repositories.sort();
+        for listed in entries {
+            if !matches!(listed.kind, ListedKind::File | ListedKind::Link) {
+                continue;
+            }
+            let path = as_path(&listed.name);
+            // Git takes no such name, in any case of its letters.
+            let is_git = path
+                .components()
+                .any(|part| part.as_os_str().as_bytes().eq_ignore_ascii_case(b".git"));
+            if is_git {
+                continue;
+            }
+            if tree.contains_key(&listed.name) {
+                found.gone.remove(&listed.name);
+                if known.get(&listed.name) != Some(listed) {
+                    found.changed.push(listed.name.clone());
+                }
+            } else if foreign.is_empty() || !path.ancestors().any(|parent| foreign.contains(parent))
+            {
+                found.new.push(listed.name.clone());
+            }
+        }
+        found
+    }
+}
+
+/// Returns those of the new names that no rule ignores: the rules are the guest's, as they are now,
+/// and the user's own.
+fn not_ignored(
+    repository: &Path,
+    guest: &mut AgentGuest,
+    root: &GuestPath,
+    entries: &[Listed],
+    new: Vec<Vec<u8>>,
+) -> Result<Vec<Vec<u8>>, WorkspaceError> {
+    if new.is_empty() {
+        return Ok(new);
+    }
+    let rules = repository.join("rules");
+    fs::create_dir(&rules).map_err(WorkspaceError::keep("make", &rules))?;
+    let names: Vec<Vec<u8>> = entries
+        .iter()
+        .filter(|listed| {
+            let path = as_path(&listed.name);
+            listed.kind == ListedKind::File
+                && path.file_name() == Some(OsStr::new(".gitignore"))
+                && !path.components().any(|part| part.as_os_str() == ".git")
+        })
+        .map(|listed| listed.name.clone())
+        .collect();
+    guest
+        .get(root, &names, IGNORE_LIMIT, &mut |name, _, _, content| {
+            // The name was asked for, so it climbs nowhere; the directory has no links in it.
+            let path = rules.join(as_path(name));
+            let mut text = Vec::new();
+            content.read_to_end(&mut text)?;
+            fs::create_dir_all(path.parent().unwrap_or(&rules))?;
+            fs::write(path, text)
+        })
+        .map_err(WorkspaceError::guest("read the machine's .gitignore files"))?;
+    let mut git = git::own(repository);
+    git.env("GIT_WORK_TREE", &rules).current_dir(&rules);
+    git.args(["check-ignore", "-z", "--stdin", "--no-index"]);
+    // As they stand, also where they begin with a colon (gitglossary(7), pathspec).
+    let asked = new.iter().flat_map(|name| [&b"./"[..], name, b"\0"].concat()).collect();
+    let answer = git::fed(&mut git, "check-ignore", repository, asked)?;
+    let ignored: HashSet<&[u8]> =
+        git::records(&answer.stdout).map(|name| name.strip_prefix(b"./").unwrap_or(name)).collect();
+    Ok(new.into_iter().filter(|name| !ignored.contains(&name[..])).collect())
+}
+
+/// Makes the commit that has the guest's files.
+fn build_tip(
+    repository: &Path,
+    guest: &mut AgentGuest,
+    root: &GuestPath,
+    tree: &Tree,
+    fetched: &[Vec<u8>],
+    gone: &mut BTreeSet<Vec<u8>>,
+) -> Result<(), WorkspaceError> {
+    let mut import = FastImport::start(repository)?;
+    let mut blobs = Vec::new();
+    let mut missing: HashSet<&[u8]> = fetched.iter().map(Vec::as_slice).collect();
+    let mut git_failed = None;
+    let got = guest.get(root, fetched, FILES_LIMIT, &mut |name, (kind, mode), size, content| {
+        match import.blob(size, content) {
+            Ok(mark) => blobs.push((name.to_vec(), git_mode(kind, mode), mark)),
+            Err(error) => {
+                let kind = error.kind();
+                git_failed = Some(error);
+                return Err(kind.into());
+            }
+        }
+        missing.remove(name);
+        Ok(())
+    });
+    match (got, git_failed) {
+        (Ok(()), _) => {}
+        (Err(_), Some(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            return Err(import.failed(error));
+        }
+        (Err(error), _) => {
+            return Err(WorkspaceError::guest("read the machine's files")(error));
+        }
+    }
+    // Removed since they were listed.
+    let late = missing.into_iter().filter(|name| tree.contains_key(*name)).map(<[u8]>::to_vec);
+    gone.extend(late);
+    let mut commit = || {
+        import.commit(TIP, Some(&format!("{BASE}^0")))?;
+        // First, so that a directory may come where a file was.
+        for name in gone.iter() {
+            import.delete(name)?;
+        }
+        for (name, mode, mark) in &blobs {
+            import.set(*mode, &Content::Mark(*mark), name)?;
+        }
+        Ok(())
+    };
+    match commit() {
+        Ok(()) => import.finish(),
+        Err(error) => Err(import.failed(error)),
+    }
+}
+
+fn changes(repository: &Path, against: &str) -> Result<Vec<Change>, WorkspaceError> {
+    let mut git = diff_tree(repository);
+    git.args(["-z", "--name-status", against, TIP]);
+    let listing = git::checked(&mut git, "diff-tree", repository)?;
+    let mut records = git::records(&listing);
+    let mut changes = Vec::new();
+    while let (Some(status), Some(name)) = (records.next(), records.next()) {
+        let kind = match status.first() {
+            Some(b'A') => ChangeKind::Added,
+            Some(b'D') => ChangeKind::Deleted,
+            Some(b'T') => ChangeKind::Retyped,
+            Some(b'R') => ChangeKind::Renamed,
+            _ => ChangeKind::Modified,
+        };
+        let (name, from) = match kind {
+            ChangeKind::Renamed => (records.next().unwrap_or_default(), Some(name.to_vec())),
+            _ => (name, None),
+        };
+        changes.push(Change { kind, name: name.to_vec(), from });
+    }
+    Ok(changes)
+}

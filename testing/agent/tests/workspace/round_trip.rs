@@ -1,0 +1,141 @@
+//! Random repository states: prepare, edit, export and apply lead to identical trees.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use banger_workspace::{Options, Workspace};
+use proptest::prelude::*;
+
+use crate::support::{Guest, Repository, apply, files};
+
+/// What a file is to be; a name is one of few, so that edits meet what is there.
+#[derive(Clone, Debug)]
+enum Edit {
+    Text(String),
+    Binary(Vec<u8>),
+    Script(String),
+    Link(String),
+    Gone,
+}
+
+fn name() -> impl Strategy<Value = Vec<u8>> {
+    prop::sample::select(vec![
+        b"a".to_vec(),
+        b"b".to_vec(),
+        b"d/a".to_vec(),
+        b"d/e/f".to_vec(),
+        b"d".to_vec(),
+        b"with space".to_vec(),
+        b"line\nend".to_vec(),
+        b"\"quote\"\\".to_vec(),
+        b"raw-\xff\xfe".to_vec(),
+        b"-x".to_vec(),
+        b"sub/target/out".to_vec(),
+        b"x.o".to_vec(),
+    ])
+}
+
+fn edit() -> impl Strategy<Value = Edit> {
+    let lines = prop::collection::vec("[a-c]{0,3}(\r)?", 0..8).prop_map(|lines| lines.join("\n"));
+    prop_oneof![
+        3 => lines.clone().prop_map(Edit::Text),
+        1 => prop::collection::vec(any::<u8>(), 0..200).prop_map(Edit::Binary),
+        1 => lines.prop_map(Edit::Script),
+        1 => "[a-z/.]{1,12}".prop_map(Edit::Link),
+        2 => Just(Edit::Gone),
+    ]
+}
+
+fn edits(most: usize) -> impl Strategy<Value = Vec<(Vec<u8>, Edit)>> {
+    prop::collection::vec((name(), edit()), 0..most)
+}
+
+fn make(top: &Path, edits: &[(Vec<u8>, Edit)]) {
+    for (name, edit) in edits {
+        let path = top.join(OsStr::from_bytes(name));
+        // A file in the place of a directory, or the other way round, is a change like any other.
+        for parent in path.ancestors().skip(1).take_while(|parent| *parent != top) {
+            if parent.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
+                fs::remove_file(parent).unwrap();
+            }
+        }
+        match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path).unwrap(),
+            Ok(_) => fs::remove_file(&path).unwrap(),
+            Err(_) => {}
+        }
+        if !matches!(edit, Edit::Gone) {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+        }
+        match edit {
+            Edit::Text(text) => fs::write(&path, text).unwrap(),
+            Edit::Binary(bytes) => fs::write(&path, bytes).unwrap(),
+            Edit::Script(text) => {
+                fs::write(&path, text).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            }
+            Edit::Link(target) => symlink(target, &path).unwrap(),
+            Edit::Gone => {}
+        }
+    }
+}
+
+/// What git would take of a directory: all but what `.gitignore` names.
+fn taken(top: &Path) -> BTreeMap<Vec<u8>, (u32, Vec<u8>)> {
+    let mut found = files(top);
+    found.retain(|name, _| !name.ends_with(b".o") && !name.starts_with(b"sub/target/"));
+    found
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        // Each runs git some fifty times.
+        cases: 12,
+        max_shrink_iters: 12,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn work_comes_back_as_it_was_done(
+        committed in edits(8),
+        staged in edits(4),
+        dirty in edits(5),
+        first in edits(6),
+        later in edits(4),
+        second in edits(6),
+    ) {
+        let repository = Repository::new();
+        repository.write(".gitignore", "*.o\ntarget/\n");
+        make(&repository.path(), &committed);
+        repository.commit();
+        make(&repository.path(), &staged);
+        repository.git(&["add", "--all"]);
+        make(&repository.path(), &dirty);
+        let open = || {
+            let options = Options { include_untracked: true, ..Options::default() };
+            Workspace::open(&repository.path(), &options).unwrap()
+        };
+        let mut guest = Guest::new();
+        guest.prepare(open());
+        prop_assert_eq!(taken(&guest.path()), taken(&repository.path()));
+
+        make(&guest.path(), &first);
+        apply(&repository.path(), &guest.patch());
+        prop_assert_eq!(taken(&repository.path()), taken(&guest.path()));
+
+        // What the host has by now is nothing to lose. The host goes on, and the guest follows; then
+        // the guest goes on.
+        guest.prepare(open());
+        make(&repository.path(), &later);
+        guest.prepare(open());
+        prop_assert_eq!(taken(&guest.path()), taken(&repository.path()));
+        make(&guest.path(), &second);
+        apply(&repository.path(), &guest.patch());
+        prop_assert_eq!(taken(&repository.path()), taken(&guest.path()));
+    }
+}

@@ -1,0 +1,245 @@
+//! Real repositories, and the real agent on a thread as the guest.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::Duration;
+
+use banger_agent_api::{Call, GuestPath};
+use banger_guest_client::{AgentClient, GuestChannel, SerialChannel};
+use banger_workspace::{
+    AgentGuest, Dial, GuestError, Keeping, Kept, Options, Plan, Prepared, Snapshot, Stream, Work,
+    Workspace, WorkspaceError, prepare,
+};
+
+/// A repository of the user's.
+pub struct Repository {
+    directory: tempfile::TempDir,
+}
+
+impl Repository {
+    pub fn new() -> Self {
+        let repository = Self { directory: tempfile::tempdir().unwrap() };
+        repository.git(&["init", "--quiet", "--initial-branch=main"]);
+        repository
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().canonicalize().unwrap()
+    }
+
+    pub fn git(&self, arguments: &[&str]) -> Output {
+        git(&self.path(), arguments)
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    pub fn add(&self, name: &str, content: &str) {
+        self.write(name, content);
+        self.git(&["add", "--", name]);
+    }
+
+    pub fn commit(&self) {
+        self.git(&["add", "--all"]);
+        self.git(&["commit", "--quiet", "--allow-empty", "-m", "x"]);
+    }
+
+    pub fn open(&self) -> Workspace {
+        Workspace::open(&self.path(), &Options::default()).unwrap()
+    }
+}
+
+/// Runs git with nobody's configuration; what fails fails the test.
+pub fn git(directory: &Path, arguments: &[&str]) -> Output {
+    let output = try_git(directory, arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    output
+}
+
+pub fn try_git(directory: &Path, arguments: &[&str]) -> Output {
+    Command::new("git")
+        .arg("-C")
+        .arg(directory)
+        .args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "protocol.file.allow=always"])
+        .args(arguments)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .output()
+        .unwrap()
+}
+
+struct InProcess {
+    client: AgentClient,
+}
+
+impl Dial for InProcess {
+    fn dial(
+        &self,
+        call: Call,
+    ) -> Pin<
+        Box<
+            dyn Future<Output = Result<(serde_json::Value, Box<dyn Stream>), GuestError>>
+                + Send
+                + '_,
+        >,
+    > {
+        Box::pin(async move {
+            match self.client.open_raw::<serde_json::Value>(call).await {
+                Ok((value, stream)) => Ok((value, Box::new(stream) as Box<dyn Stream>)),
+                Err(error) => match error.agent_error().map(|error| error.code) {
+                    Some(banger_agent_api::ErrorCode::NotFound) => {
+                        Err(GuestError::NotFound(Box::new(error)))
+                    }
+                    _ => Err(GuestError::other(error)),
+                },
+            }
+        })
+    }
+}
+
+/// A guest whose repository is a directory of this machine.
+pub struct Guest {
+    pub directory: tempfile::TempDir,
+    kept: tempfile::TempDir,
+    guest: AgentGuest,
+    _runtime: tokio::runtime::Runtime,
+    _channel: Arc<SerialChannel>,
+}
+
+impl Guest {
+    pub fn new() -> Self {
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            tokio::task::LocalSet::new().block_on(&runtime, async move {
+                far.set_nonblocking(true).unwrap();
+                let far = tokio::net::UnixStream::from_std(far).unwrap();
+                let server = std::rc::Rc::new(banger_agent::serve::Server::without_cgroups());
+                let pipe = banger_agent::serve::serve_pipe(server, far);
+                let _ = tokio::time::timeout(Duration::from_secs(600), pipe).await;
+            });
+        });
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let channel = runtime.block_on(async {
+            near.set_nonblocking(true).unwrap();
+            let near = tokio::net::UnixStream::from_std(near).unwrap();
+            let channel = Arc::new(SerialChannel::over(near));
+            channel.wait_ready().await.unwrap();
+            channel
+        });
+        let client = AgentClient::new(channel.clone());
+        let guest = AgentGuest::new(Box::new(InProcess { client }), runtime.handle().clone());
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            kept: tempfile::tempdir().unwrap(),
+            guest,
+            _runtime: runtime,
+            _channel: channel,
+        }
+    }
+
+    /// Where the repository is.
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join("repo")
+    }
+
+    pub fn root(&self) -> GuestPath {
+        GuestPath::new(self.path().as_os_str().as_bytes()).unwrap()
+    }
+
+    pub fn keeping(&self) -> Keeping {
+        Keeping::new(self.kept.path().join("workspaces"), "test".to_owned())
+    }
+
+    pub fn kept(&self) -> Kept {
+        self.keeping().open("0123").unwrap()
+    }
+
+    pub fn prepare(&mut self, workspace: Workspace) -> Prepared {
+        self.try_prepare(workspace, false).unwrap()
+    }
+
+    pub fn try_prepare(
+        &mut self,
+        workspace: Workspace,
+        force: bool,
+    ) -> Result<Prepared, WorkspaceError> {
+        let kept = self.kept();
+        let snapshot = Snapshot::take(&kept, workspace)?;
+        let plan = Plan { guest_path: self.root(), force };
+        prepare(&kept, &snapshot, &mut self.guest, &plan, &|_| {})
+    }
+
+    /// Leaves what a prepare that was cut off leaves.
+    pub fn mark_unfinished(&self) {
+        fs::write(self.kept.path().join("workspaces/0123/unfinished"), "").unwrap();
+    }
+
+    pub fn work(&mut self) -> Work {
+        let root = self.root();
+        Work::collect(&self.kept(), &mut self.guest, &root).unwrap()
+    }
+
+    pub fn patch(&mut self) -> Vec<u8> {
+        let mut patch = Vec::new();
+        self.work().write_patch(&mut patch).unwrap();
+        patch
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+}
+
+/// Returns what is in a directory, without what git keeps: name → (mode as git has it, content).
+pub fn files(top: &Path) -> BTreeMap<Vec<u8>, (u32, Vec<u8>)> {
+    fn walk(top: &Path, directory: &Path, found: &mut BTreeMap<Vec<u8>, (u32, Vec<u8>)>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().is_some_and(|name| name == ".git") {
+                continue;
+            }
+            let name = path.strip_prefix(top).unwrap().as_os_str().as_bytes().to_vec();
+            let metadata = path.symlink_metadata().unwrap();
+            if metadata.is_dir() {
+                walk(top, &path, found);
+            } else if metadata.is_symlink() {
+                let target = fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes();
+                found.insert(name, (0o120_000, target));
+            } else if metadata.is_file() {
+                let mode =
+                    if metadata.permissions().mode() & 0o100 == 0 { 0o100_644 } else { 0o100_755 };
+                found.insert(name, (mode, fs::read(&path).unwrap()));
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(top, top, &mut found);
+    found
+}
+
+/// Applies a patch as the user would.
+pub fn apply(top: &Path, patch: &[u8]) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), patch).unwrap();
+    let name = file.path().to_str().unwrap();
+    let output = try_git(top, &["apply", "--allow-empty", "--whitespace=nowarn", name]);
+    let text = String::from_utf8_lossy(patch);
+    assert!(output.status.success(), "{output:?}\n{text}");
+}
