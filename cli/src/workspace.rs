@@ -95,6 +95,11 @@ pub fn print_dry_run(ui: &Ui, workspace: &Workspace) -> Result<(), CliError> {
 
 impl From<WorkspaceError> for CliError {
     fn from(error: WorkspaceError) -> Self {
+        if let WorkspaceError::Output(source) = &error
+            && source.kind() == std::io::ErrorKind::BrokenPipe
+        {
+            return CliError::output_closed();
+        }
         let mut made = CliError::new(error.to_string());
         if let Some(source) = std::error::Error::source(&error) {
             made = made.because(source);

@@ -87,9 +87,15 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
     let client = daemon::connect(ui).await?;
     let lease = if args.rm { Some(Lease::take(&client).await?) } else { None };
     let record = workspace.as_ref().map(workspace::record);
-    let keeping = workspace::keeping(&client)?;
-    workspace::forget_the_gone(&client, &keeping).await;
-    let taking = workspace.map(|workspace| workspace::begin(&keeping, workspace));
+    let keeping = match &workspace {
+        Some(_) => Some(workspace::keeping(&client)?),
+        None => None,
+    };
+    let mut taking = None;
+    if let Some((keeping, workspace)) = keeping.as_ref().zip(workspace) {
+        workspace::forget_the_gone(&client, keeping).await;
+        taking = Some(workspace::begin(keeping, workspace));
+    }
     let vm = vm_creation::create(
         ui,
         &client,
@@ -108,7 +114,7 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
         if let Err(mut error) = put.await {
             // What fails or is interrupted here takes the machine with it.
             finish(ui, &client, &vm.id).await;
-            forget(&keeping, &vm);
+            forget(keeping.as_ref(), &vm);
             if matches!(error.kind, ErrorKind::Interrupted(_)) {
                 error.message = format!("interrupted, VM {} is deleted", vm.name);
             }
@@ -126,7 +132,7 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
     };
     if args.rm {
         finish(ui, &client, &vm.id).await;
-        forget(&keeping, &vm);
+        forget(keeping.as_ref(), &vm);
         if let Err(error) = &mut result {
             // They speak of a machine that is gone by now.
             error.hints.clear();
@@ -147,9 +153,9 @@ async fn is_running(client: &Client, id: &VmId) -> bool {
 }
 
 /// Removes what is kept of the workspace of a machine that is gone.
-fn forget(keeping: &Keeping, vm: &Vm) {
+fn forget(keeping: Option<&Keeping>, vm: &Vm) {
     // The next command removes what stays.
-    let _ = keeping.remove(vm.id.as_str());
+    let _ = keeping.map(|keeping| keeping.remove(vm.id.as_str()));
 }
 
 /// Deletes the machine; a failure to do so is told, but is not the outcome of the run.

@@ -26,7 +26,7 @@ fn a_patch_brings_everything_that_git_can_tell() {
     repository.commit();
     // Dirty on the host, and carried so.
     repository.write("text", long.replace("line 7\n", "line seven\n"));
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(repository.open());
     assert!(guest.work().changes().is_empty(), "{:?}", guest.work().changes());
     assert!(guest.patch().is_empty());
@@ -80,7 +80,7 @@ fn commits_of_the_guest_are_in_the_patch_too() {
     let repository = Repository::new();
     repository.write("a", "1\n");
     repository.commit();
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(repository.open());
     guest.write("a", "2\n");
     git(&guest.path(), &["commit", "--quiet", "--all", "-m", "guest"]);
@@ -99,7 +99,7 @@ fn a_base_commit_is_what_is_compared_with() {
     repository.commit();
     repository.write("b", "dirty\n");
     repository.git(&["add", "b"]);
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(repository.open());
     guest.write("c", "guest\n");
     let mut work = guest.work();
@@ -120,7 +120,7 @@ fn without_what_was_carried_there_is_nothing_to_compare_with() {
     let repository = Repository::new();
     repository.write("a", "1\n");
     repository.commit();
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(repository.open());
     guest.keeping().remove("0123").unwrap();
     assert!(guest.keeping().known().is_empty());

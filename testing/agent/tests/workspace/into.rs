@@ -41,7 +41,7 @@ fn git_in_the_guest_says_what_it_says_on_the_host() {
 
     let workspace = repository.open();
     assert_eq!(workspace.skipped_untracked, 1);
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     let prepared = guest.prepare(workspace);
     assert_eq!((prepared.missing, prepared.changed_meanwhile.len()), (1, 0));
     let host = status(&repository.path()).replace("? untracked\n", "");
@@ -68,7 +68,7 @@ fn untracked_files_come_only_when_asked_for_and_ignored_ones_never() {
     let options = Options { include_untracked: true, ..Options::default() };
     let workspace = Workspace::open(&repository.path(), &options).unwrap();
     assert_eq!(workspace.skipped_untracked, 0);
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(workspace);
     let names: Vec<Vec<u8>> = files(&guest.path()).into_keys().collect();
     assert_eq!(names, [b".gitignore".to_vec(), b"new.txt".to_vec()]);
@@ -77,14 +77,14 @@ fn untracked_files_come_only_when_asked_for_and_ignored_ones_never() {
 #[test]
 fn an_empty_repository_without_a_commit_works() {
     let repository = Repository::new();
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(repository.open());
     assert_eq!(status(&guest.path()), status(&repository.path()));
     guest.write("first", "x");
     assert!(String::from_utf8(guest.patch()).unwrap().contains("+++ b/first"));
     // With files that were never committed.
     repository.add("staged", "x");
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(repository.open());
     assert_eq!(status(&guest.path()), status(&repository.path()));
 }
@@ -97,7 +97,7 @@ fn detached_linked_and_shallow_repositories_are_carried() {
         repository.commit();
     }
     repository.git(&["checkout", "--quiet", "--detach", "HEAD~1"]);
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(repository.open());
     assert_eq!(status(&guest.path()), status(&repository.path()));
 
@@ -105,14 +105,14 @@ fn detached_linked_and_shallow_repositories_are_carried() {
     let linked = place.path().canonicalize().unwrap().join("linked");
     repository.git(&["worktree", "add", "--quiet", "-b", "other", linked.to_str().unwrap()]);
     fs::write(linked.join("a"), "dirty").unwrap();
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(Workspace::open(&linked, &Options::default()).unwrap());
     assert_eq!(status(&guest.path()), status(&linked));
 
     let shallow = place.path().canonicalize().unwrap().join("shallow");
     let from = format!("file://{}", repository.path().display());
     git(place.path(), &["clone", "--quiet", "--depth=2", "--branch=main", &from, "shallow"]);
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(Workspace::open(&shallow, &Options::default()).unwrap());
     let log = git(&guest.path(), &["log", "--oneline"]);
     assert_eq!(log.stdout.split(|&byte| byte == b'\n').count() - 1, 2);
@@ -126,7 +126,7 @@ fn other_hashes_and_kinds_of_index_are_carried() {
     fs::write(top.join("a"), "x").unwrap();
     git(&top, &["add", "a"]);
     git(&top, &["commit", "--quiet", "-m", "x"]);
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(Workspace::open(&top, &Options::default()).unwrap());
     assert_eq!(status(&guest.path()), status(&top));
 
@@ -136,13 +136,13 @@ fn other_hashes_and_kinds_of_index_are_carried() {
     repository.commit();
     repository.git(&["update-index", "--split-index", "--untracked-cache"]);
     repository.add("d", "x");
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(repository.open());
     assert_eq!(status(&guest.path()), status(&repository.path()));
 
     repository.commit();
     repository.git(&["sparse-checkout", "set", "b"]);
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(repository.open());
     assert_eq!(status(&guest.path()), status(&repository.path()));
 }
@@ -159,7 +159,7 @@ fn submodules_come_along_with_their_own_repositories() {
     outer.commit();
     outer.git(&["submodule", "--quiet", "deinit", "--force", "absent"]);
     outer.write("lib/inner/x", "dirty");
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(outer.open());
     assert_eq!(status(&guest.path()), status(&outer.path()));
     assert_eq!(files(&guest.path()), files(&outer.path()));
@@ -187,12 +187,12 @@ fn a_branch_begins_where_it_is_asked_to() {
         let options = Options { start: Some(start), ..Options::default() };
         Workspace::open(&repository.path(), &options)
     };
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(open("topic/one", None).unwrap());
     let here = status(&repository.path()).replace("branch.head main", "branch.head topic/one");
     assert_eq!(status(&guest.path()), here);
 
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     let workspace = open("topic", Some("v1")).unwrap();
     assert!(workspace.leaves_changes());
     guest.prepare(workspace);
@@ -221,7 +221,7 @@ fn odd_names_arrive_unchanged() {
     }
     fs::write(repository.path().join(OsStr::from_bytes(b"raw-\xff")), "raw").unwrap();
     repository.commit();
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(repository.open());
     assert_eq!(files(&guest.path()), files(&repository.path()));
     assert_eq!(status(&guest.path()), status(&repository.path()));
@@ -235,7 +235,7 @@ fn preparing_again_brings_what_is_new_and_keeps_what_is_the_guests() {
     repository.write("d/e/f", "1");
     repository.write("same", "x");
     repository.commit();
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(repository.open());
     guest.write("target/built", "by the guest");
     fs::remove_dir_all(repository.path().join("d")).unwrap();
@@ -289,7 +289,7 @@ fn a_directory_that_somebody_else_filled_is_left_alone() {
     let repository = Repository::new();
     repository.write("a", "x");
     repository.commit();
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.write("a", "guest");
     let refused = guest.try_prepare(repository.open(), false).unwrap_err();
     assert!(matches!(refused, WorkspaceError::Occupied { .. }), "{refused:?}");
@@ -303,7 +303,7 @@ fn what_was_cut_off_is_said_and_made_good() {
     let repository = Repository::new();
     repository.write("a", "x");
     repository.commit();
-    let mut guest = Guest::new();
+    let Some(mut guest) = Guest::new() else { return };
     guest.prepare(repository.open());
     drop(guest.kept());
     let kept = guest.keeping().known();

@@ -120,7 +120,7 @@ proptest! {
             let options = Options { include_untracked: true, ..Options::default() };
             Workspace::open(&repository.path(), &options).unwrap()
         };
-        let mut guest = Guest::new();
+        let Some(mut guest) = Guest::new() else { return Ok(()) };
         guest.prepare(open());
         prop_assert_eq!(taken(&guest.path()), taken(&repository.path()));
 

@@ -81,11 +81,13 @@ fn an_agents_day() {
     // The host goes on; the guest follows, and keeps what it has built.
     git(&environment, &repository, &["add", "-A"]);
     git(&environment, &repository, &["commit", "-q", "-m", "two"]);
-    fs::remove_file(repository.join("link")).unwrap();
     vm(&["exec", "day", "--", "true"]).ok().says(&["has other commits than VM day"]);
     let exec = ["exec", "--auto-prepare", "day", "--", "sh", "-c", "ls; cat note"];
     let listed = vm(&exec).ok().out();
-    assert_eq!(listed, "built\nimage\nnote\nsrc\ntest.sh\nwith space\nuntracked\n");
+    assert_eq!(listed, "built\nimage\nlink\nnote\nsrc\ntest.sh\nwith space\nuntracked\n");
+    fs::remove_file(repository.join("link")).unwrap();
+    vm(&["workspace", "prepare", "day"]).ok();
+    assert_eq!(inside("ls"), "built\nimage\nnote\nsrc\ntest.sh\nwith space\n");
     assert_eq!(inside("cat .git/HEAD"), "ref: refs/heads/fix\n");
     let quiet = vm(&["exec", "day", "--", "true"]).ok();
     assert_eq!(quiet.err(), "");
