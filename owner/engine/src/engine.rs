@@ -166,7 +166,17 @@ impl Engine {
         orphans::find(&self.shared, told).await
     }
 
-    /// Removes what [`Self::orphans`] lists, and nothing else.
+    /// Lists what is on the host of VMs that do not run, with their names: their end could not remove
+    /// it, and is tried again.
+    ///
+    /// # Errors
+    /// The host cannot be read.
+    pub async fn left_by_resting(&self) -> Result<Vec<(VmName, Orphan)>, EngineError> {
+        orphans::of_resting(&self.shared).await
+    }
+
+    /// Removes what [`Self::orphans`] lists, after what VMs that do not run have left, and nothing
+    /// else.
     ///
     /// # Errors
     /// As for [`Self::orphans`]; nothing is removed then.
@@ -247,6 +257,7 @@ impl Engine {
             disks: None,
             address_number: Some(self.shared.address_number(&id, None)),
             running: None,
+            leftovers: None,
             last_error: None,
             notes: BTreeMap::new(),
             created_at: now,
@@ -326,7 +337,7 @@ impl Engine {
         answer.await.map_err(|_| gone())?
     }
 
-    async fn order(
+    pub(crate) async fn order(
         &self,
         vm: &VmReference,
         request: Request,

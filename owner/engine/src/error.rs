@@ -169,6 +169,14 @@ pub enum EngineError {
         /// What is wrong with it.
         problem: String,
     },
+    /// What a VMM was given could not all be taken back after its end.
+    #[error("VM {vm} does not run, but something of it is left on the host")]
+    Leftovers {
+        /// The VM.
+        vm: VmName,
+        /// What failed: the first, with all others among its causes.
+        problem: Box<ApiError>,
+    },
     /// The guest ended before its agent had answered.
     #[error("the guest of VM {vm} ended before its agent answered")]
     GuestEnded {
@@ -318,6 +326,7 @@ impl EngineError {
             Self::Store(StoreError::Newer { .. }) => ErrorCode::Corrupt,
             Self::Io { source, .. } if no_space(source) => ErrorCode::NoSpace,
             Self::Damaged { .. } => ErrorCode::Corrupt,
+            Self::Leftovers { .. } => ErrorCode::OperationFailed,
             Self::GuestEnded { .. } => ErrorCode::GuestFailed,
             Self::GuestSilent { .. } => ErrorCode::Timeout,
             Self::Channel(_) | Self::Agent(_) => ErrorCode::AgentUnreachable,
@@ -389,6 +398,9 @@ impl EngineError {
                 "use the newer banger that wrote it, or another state directory (BANGER_STATE_DIR)"
                     .to_owned(),
             ),
+            Self::Leftovers { vm, .. } => Some(format!(
+                "`banger vm stop {vm}` tries again, as does every later command; `banger doctor` shows what is left"
+            )),
             Self::Damaged { vm, .. } => Some(format!("`banger vm delete {vm}` removes the VM")),
             Self::Main(MainError::Nothing) => Some(
                 "leave the command out and use `banger vm exec`, or give --entrypoint".to_owned(),
@@ -407,6 +419,10 @@ impl EngineError {
         api.hint = self.hint();
         if let Self::GuestEnded { last_words: Some(words), .. } = self {
             api.causes.push(format!("the VMM's last words: {words}"));
+        }
+        if let Self::Leftovers { problem, .. } = self {
+            api.causes.push(problem.message.clone());
+            api.causes.extend(problem.causes.iter().cloned());
         }
         if let Self::GuestEnded { console, .. } | Self::GuestSilent { console, .. } = self {
             api.causes.extend(console.iter().map(|line| format!("console: {line}")));
@@ -463,7 +479,12 @@ impl Failure {
         let mut api = self.cause.to_api();
         for error in &self.not_undone {
             let undone = error.to_api();
-            api.causes.push(format!("not undone: {}", undone.message));
+            let line = format!("not undone: {}", undone.message);
+            // An undo and the deletion after it may fail at the same thing.
+            if api.causes.contains(&line) {
+                continue;
+            }
+            api.causes.push(line);
             api.causes.extend(undone.causes);
         }
         api

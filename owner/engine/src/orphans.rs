@@ -4,6 +4,8 @@
 //! made, so whatever was seen and has no VM then never gets one. Each thing is looked at once more
 //! right before it is removed, because names (a pid, `/dev/loop3`) are given anew.
 //!
+//! What is left of a VM that does not run is that VM's: its own end is what removes it.
+//!
 //! A directory whose `vm.json` is whole is no orphan, nor is anything that is its VM's: a store
 //! that is rebuilt has that VM again.
 
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use banger_daemon_api::operation::OperationState;
 use banger_daemon_api::orphan::{KeptOrphan, Orphan, OrphanKind, OrphansRemoved};
 use banger_daemon_api::vm::VmState;
-use banger_types::{OperationId, VmId, VmReference};
+use banger_types::{OperationId, VmId, VmName, VmReference};
 use serde::de::IgnoredAny;
 
 use crate::engine::Engine;
@@ -22,7 +24,7 @@ use crate::error::EngineError;
 use crate::layout::VmFiles;
 use crate::seams::{Vmm, VmmIdentity};
 use crate::shared::Shared;
-use crate::vm::remove_tree;
+use crate::vm::{Details, View, remove_tree};
 
 /// The fewest digits of an id that stand for a VM.
 const LEAST_DIGITS: usize = 8;
@@ -136,12 +138,33 @@ pub(crate) async fn find(shared: &Shared, told: &[Orphan]) -> Result<Vec<Orphan>
     Ok(all)
 }
 
+/// Things on the host of VMs that do not run and that nothing is done with: their last end could not
+/// remove them. Their directories are theirs.
+pub(crate) async fn of_resting(shared: &Shared) -> Result<Vec<(VmName, Orphan)>, EngineError> {
+    let mut all = everything(shared).await?;
+    all.retain(|orphan| orphan.kind != OrphanKind::Folder);
+    all.sort();
+    all.dedup_by(|a, b| (a.kind, &a.name) == (b.kind, &b.name));
+    // As above: what belongs to a VM that rests now has been there since it ended.
+    let table = shared.table();
+    let found = all.into_iter().filter_map(|orphan| {
+        let is_its =
+            |id: &VmId| orphan.vm.len() >= LEAST_DIGITS && id.as_str().starts_with(&orphan.vm);
+        let (_, entry) = table.vms.iter().find(|(id, _)| is_its(id))?;
+        let view = entry.view.borrow();
+        let rests = matches!(view.record.state, VmState::Stopped | VmState::Failed);
+        (rests && view.process.is_none()).then(|| (view.record.name.clone(), orphan))
+    });
+    Ok(found.collect())
+}
+
 pub(crate) async fn remove(
     engine: &Engine,
     shared: &Shared,
     told: &[Orphan],
 ) -> Result<OrphansRemoved, EngineError> {
     let mut outcome = OrphansRemoved::default();
+    engine.clean_resting(shared, &mut outcome).await;
     for orphan in find(shared, told).await? {
         let user = outcome.kept.iter().find(|kept| {
             let (kept, own) = (kept.orphan.vm.as_str(), orphan.vm.as_str());
@@ -191,6 +214,38 @@ async fn one(engine: &Engine, shared: &Shared, orphan: &Orphan) -> Result<(), St
             remove_tree(Path::new(&orphan.name)).await.map(drop).map_err(words)
         }
         _ => Ok(()),
+    }
+}
+
+impl Engine {
+    /// Has what VMs left that do not run, or are half deleted, removed once more.
+    async fn clean_resting(&self, shared: &Shared, outcome: &mut OrphansRemoved) {
+        let left: Vec<(VmReference, View)> = {
+            let table = shared.table();
+            let views = table.vms.values().map(|entry| entry.view.borrow().clone());
+            views.filter_map(|view| Some((view.record.id.as_str().parse().ok()?, view))).collect()
+        };
+        for (vm, view) in left {
+            let Some(request) = view.cleaning() else { continue };
+            let details = Details::default();
+            let ended = match self.order(&vm, request, details, OperationId::random()).await {
+                Ok(started) => started.operation.ended().await.error,
+                Err(error) => Some(error.to_api()),
+            };
+            let orphan = Orphan {
+                kind: OrphanKind::Leftovers,
+                name: view.record.name.to_string(),
+                vm: view.record.id.to_string(),
+            };
+            match ended {
+                None => outcome.removed.push(orphan),
+                Some(error) => {
+                    let reason =
+                        std::iter::once(error.message).chain(error.causes).collect::<Vec<_>>();
+                    outcome.kept.push(KeptOrphan { orphan, reason: reason.join(": ") });
+                }
+            }
+        }
     }
 }
 

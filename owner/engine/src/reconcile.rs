@@ -10,6 +10,7 @@
 //! | starting | alive | ended, marked failed |
 //! | any of these | gone | cleaned, marked stopped or failed |
 //! | stopped, failed | alive (a lost write) | ended, cleaned |
+//! | stopped, failed, with something left | gone | cleaned |
 //!
 //! Where a VMM is, three sources say: `handles.json`, the row, and the host itself (command lines
 //! of our VMMs). Any one of them is enough.
@@ -156,7 +157,8 @@ async fn one(
     }
     let settled =
         matches!(body.record.state, VmState::Stopped | VmState::Failed | VmState::Created);
-    if settled && identities.is_empty() && !was_running && !body.files.runtime_dir().exists() {
+    let is_clean = body.record.leftovers.is_none() && !body.files.runtime_dir().exists();
+    if settled && identities.is_empty() && !was_running && is_clean {
         return Some(body);
     }
     let control = Control::new(reporter(OperationKind::VmStop { vm }));
@@ -226,8 +228,12 @@ async fn adopted(
 async fn tear_down(body: &mut Body, control: &Control) -> Result<(), ApiError> {
     let before = body.record.state;
     end_process(body, control).await.map_err(|error| error.to_api())?;
+    let running = body.record.running.clone();
+    let leftovers = body.record.leftovers.clone();
     let errors = clean_runtime(body, control).await;
-    let running = body.record.running.take();
+    if body.record.last_error == leftovers {
+        body.record.last_error.clone_from(&body.record.leftovers);
+    }
     let vm = &body.record.name;
     let (state, message) = match before {
         VmState::Running => {

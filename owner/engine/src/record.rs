@@ -49,6 +49,10 @@ pub(crate) struct VmRecord {
     /// Its VMM, while it runs.
     #[serde(default)]
     pub(crate) running: Option<Running>,
+    /// Why what its last VMM was given could not all be taken back. While it is there, something may
+    /// be on the host, and is tried again.
+    #[serde(default)]
+    pub(crate) leftovers: Option<ApiError>,
     #[serde(default)]
     pub(crate) last_error: Option<ApiError>,
     #[serde(default)]

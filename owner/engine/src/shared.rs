@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use banger_store::Store;
 use banger_types::{LeaseId, MemoryMib, VmId, VmName};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admission::{disk_room, memory_room};
 use crate::error::EngineError;
 use crate::fault::Faults;
 use crate::operation::Operations;
 use crate::seams::{Artifacts, HostFacts, Network, Ports, RootDisk, Vmm};
-use crate::vm::{Message, View};
+use crate::vm::{Details, Message, Order, View};
 
 /// Deadlines.
 #[derive(Clone, Copy, Debug)]
@@ -123,6 +123,22 @@ impl Shared {
         self.release_memory(id);
         self.ports.withdraw(id);
         self.addresses().retain(|_, owner| owner != id);
+    }
+
+    /// Asks all VMs but one of which something is left, or that are half deleted, to try again. Nobody
+    /// waits for it.
+    pub(crate) fn retry_cleaning(&self, except: &VmId) {
+        let table = self.table();
+        if table.closing {
+            return;
+        }
+        for (_, entry) in table.vms.iter().filter(|(id, _)| *id != except) {
+            let Some(request) = entry.view.borrow().cleaning() else { continue };
+            let op_id = banger_types::OperationId::random();
+            let order = Order { request, details: Details::default(), op_id };
+            // A VM with a full mailbox has enough to do.
+            let _ = entry.mailbox.try_send(Message::Order(order, oneshot::channel().0));
+        }
     }
 
     fn addresses(&self) -> MutexGuard<'_, HashMap<u32, VmId>> {

@@ -43,6 +43,8 @@ pub enum OrphanKind {
     Folder,
     /// The record of a VM whose root disk is gone, by the VM's name.
     Row,
+    /// What the end of a VM could not remove, by the VM's name.
+    Leftovers,
 }
 
 impl OrphanKind {
@@ -59,6 +61,7 @@ impl OrphanKind {
         Self::Sockets,
         Self::Folder,
         Self::Row,
+        Self::Leftovers,
     ];
 }
 
@@ -76,6 +79,7 @@ impl fmt::Display for OrphanKind {
             Self::Sockets => "sockets",
             Self::Folder => "VM directory",
             Self::Row => "record without a disk of VM",
+            Self::Leftovers => "what was left of VM",
         })
     }
 }

@@ -275,6 +275,9 @@ pub const DISK_NOTE: &str = "disk";
 /// The note of a running VM whose ports could not be published again after the daemon had ended: why.
 pub const PORTS_NOTE: &str = "ports";
 
+/// The note of a VM that does not run and of which something is left on the host: what failed.
+pub const LEFTOVERS_NOTE: &str = "leftovers";
+
 /// The note of a running VM that stands still until the host can do something for it: why.
 pub const HELD_NOTE: &str = "held";
 

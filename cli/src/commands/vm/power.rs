@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use banger_daemon_api::vm::StopVm;
+use banger_daemon_api::vm::{LEFTOVERS_NOTE, StopVm, Vm};
 
 use super::{Act, SomeVms, for_each};
 use crate::daemon;
@@ -51,7 +51,8 @@ pub async fn start(ui: &Ui, args: &StartArgs) -> Result<(), CliError> {
 /// Stops machines.
 pub async fn stop(ui: &Ui, args: &StopArgs) -> Result<(), CliError> {
     let client = daemon::connect(ui).await?;
-    let vms = args.vms.resolve(&client, super::is_up).await?;
+    let concerns = |vm: &Vm| super::is_up(vm) || vm.notes.contains_key(LEFTOVERS_NOTE);
+    let vms = args.vms.resolve(&client, concerns).await?;
     for_each(ui, &client, &vms, Act::Post("/stop", &args.body()?)).await
 }
 

@@ -8,6 +8,8 @@ use axum::Json;
 use axum::extract::State;
 use banger_daemon_api::daemon::{Check, CheckStatus, DoctorReport};
 use banger_daemon_api::orphan::{Orphan, OrphanKind};
+use banger_daemon_api::vm::{LEFTOVERS_NOTE, VmState};
+use banger_engine::Engine;
 use banger_engine::seams::{Acceleration, Vmm, VmmError};
 use banger_helper_api::{Method, ProcessRunningParams, ProcessRunningResult};
 use banger_network::Status;
@@ -315,6 +317,7 @@ async fn leftovers(api: &Api) -> Vec<Check> {
         Ok(orphans) => orphans.iter().map(orphan).collect(),
         Err(error) => vec![check("leftovers", CheckStatus::Warn, error.to_api().message)],
     };
+    checks.extend(of_resting(engine).await);
     checks.extend(engine.unlisted().await.iter().map(|directory| {
         let detail = format!("{directory} has a whole VM that the database does not have");
         let hint = format!(
@@ -327,8 +330,40 @@ async fn leftovers(api: &Api) -> Vec<Check> {
     let warnings = api.services.notices().reconciled.warnings.iter();
     checks.extend(warnings.map(|warning| check("VMs", CheckStatus::Warn, warning)));
     if checks.is_empty() {
-        let detail = "nothing on the host belongs to no VM";
+        let detail = "nothing on the host belongs to no VM, or to one that does not run";
         checks.push(check("leftovers", CheckStatus::Pass, detail));
+    }
+    checks
+}
+
+/// Says what is left of VMs that do not run, and of half deleted ones: a line for each thing, or what
+/// failed where nothing is seen.
+async fn of_resting(engine: &Engine) -> Vec<Check> {
+    const NAME: &str = "leftovers";
+    let seen = match engine.left_by_resting().await {
+        Ok(seen) => seen,
+        Err(error) => return vec![check(NAME, CheckStatus::Warn, error.to_api().message)],
+    };
+    let mut checks: Vec<Check> = seen
+        .iter()
+        .map(|(vm, orphan)| {
+            let detail = format!("{orphan} is left of VM {vm}, which does not run");
+            let hint = format!("`banger vm stop {vm}` or `banger doctor --fix` removes it");
+            hinted(check(NAME, CheckStatus::Warn, detail), hint)
+        })
+        .collect();
+    for vm in engine.list().await {
+        let is_seen = seen.iter().any(|(name, _)| *name == vm.name);
+        if let Some(why) = vm.notes.get(LEFTOVERS_NOTE).filter(|_| !is_seen) {
+            let detail = format!("something is left of VM {}, which does not run: {why}", vm.name);
+            let hint = format!("`banger vm stop {}` or `banger doctor --fix` tries again", vm.name);
+            checks.push(hinted(check(NAME, CheckStatus::Warn, detail), hint));
+        } else if let (VmState::Deleting, Some(why)) = (vm.state, &vm.last_error) {
+            let detail = format!("VM {} is half deleted: {}", vm.name, why.message);
+            let hint =
+                format!("`banger vm delete {}` or `banger doctor --fix` tries again", vm.name);
+            checks.push(hinted(check(NAME, CheckStatus::Warn, detail), hint));
+        }
     }
     checks
 }

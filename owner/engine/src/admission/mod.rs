@@ -4,13 +4,14 @@
 //! request is judged against the state the VM will be in once everything admitted has been done,
 //! so that asking twice is the same as asking once.
 //!
-//! | request | VM will be off | VM will be on | deletion admitted | half deleted |
-//! |---|---|---|---|---|
-//! | start | accept | already so | deny | deny |
-//! | stop | already so | accept; cancels a start under way | deny | deny |
-//! | restart | accept | accept; joins a start under way | deny | deny |
-//! | set | accept | deny | deny | deny |
-//! | delete | accept | accept; forces what is under way, overtakes what waits | already so | accept |
+//! | request | VM will be off | off, not cleaned | VM will be on | deletion admitted | half deleted |
+//! |---|---|---|---|---|---|
+//! | start | accept | accept | already so | deny | deny |
+//! | stop | already so | accept | accept; cancels a start under way | deny | deny |
+//! | restart | accept | accept | accept; joins a start under way | deny | deny |
+//! | set | accept | accept | deny | deny | deny |
+//! | clean | already so | accept | already so | already so | already so |
+//! | delete | accept | accept | accept; forces what is under way, overtakes what waits | already so | accept |
 
 mod change;
 mod host;
@@ -42,6 +43,8 @@ pub enum Request {
     Restart,
     /// Change its size and shape.
     Set,
+    /// Remove what its last end could not, if it still does not run.
+    Clean,
     /// Remove it and its disks.
     Delete,
 }
@@ -64,6 +67,8 @@ pub struct Ticket(u64);
 pub enum Settled {
     /// It does not run.
     Off,
+    /// It does not run, and not all that its VMM was given could be taken back.
+    NotCleaned,
     /// It runs.
     On,
     /// A deletion failed halfway.
@@ -220,7 +225,9 @@ impl Admission {
                 Settled::On
             }
             // It is admitted only where the VM will be off.
-            Some((_, Action::Asked(Request::Stop { .. } | Request::Set))) => Settled::Off,
+            Some((_, Action::Asked(Request::Stop { .. } | Request::Set | Request::Clean))) => {
+                Settled::Off
+            }
             Some((_, Action::Asked(Request::Delete))) => Settled::Gone,
         }
     }
@@ -247,6 +254,12 @@ impl Admission {
         let joins = self.last_of_state();
         let target = self.target();
         match (request, target) {
+            (Request::Clean, Settled::NotCleaned) => {
+                let ticket = self.enqueue(Action::Asked(request));
+                Decision::Accept { ticket, interrupt: Interrupt::No, overtaken: Vec::new() }
+            }
+            // Nobody waits for what else makes it so.
+            (Request::Clean, _) => Decision::AlreadySo { joins: None, interrupt: Interrupt::No },
             (Request::Delete, Settled::Gone) => {
                 Decision::AlreadySo { joins, interrupt: Interrupt::No }
             }
@@ -269,7 +282,7 @@ impl Admission {
             }
             (Request::Set, Settled::On) => Decision::Deny(DenyReason::NotStopped),
             _ if self.queue.len() >= MAX_QUEUE => Decision::Deny(DenyReason::Busy),
-            (Request::Stop { force }, Settled::On) => {
+            (Request::Stop { force }, Settled::On | Settled::NotCleaned) => {
                 let interrupt =
                     if self.queue.is_empty() { self.hurry(force) } else { Interrupt::No };
                 let ticket = self.enqueue(Action::Asked(request));
@@ -286,9 +299,11 @@ impl Admission {
     /// that would delete the VM.
     fn hurry(&self, force: bool) -> Interrupt {
         match self.active {
-            None | Some((_, Action::Create | Action::Asked(Request::Delete | Request::Set))) => {
-                Interrupt::No
-            }
+            None
+            | Some((
+                _,
+                Action::Create | Action::Asked(Request::Delete | Request::Set | Request::Clean),
+            )) => Interrupt::No,
             Some(_) if force => Interrupt::Force,
             Some((_, Action::Asked(Request::Start | Request::Restart))) => Interrupt::Cancel,
             Some((_, Action::Asked(Request::Stop { .. }))) => Interrupt::No,

@@ -68,6 +68,27 @@ fn a_half_deleted_vm_can_only_be_deleted() {
 }
 
 #[test]
+fn a_vm_that_was_not_cleaned_is_stopped_once_more() {
+    let mut admission = Admission::new(Settled::NotCleaned);
+    let (ticket, interrupt) = accepted(admission.admit(STOP));
+    assert_eq!(interrupt, Interrupt::No);
+    let joins = Decision::AlreadySo { joins: Some(ticket), interrupt: Interrupt::No };
+    assert_eq!(admission.admit(STOP), joins);
+    for request in [Request::Start, Request::Restart, Request::Set, Request::Delete] {
+        accepted(Admission::new(Settled::NotCleaned).admit(request));
+    }
+    // Cleaning never touches one that runs or will.
+    accepted(Admission::new(Settled::NotCleaned).admit(Request::Clean));
+    let nothing = Decision::AlreadySo { joins: None, interrupt: Interrupt::No };
+    for settled in [Settled::On, Settled::Off, Settled::HalfDeleted, Settled::Gone] {
+        assert_eq!(Admission::new(settled).admit(Request::Clean), nothing);
+    }
+    let mut admission = Admission::new(Settled::NotCleaned);
+    accepted(admission.admit(Request::Start));
+    assert_eq!(admission.admit(Request::Clean), nothing);
+}
+
+#[test]
 fn stopping_a_start_cancels_it_and_force_hurries_a_stop() {
     let mut admission = Admission::new(Settled::Off);
     accepted(admission.admit(Request::Start));
@@ -116,7 +137,7 @@ fn requests() -> impl Strategy<Value = Option<Request>> {
 fn effect(action: Action) -> Settled {
     match action {
         Action::Create | Action::Asked(Request::Start | Request::Restart) => Settled::On,
-        Action::Asked(Request::Stop { .. } | Request::Set) => Settled::Off,
+        Action::Asked(Request::Stop { .. } | Request::Set | Request::Clean) => Settled::Off,
         Action::Asked(Request::Delete) => Settled::Gone,
     }
 }
@@ -126,10 +147,11 @@ proptest! {
     /// denied is true at its turn, tickets end exactly once, and the queue stays short.
     #[test]
     fn what_is_not_denied_comes_true(
-        start_on: bool,
+        start: u8,
         steps in proptest::collection::vec((requests(), any::<bool>()), 0..60),
     ) {
-        let mut admission = Admission::new(if start_on { Settled::On } else { Settled::Off });
+        let settled = [Settled::Off, Settled::On, Settled::NotCleaned][usize::from(start) % 3];
+        let mut admission = Admission::new(settled);
         let mut open: Vec<Ticket> = Vec::new();
         let mut deleted = false;
         for (request, fails) in steps {
@@ -140,6 +162,7 @@ proptest! {
                     let settled = match (fails, action) {
                         (false, action) => effect(action),
                         (true, Action::Asked(Request::Delete)) => Settled::HalfDeleted,
+                        (true, Action::Asked(Request::Stop { .. })) => Settled::NotCleaned,
                         (true, _) => Settled::Off,
                     };
                     admission.finished(settled);

@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 
-use banger_daemon_api::vm::{DISK_NOTE, Disk, HELD_NOTE, Vm};
+use banger_daemon_api::error::ApiError;
+use banger_daemon_api::vm::{DISK_NOTE, Disk, HELD_NOTE, LEFTOVERS_NOTE, Vm};
 use banger_types::ByteSize;
 
 use super::Engine;
@@ -18,6 +19,9 @@ impl Engine {
         let mut notes = record.notes.clone();
         if let Some(why) = view.process.as_ref().and_then(|process| process.stall()) {
             notes.insert(HELD_NOTE.to_owned(), why.to_owned());
+        }
+        if let Some(left) = &record.leftovers {
+            notes.insert(LEFTOVERS_NOTE.to_owned(), in_words(left));
         }
         let said: Vec<String> = disks.iter().filter_map(what_to_say).collect();
         if !said.is_empty() {
@@ -97,6 +101,12 @@ impl Engine {
             },
         ]
     }
+}
+
+/// Returns an error and its causes in one line.
+fn in_words(error: &ApiError) -> String {
+    let causes = error.causes.iter();
+    std::iter::once(&error.message).chain(causes).map(String::as_str).collect::<Vec<_>>().join(": ")
 }
 
 /// Returns what a person has to know of a disk's state.

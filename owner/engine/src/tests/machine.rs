@@ -1,7 +1,7 @@
 //! A scripted host behind the engine's traits: it fails where a test says, and its processes
 //! outlive the engine as real VMMs outlive the daemon.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ use banger_agent_api::{
     write_message,
 };
 use banger_guest_client::{BoxedStream, ChannelError, GuestChannel};
-use banger_types::{DiskSize, ImageName, KernelName};
+use banger_types::{DiskSize, ImageName, KernelName, VmId};
 use rustix::process::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
@@ -77,6 +77,8 @@ pub(super) struct Machine {
     next_pid: AtomicU64,
     pub(super) taps: super::network::Taps,
     pub(super) ports: super::ports::OpenPorts,
+    /// VMs whose root disk is attached.
+    attached: Mutex<BTreeSet<VmId>>,
 }
 
 impl Machine {
@@ -94,6 +96,7 @@ impl Machine {
             next_pid: AtomicU64::new(1_000_000),
             taps: super::network::Taps::default(),
             ports: super::ports::OpenPorts::default(),
+            attached: Mutex::default(),
         })
     }
 
@@ -154,6 +157,7 @@ impl Machine {
         for (what, guests) in [("tap", &self.taps.taps), ("name", &self.taps.names)] {
             found.extend(guests.lock().unwrap().values().map(|guest| format!("{what} {guest:?}")));
         }
+        found.extend(self.attached.lock().unwrap().iter().map(|vm| format!("root disk of {vm}")));
         let ports = self.ports.lock().unwrap();
         found.extend(ports.values().map(|ports| format!("ports {ports:?}")));
         for root in [self.state_dir().join("vms"), self.dir.path().join("run/vms")] {
@@ -464,6 +468,17 @@ impl RootDisk for FakeDisk {
         self.failure("grow root disk", &disk.path)?;
         std::fs::write(&disk.path, size.bytes().to_string()).unwrap();
         Ok(true)
+    }
+
+    async fn attach(&self, disk: &DiskImage, vm: &VmId) -> Result<DiskImage, DiskError> {
+        self.0.attached.lock().unwrap().insert(vm.clone());
+        Ok(disk.clone())
+    }
+
+    async fn detach(&self, vm: &VmId) -> Result<(), DiskError> {
+        self.failure("detach root disk", Path::new("/dev/mapper"))?;
+        self.0.attached.lock().unwrap().remove(vm);
+        Ok(())
     }
 
     async fn remove(&self, disk: &DiskImage) -> Result<bool, DiskError> {

@@ -1,6 +1,7 @@
 //! The engine over a scripted host.
 
 mod crash;
+mod leftovers;
 mod lifecycle;
 mod machine;
 mod main_process;

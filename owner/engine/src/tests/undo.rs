@@ -82,20 +82,6 @@ async fn a_start_that_fails_at_any_step_keeps_the_disks() {
 }
 
 #[tokio::test]
-async fn stop_and_delete_go_on_to_the_end_whatever_fails() {
-    for (_, fault) in moments(&Action::Stop.steps(), "error") {
-        let machine = Machine::new();
-        let (engine, _) = open(&machine, Faults::at(&fault)).await;
-        create(&engine, "box").await;
-        stop(&engine, "box").await;
-        assert!(machine.alive().is_empty(), "{fault}");
-        delete(&engine, "box").await;
-        gone(&engine, "box").await;
-        assert_eq!(machine.leftovers(), Vec::<String>::new(), "{fault}");
-    }
-}
-
-#[tokio::test]
 async fn a_half_deleted_vm_is_deleted_by_trying_again() {
     let steps = [Step::RemoveDisks, Step::RemoveVmDirectory, Step::RemoveRow];
     for (_, fault) in moments(&steps, "error") {

@@ -18,7 +18,6 @@ pub(crate) async fn delete(body: &mut Body, control: &Control) -> Result<(), Fai
         return Err(error.into());
     }
     let mut errors = clean_runtime(body, control).await;
-    body.record.running = None;
     errors.extend(step(body, control, Step::RemoveDisks).await);
     errors.extend(step(body, control, Step::RemoveVmDirectory).await);
     if errors.is_empty() {

@@ -26,6 +26,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Request;
 use crate::error::EngineError;
 use crate::fault::Moment;
 use crate::layout::VmFiles;
@@ -48,6 +49,20 @@ pub(crate) struct View {
     pub(crate) process: Option<Arc<dyn VmmProcess>>,
     /// The VM is deleted.
     pub(crate) gone: bool,
+}
+
+impl View {
+    /// Returns the request that takes up an end which did not succeed, where there was one and
+    /// nothing is under way.
+    pub(crate) fn cleaning(&self) -> Option<Request> {
+        let record = &self.record;
+        match record.state {
+            _ if self.gone || self.process.is_some() => None,
+            VmState::Deleting => record.last_error.as_ref().map(|_| Request::Delete),
+            VmState::Stopped | VmState::Failed => record.leftovers.as_ref().map(|_| Request::Clean),
+            _ => None,
+        }
+    }
 }
 
 /// A VM in the hands of whoever acts on it.
@@ -146,11 +161,16 @@ impl Control {
 
     /// Begins a step: tells people, records the intent, lets faults strike.
     pub(crate) async fn enter(&self, body: &Body, step: Step) -> Result<(), EngineError> {
+        self.intend(body, step).await?;
+        self.strike(body, step, Moment::Before).await
+    }
+
+    /// Tells people of a step and records the intent.
+    async fn intend(&self, body: &Body, step: Step) -> Result<(), EngineError> {
         let op_id: OperationId = self.reporter.id();
         tracing::debug!(vm = %body.record.id, %op_id, step = step.name(), "step");
         self.reporter.stage(step.stage());
-        body.shared.store.intend(&body.record.id, step.name(), &op_id).await?;
-        self.strike(body, step, Moment::Before).await
+        Ok(body.shared.store.intend(&body.record.id, step.name(), &op_id).await?)
     }
 
     /// Ends a step that cannot fail any more but by a fault.
@@ -174,8 +194,8 @@ impl Control {
 }
 
 /// Turns errors that did not stop a clean-up into one that can be shown.
-fn collected(errors: Vec<EngineError>) -> Option<ApiError> {
-    let mut errors = errors.into_iter();
+fn collected(errors: &[EngineError]) -> Option<ApiError> {
+    let mut errors = errors.iter();
     let mut first = errors.next()?.to_api();
     for error in errors {
         let error = error.to_api();

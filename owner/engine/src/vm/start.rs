@@ -17,7 +17,7 @@ use banger_types::{ByteSize, DiskSize};
 use uuid::Uuid;
 
 use self::choose::{Chosen, Link, configuration};
-use super::{Body, Control, console, io, main_exit, ports, remove_file, remove_tree};
+use super::{Body, Control, collected, console, io, main_exit, ports, remove_file, remove_tree};
 use crate::error::{EngineError, Failure};
 use crate::guest;
 use crate::main_process::Programs;
@@ -71,6 +71,8 @@ pub(super) async fn start(body: &mut Body, control: &Control) -> Result<(), Fail
 impl Run<'_> {
     async fn all(&mut self) -> Result<(), EngineError> {
         self.body.save(false).await?;
+        // A run of another kind would not find what is left of the last one.
+        super::stop::clean_again(self.body, self.control).await.map_err(|failure| failure.cause)?;
         let chosen = self.check_host().await?;
         self.undo.push(Undo::Ports);
         // Before anything is made: a port that is taken is seen at once.
@@ -545,6 +547,8 @@ impl Run<'_> {
         }
         if self.body.process.is_none() {
             self.body.record.running = None;
+            let left = collected(&errors);
+            self.body.record.leftovers = left.or(self.body.record.leftovers.take());
             if created {
                 self.body.record.disks = None;
             }

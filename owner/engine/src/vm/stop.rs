@@ -1,4 +1,7 @@
 //! Ending a VM's VMM, cleanly or at once, and removing what it left.
+//!
+//! What could not be removed is recorded (`VmRecord::leftovers`) and tried again: when the VM is asked
+//! to stop or start, when any other VM's request has succeeded, and when the daemon starts.
 
 use std::time::Duration;
 
@@ -7,6 +10,7 @@ use banger_daemon_api::vm::VmState;
 
 use super::{Body, Control, collected, main_exit, remove_file, remove_tree};
 use crate::error::{EngineError, Failure};
+use crate::fault::Moment;
 use crate::guest;
 use crate::record::Handles;
 use crate::seams;
@@ -21,8 +25,8 @@ pub(super) struct Stop {
     pub(super) force: bool,
 }
 
-/// Stops the VM and cleans up to the end. A failure means that its VMM still runs; anything less
-/// is recorded as the VM's last error.
+/// Stops the VM and cleans up to the end. A failure means that its VMM still runs, or that it does
+/// not and something of it is left; a guest that had to be killed is the VM's last error.
 pub(super) async fn stop(body: &mut Body, control: &Control, how: Stop) -> Result<(), Failure> {
     body.record.last_error = None;
     let before = body.record.state;
@@ -40,15 +44,35 @@ pub(super) async fn stop(body: &mut Body, control: &Control, how: Stop) -> Resul
         return Err(error.into());
     }
     main_exit::record(body);
-    let mut errors = clean_runtime(body, control).await;
-    body.record.running = None;
-    body.record.last_error = warning;
-    if let Some(error) = collected(std::mem::take(&mut errors)) {
-        body.record.last_error = Some(error);
-    }
+    clean_runtime(body, control).await;
+    body.record.last_error = body.record.leftovers.clone().or(warning);
     body.set_state(VmState::Stopped);
     body.save_or_log(true).await;
-    Ok(())
+    cleaned(body)
+}
+
+/// Tries again to remove what is left of a VM that does not run.
+pub(super) async fn clean_again(body: &mut Body, control: &Control) -> Result<(), Failure> {
+    if body.record.leftovers.is_none() {
+        return Ok(());
+    }
+    let before = body.record.leftovers.clone();
+    clean_runtime(body, control).await;
+    if body.record.last_error == before {
+        body.record.last_error.clone_from(&body.record.leftovers);
+    }
+    body.publish();
+    body.save_or_log(true).await;
+    cleaned(body)
+}
+
+/// Fails if something is left.
+fn cleaned(body: &Body) -> Result<(), Failure> {
+    let vm = body.record.name.clone();
+    match body.record.leftovers.clone().map(Box::new) {
+        Some(problem) => Err(EngineError::Leftovers { vm, problem }.into()),
+        None => Ok(()),
+    }
 }
 
 /// Asks the guest to power off and waits for it; returns what is worth telling when it did not.
@@ -112,53 +136,74 @@ pub(crate) async fn end_process(body: &mut Body, control: &Control) -> Result<()
 }
 
 /// Removes what the VMM, which has ended, left, and what it was given; goes on to the end and returns
-/// what failed. Cut off, it is done again: the record says until its end that there is something.
+/// what failed, which the record keeps until it has been done. What tells of the VMM is removed last,
+/// and only if nothing else is left. Cut off, all of it is done again.
 pub(crate) async fn clean_runtime(body: &mut Body, control: &Control) -> Vec<EngineError> {
     body.shared.ports.withdraw(body.id());
-    log_intent(body, control.enter(body, Step::CleanRuntime).await);
-    let mut errors = Vec::new();
-    let dir = body.files.runtime_dir().to_owned();
-    let kind = body.record.running.as_ref().map(|running| running.identity.kind);
-    let drivers = body.shared.vmms.iter().filter(|vmm| kind.is_none_or(|kind| vmm.kind() == kind));
-    for vmm in drivers {
-        errors.extend(vmm.clean(&dir).await.err().map(EngineError::from));
-    }
-    // What a driver could not remove is found again by this directory.
-    if errors.is_empty() {
-        errors.extend(remove_tree(&dir).await.err());
-    }
-    // Removed last: while it is there, a restarted daemon looks for the VMM.
-    errors.extend(remove_file(&body.files.handles()).await.err());
+    let mut errors = attempt(body, control, Step::CleanRuntime, clean_vmm(body)).await;
     body.shared.release_memory(body.id());
-    log_intent(body, control.done(body, Step::CleanRuntime).await);
-    log_intent(body, control.enter(body, Step::DetachRootDisk).await);
-    let disk_kind = body.record.disks.as_ref().map(|disks| disks.root.kind.clone());
-    for driver in body.shared.root_disks() {
-        // A daemon that was killed while the VM was created had not written its disks down.
-        if disk_kind.as_deref().is_none_or(|kind| kind == driver.kind()) {
-            errors.extend(driver.detach(body.id()).await.err().map(EngineError::from));
+    errors.extend(attempt(body, control, Step::DetachRootDisk, detach_root_disk(body)).await);
+    if let Some(network) = body.shared.network.clone() {
+        network.withdraw(body.id());
+        // A VM that is known to have had no tap needs no helper to be ended.
+        if body.record.running.as_ref().is_none_or(|running| running.on_bridge) {
+            let op_id = control.reporter.id();
+            let detach = async {
+                let detached = network.detach(body.id(), &op_id).await;
+                detached.err().map(EngineError::from).into_iter().collect()
+            };
+            errors.extend(attempt(body, control, Step::DetachNetwork, detach).await);
         }
     }
-    log_intent(body, control.done(body, Step::DetachRootDisk).await);
-    errors.extend(detach_network(body, control).await.err());
+    if errors.is_empty() {
+        errors.extend(remove_tree(body.files.runtime_dir()).await.err());
+        errors.extend(remove_file(&body.files.handles()).await.err());
+    }
+    body.record.running = None;
+    body.record.leftovers = collected(&errors);
     errors
 }
 
-/// Ends the VM's tap, which is found by the VM's id, and takes its name back.
-async fn detach_network(body: &Body, control: &Control) -> Result<(), EngineError> {
-    let Some(network) = body.shared.network.clone() else { return Ok(()) };
-    log_intent(body, control.enter(body, Step::DetachNetwork).await);
-    network.withdraw(body.id());
-    // A VM that is known to have had none needs no helper to be ended.
-    let has_none = body.record.running.as_ref().is_some_and(|running| !running.on_bridge);
-    if !has_none {
-        network.detach(body.id(), &control.reporter.id()).await?;
+/// Takes a step of an end. It does not stop where the store does, but where its act fails.
+async fn attempt(
+    body: &Body,
+    control: &Control,
+    step: Step,
+    act: impl Future<Output = Vec<EngineError>>,
+) -> Vec<EngineError> {
+    log_intent(body, control.intend(body, step).await);
+    if let Err(error) = control.strike(body, step, Moment::Before).await {
+        return vec![error];
     }
-    log_intent(body, control.done(body, Step::DetachNetwork).await);
-    Ok(())
+    let mut errors = act.await;
+    errors.extend(control.done(body, step).await.err());
+    errors
 }
 
-/// Ending a VM does not stop where the store or a fault does.
+async fn clean_vmm(body: &Body) -> Vec<EngineError> {
+    let mut errors = Vec::new();
+    let dir = body.files.runtime_dir();
+    let kind = body.record.running.as_ref().map(|running| running.identity.kind);
+    let drivers = body.shared.vmms.iter().filter(|vmm| kind.is_none_or(|kind| vmm.kind() == kind));
+    for vmm in drivers {
+        errors.extend(vmm.clean(dir).await.err().map(EngineError::from));
+    }
+    errors
+}
+
+async fn detach_root_disk(body: &Body) -> Vec<EngineError> {
+    let mut errors = Vec::new();
+    let disk_kind = body.record.disks.as_ref().map(|disks| disks.root.kind.as_str());
+    for driver in body.shared.root_disks() {
+        // A daemon that was killed while the VM was created had not written its disks down.
+        if disk_kind.is_none_or(|kind| kind == driver.kind()) {
+            errors.extend(driver.detach(body.id()).await.err().map(EngineError::from));
+        }
+    }
+    errors
+}
+
+/// Ending a VM does not stop where the store does.
 fn log_intent(body: &Body, result: Result<(), EngineError>) {
     if let Err(error) = result {
         tracing::warn!(vm = %body.record.id, %error, "a step of ending a VM was not recorded");
@@ -174,14 +219,13 @@ pub(super) async fn reap(
 ) {
     body.process = None;
     main_exit::record(body);
-    let errors = clean_runtime(body, control).await;
-    body.record.running = None;
+    clean_runtime(body, control).await;
     body.record.last_error = match reason {
         Some(reason) if !expected => Some(ApiError::new(
             ErrorCode::GuestFailed,
             format!("the VMM of VM {} ended: {reason}", body.record.name),
         )),
-        _ => collected(errors),
+        _ => body.record.leftovers.clone(),
     };
     let failed =
         body.record.last_error.as_ref().is_some_and(|error| error.code == ErrorCode::GuestFailed);

@@ -18,7 +18,7 @@ use super::delete::{delete, discard};
 use super::network::{NetworkChange, change_network};
 use super::set::set;
 use super::start::start;
-use super::stop::{Stop, reap, stop};
+use super::stop::{Stop, clean_again, reap, stop};
 use super::{Body, Control};
 use crate::admission::{Action, Admission, Decision, Interrupt, Request, Settled, Ticket};
 use crate::error::{EngineError, Failure};
@@ -68,7 +68,7 @@ pub(crate) enum Begin {
     Idle,
 }
 
-type Acting = Pin<Box<dyn Future<Output = Body> + Send>>;
+type Acting = Pin<Box<dyn Future<Output = (Body, bool)> + Send>>;
 
 /// The action under way, from outside.
 struct Active {
@@ -124,6 +124,8 @@ fn settled(body: &Body) -> Settled {
         Settled::On
     } else if body.record.state == VmState::Deleting {
         Settled::HalfDeleted
+    } else if body.record.leftovers.is_some() {
+        Settled::NotCleaned
     } else {
         Settled::Off
     }
@@ -156,8 +158,12 @@ impl Task {
                     Some(message) => self.receive(message, active.as_ref(), idle.as_ref()),
                     None => closed = true,
                 },
-                body = finish(&mut active), if active.is_some() => {
+                (body, succeeded) = finish(&mut active), if active.is_some() => {
                     active = None;
+                    if succeeded {
+                        // What failed for others may succeed now, too.
+                        self.shared.retry_cleaning(body.id());
+                    }
                     if let Some((ticket, _)) = self.admission.active() {
                         self.handles.remove(&ticket);
                     }
@@ -227,7 +233,7 @@ impl Task {
         let vm = self.record_of.id.clone();
         let kind = match order.request {
             Request::Start => OperationKind::VmStart { vm },
-            Request::Stop { .. } => OperationKind::VmStop { vm },
+            Request::Stop { .. } | Request::Clean => OperationKind::VmStop { vm },
             Request::Restart => OperationKind::VmRestart { vm },
             Request::Set => OperationKind::VmSet { vm },
             Request::Delete => OperationKind::VmDelete { vm },
@@ -325,7 +331,7 @@ impl Task {
     }
 }
 
-async fn finish(active: &mut Option<Active>) -> Body {
+async fn finish(active: &mut Option<Active>) -> (Body, bool) {
     match active {
         Some(active) => (&mut active.future).await,
         None => std::future::pending().await,
@@ -339,8 +345,8 @@ async fn wait(process: Option<&Arc<dyn VmmProcess>>) -> seams::VmmState {
     }
 }
 
-/// Does one action and ends its operation.
-async fn act(mut body: Body, control: Control, action: Action, details: Details) -> Body {
+/// Does one action and ends its operation; returns whether it succeeded.
+async fn act(mut body: Body, control: Control, action: Action, details: Details) -> (Body, bool) {
     let result = if action != Action::Create && control.cancel.is_cancelled() {
         let what = format!("a request to VM {}", body.record.name);
         Err(EngineError::Cancelled { what }.into())
@@ -352,9 +358,10 @@ async fn act(mut body: Body, control: Control, action: Action, details: Details)
                 let how = stop_how(&body, &details, force);
                 match body.process {
                     Some(_) => stop(&mut body, &control, how).await,
-                    None => Ok(()),
+                    None => clean_again(&mut body, &control).await,
                 }
             }
+            Action::Asked(Request::Clean) => clean_again(&mut body, &control).await,
             Action::Asked(Request::Restart) => {
                 let how = stop_how(&body, &details, details.force);
                 restart(&mut body, &control, Some(how)).await
@@ -369,8 +376,9 @@ async fn act(mut body: Body, control: Control, action: Action, details: Details)
     if let Err(error) = &result {
         tracing::warn!(vm = %body.record.id, op_id = %control.reporter.id(), code = %error.code, error = %error, causes = ?error.causes, "an operation failed");
     }
+    let succeeded = result.is_ok();
     control.reporter.finish(result);
-    body
+    (body, succeeded)
 }
 
 fn stop_how(body: &Body, details: &Details, force: bool) -> Stop {
@@ -398,7 +406,11 @@ async fn create(body: &mut Body, control: &Control) -> Result<(), Failure> {
 async fn restart(body: &mut Body, control: &Control, how: Option<Stop>) -> Result<(), Failure> {
     if body.process.is_some() {
         let Some(how) = how else { return Ok(()) };
-        stop(body, control, how).await?;
+        let stopped = stop(body, control, how).await;
+        // What is left of it is for the start to clean.
+        if body.process.is_some() {
+            return stopped;
+        }
     }
     let before = body.record.state;
     match start(body, control).await {

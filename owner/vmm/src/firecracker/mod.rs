@@ -499,7 +499,7 @@ impl Vmm for FirecrackerVmm {
                     _ => Ok(()),
                 }
             }
-            OrphanKind::Folder | OrphanKind::Row => Ok(()),
+            OrphanKind::Folder | OrphanKind::Row | OrphanKind::Leftovers => Ok(()),
         }
     }
 }
