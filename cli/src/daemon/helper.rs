@@ -65,6 +65,16 @@ pub fn end_bridge(runtime: &Path) {
     }
 }
 
+/// Whether the helper of the daemon with this runtime directory has ended although the daemon runs: it
+/// was killed.
+pub fn has_ended(runtime: &Path) -> bool {
+    let Ok(own) = own_directory(runtime) else { return false };
+    let gone = |error: io::Error| {
+        matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+    };
+    UnixStream::connect(own.join(SOCKET)).is_err_and(gone)
+}
+
 /// Waits for the helper of a bangerd that has just ended: it ends a moment later.
 fn wait_until_free(socket: &Path) {
     let deadline = Instant::now() + ENDING_DEADLINE;

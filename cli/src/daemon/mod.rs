@@ -2,11 +2,13 @@
 //!
 //! ```text
 //!   ping ── answers, our build ───────────────────────────────► use it
-//!    │  └── answers, another build ── busy ──► use it, say so
-//!    │                              └ idle ──► shut it down ─┐
+//!    │  └── answers, another build, or its helper is dead
+//!    │                            ├ busy ──► use it, say so
+//!    │                            └ idle ──► shut it down ───┐
 //!    └── nobody there ───────────────────────────────────────┴► start ours
 //! ```
-//! Starting and replacing happen under a lock file in the runtime directory, so that two commands
+//! A helper serves the daemon beside which it was started, so both are started again; the new daemon
+//! takes back what the old one could not. Starting and replacing happen under a lock file in the runtime directory, so that two commands
 //! at once start one daemon; the second finds it when it gets the lock.
 
 mod binary;
@@ -95,14 +97,18 @@ pub async fn connect(ui: &Ui) -> Result<Client, CliError> {
         Site::System { .. } => return service(ui, client).await,
     };
     let binary = DaemonBinary::find();
-    if let Found::Use(ping) = look(&client, binary.as_ref().ok()).await? {
+    if let Found::Use(ping) = look(&client, &mode, binary.as_ref().ok()).await? {
+        warn_of_helper(ui, &mode, &ping);
         return use_daemon(ui, client, &ping, binary.as_ref().ok());
     }
     let binary = binary?;
     directories::prepare(&mode)?;
     let _lock = lock(&mode.directories.runtime).await?;
-    match look(&client, Some(&binary)).await? {
-        Found::Use(ping) => return use_daemon(ui, client, &ping, Some(&binary)),
+    match look(&client, &mode, Some(&binary)).await? {
+        Found::Use(ping) => {
+            warn_of_helper(ui, &mode, &ping);
+            return use_daemon(ui, client, &ping, Some(&binary));
+        }
         Found::Replace(ping) => {
             ui.detail(format_args!("replacing bangerd {} (pid {})", ping.version, ping.pid));
             shut_down(&client).await?;
@@ -172,7 +178,27 @@ fn is_busy(ping: &Ping) -> bool {
     ping.active_operations > 0 || ping.open_sessions > 0
 }
 
-async fn look(client: &Client, binary: Option<&DaemonBinary>) -> Result<Found, CliError> {
+/// Whether the daemon has lost the root helper that it was started with.
+fn lacks_helper(mode: &DirectMode) -> bool {
+    mode.dropped && helper::has_ended(&mode.directories.runtime)
+}
+
+/// Says that a daemon which is too busy to be replaced cannot do root's work.
+fn warn_of_helper(ui: &Ui, mode: &DirectMode, ping: &Ping) {
+    if lacks_helper(mode) {
+        ui.warning(format_args!(
+            "the root helper of bangerd (pid {}) has ended: it is started again by the first command \
+             that finds nothing under way, or after `banger daemon stop`; machines keep running",
+            ping.pid
+        ));
+    }
+}
+
+async fn look(
+    client: &Client,
+    mode: &DirectMode,
+    binary: Option<&DaemonBinary>,
+) -> Result<Found, CliError> {
     let mut answer = client.ping().await;
     let deadline = Instant::now() + DYING_DEADLINE;
     // A daemon that is being killed may still take the connection; soon nobody does.
@@ -183,7 +209,8 @@ async fn look(client: &Client, binary: Option<&DaemonBinary>) -> Result<Found, C
     match answer {
         Ok(ping) => {
             let same = binary.is_none_or(|binary| binary.is_build(&ping.build_id));
-            Ok(if same || is_busy(&ping) { Found::Use(ping) } else { Found::Replace(ping) })
+            let is_whole = same && !lacks_helper(mode);
+            Ok(if is_whole || is_busy(&ping) { Found::Use(ping) } else { Found::Replace(ping) })
         }
         Err(ClientError::NotRunning { .. }) => Ok(Found::Nobody),
         Err(error) => Err(client.explain(error)),

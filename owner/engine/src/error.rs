@@ -380,6 +380,7 @@ impl EngineError {
             Self::Network(
                 NetworkError::Unavailable { hint, .. } | NetworkError::Subnet { hint, .. },
             ) => Some(hint.clone()),
+            Self::Network(NetworkError::Failed { hint, .. }) => hint.clone(),
             Self::Network(NetworkError::Full { .. }) => Some(
                 "delete some VMs, or set a larger one: banger config set network.subnet".to_owned(),
             ),

@@ -54,6 +54,20 @@ pub enum CallError {
     },
 }
 
+impl CallError {
+    /// Returns what to do next, where that is known.
+    #[must_use]
+    pub const fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Reach { .. } => Some(
+                "the root helper does not run: in direct mode the next banger command of root starts it, \
+                 installed: sudo systemctl restart bangerd-root",
+            ),
+            _ => None,
+        }
+    }
+}
+
 /// The helper at a socket.
 #[derive(Clone, Debug)]
 pub struct HelperClient {

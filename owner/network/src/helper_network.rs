@@ -221,9 +221,10 @@ impl HelperNetwork {
         };
         // Asked for in so many words, its lack is not to be passed over.
         let made = made.map_err(|error| match error {
-            NetworkError::Unavailable { .. } if settings.mode == NetworkMode::Bridge => {
+            NetworkError::Unavailable { ref hint, .. } if settings.mode == NetworkMode::Bridge => {
                 let act = "making the bridge that network.mode asks for".to_owned();
-                NetworkError::Failed { act, source: Box::new(error) }
+                let hint = Some(hint.clone());
+                NetworkError::Failed { act, hint, source: Box::new(error) }
             }
             other => other,
         })?;
@@ -320,9 +321,12 @@ impl HelperNetwork {
             other => std::error::Error::source(other)
                 .map_or_else(|| other.to_string(), |cause| format!("{other}: {cause}")),
         };
-        let hint = format!(
-            "banger doctor says more; banger config set network.mode user does without {}",
-            self.bridge
+        let hint = error.hint().map_or_else(
+            || {
+                let bridge = &self.bridge;
+                format!("banger doctor says more; banger config set network.mode user does without {bridge}")
+            },
+            str::to_owned,
         );
         NetworkError::Unavailable { why, hint }
     }
@@ -402,7 +406,10 @@ fn routes() -> Vec<subnet::Taken> {
 }
 
 fn failed(act: String) -> impl FnOnce(CallError) -> NetworkError {
-    move |error| NetworkError::Failed { act, source: Box::new(error) }
+    move |error| {
+        let hint = error.hint().map(str::to_owned);
+        NetworkError::Failed { act, hint, source: Box::new(error) }
+    }
 }
 
 #[async_trait]

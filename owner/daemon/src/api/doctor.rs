@@ -92,7 +92,7 @@ async fn helper(api: &Api) -> Check {
             let hint = if api.is_service {
                 "systemctl status bangerd-root, journalctl -u bangerd-root"
             } else {
-                "banger daemon stop; the next command starts both again"
+                "the next command that finds nothing under way starts it again, or: banger daemon stop"
             };
             hinted(check("root helper", CheckStatus::Fail, detail), hint)
         }

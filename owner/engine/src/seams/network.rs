@@ -70,6 +70,8 @@ pub enum NetworkError {
     Failed {
         /// The act and its object, as a participle: `making tap tap-fc-0`.
         act: String,
+        /// What to do next, where that is known.
+        hint: Option<String>,
         /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,

@@ -28,7 +28,7 @@ impl FakeNetwork {
     fn failure(&self, call: &'static str) -> Result<(), NetworkError> {
         if self.0.fails(call) {
             let source = Machine::failure(call).into();
-            return Err(NetworkError::Failed { act: call.to_owned(), source });
+            return Err(NetworkError::Failed { act: call.to_owned(), hint: None, source });
         }
         Ok(())
     }
