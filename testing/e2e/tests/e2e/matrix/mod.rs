@@ -6,6 +6,7 @@
 //! outcome is added to the file `BANGER_CRASH_REPORT`.
 
 mod cell;
+mod helper_end;
 mod pool;
 mod scene;
 mod soak;

@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use banger_engine::Action;
@@ -41,8 +40,6 @@ pub struct Scene {
     /// Without a machine, and with one that does not run.
     before: Inventory,
     resting: Inventory,
-    /// The helper was killed: the next command has to start it, with its daemon.
-    is_broken: AtomicBool,
 }
 
 impl Scene {
@@ -69,7 +66,6 @@ impl Scene {
             vmm,
             before: Inventory::default(),
             resting: Inventory::default(),
-            is_broken: AtomicBool::new(false),
         };
         // What the first machine makes once for all is there from here on.
         scene.act(Action::Create).ok();
@@ -169,10 +165,8 @@ impl Scene {
         if struck.exists() {
             outcome = match cell.fault {
                 Fault::KillClient => kill(Some(&client)),
-                Fault::KillHelper => {
-                    self.is_broken.store(true, Ordering::Relaxed);
-                    kill(self.service("bangerd-root").as_ref())
-                }
+                // The next command has to start it.
+                Fault::KillHelper => kill(self.service("bangerd-root").as_ref()),
                 Fault::KillVmm => kill(self.vmms().first()),
                 _ => Outcome::Recovered,
             };
@@ -183,13 +177,21 @@ impl Scene {
         outcome
     }
 
-    /// What must be true after any fault.
+    /// What must be true after any fault. What is left may only be what is told of, and a new daemon
+    /// has to remove it: nothing is repaired before the host is compared.
     fn recover(&self, cell: Cell) {
-        if self.is_broken.swap(false, Ordering::Relaxed) {
-            // In direct mode a helper ends and begins with its daemon.
-            let _ = self.banger(&["daemon", "stop"]).run();
+        let mut known = self.rest(cell);
+        if known.iter().any(is_not_cleaned) {
+            self.banger(&["daemon", "stop"]).ok();
+            known = self.rest(cell);
+            assert!(!known.iter().any(is_not_cleaned), "{cell}: not cleaned: {known:?}");
         }
-        let known = self.rest(cell);
+        match known.as_slice() {
+            [] => self.assert_nothing_beyond(&self.before, cell),
+            [vm] if vm["state"] == "running" => {}
+            [_] => self.assert_nothing_beyond(&self.resting, cell),
+            more => panic!("{cell}: more machines than there should be: {more:?}"),
+        }
         if !known.is_empty() {
             // It is whole: with its disks it starts, and in any state it can be deleted.
             if matches!(cell.action, Action::Start | Action::Stop) {
@@ -259,8 +261,13 @@ impl Scene {
     }
 }
 
+/// Whether something of a machine that does not run may be left, as `vm list` tells.
+fn is_not_cleaned(vm: &Value) -> bool {
+    vm["state"] == "deleting" || !vm["notes"]["leftovers"].is_null()
+}
+
 /// Kills a process and waits until it is gone.
-fn kill(process: Option<&Process>) -> Outcome {
+pub fn kill(process: Option<&Process>) -> Outcome {
     let Some(process) = process else { return Outcome::NothingThere };
     process.signal(Signal::KILL);
     wait_for("its death", REST, || (!process.is_alive()).then_some(()));
