@@ -93,12 +93,7 @@ async fn boot_locked(cache: &Cache, lock: &CacheLock) -> Result<Kept> {
         }
         None => {}
     }
-    // A keeper that was killed left its folder; one that is ending is waited for.
-    drop(cache.lock_run()?);
-    let folder = cache.run_folder();
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder).context("remove what a killed machine left")?;
-    }
+    clear(cache)?;
     let mut fresh = false;
     if SavedState::find(cache, &machine).is_none() {
         machine = machine.with_sound_image(cache, lock)?;
@@ -201,9 +196,19 @@ pub async fn stop(cache: &Cache, forget: bool) -> Result<bool> {
 
 async fn stop_locked(cache: &Cache, _lock: &CacheLock) -> Result<bool> {
     let stopped = Keeper::of(cache).stop().await?;
-    // The keeper lets go of this when its machine is gone and its folder removed.
-    drop(cache.lock_run()?);
+    clear(cache)?;
     Ok(stopped)
+}
+
+/// Waits until a keeper that is ending has removed its folder, and removes that of one that was
+/// killed.
+fn clear(cache: &Cache) -> Result<()> {
+    let _lock = cache.lock_run()?;
+    let folder = cache.run_folder();
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).context("remove what a killed machine left")?;
+    }
+    Ok(())
 }
 
 /// Ends the running machines and removes everything that was built for them.

@@ -98,6 +98,9 @@ fn is_unknown(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::Other && error.to_string() == UNKNOWN
 }
 
+/// How long the keeper may take to hear that QEMU has ended.
+const NEWS: Duration = Duration::from_secs(1);
+
 /// A running machine that is held: this one, and no other that comes after it.
 #[derive(Clone, Debug)]
 pub struct Kept {
@@ -115,12 +118,17 @@ impl Kept {
 
     /// Does work in the machine; its failure says so where that has ended meanwhile.
     pub async fn during<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        match work.await {
-            Err(error) if !self.is_there().await => Err(error.context(
-                "the KVM host ended meanwhile: another command stopped it, or it was killed",
-            )),
-            result => result,
+        let error = match work.await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        // A stream breaks off before the keeper has heard of QEMU's end.
+        let _ = tokio::time::timeout(NEWS, self.closed()).await;
+        if self.is_there().await {
+            return Err(error);
         }
+        Err(error
+            .context("the KVM host ended meanwhile: another command stopped it, or it was killed"))
     }
 
     /// Makes calls to the machine's agent.

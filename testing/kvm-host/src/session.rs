@@ -51,7 +51,8 @@ impl std::str::FromStr for Get {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (remote, local) = text.split_once(':').unwrap_or((text, "."));
+        // A path there may hold a colon: /A:B is sent for with /A:B:.
+        let (remote, local) = text.rsplit_once(':').unwrap_or((text, "."));
         ensure!(remote.starts_with('/'), "the path in the KVM host is absolute: /REMOTE[:LOCAL]");
         ensure!(!local.is_empty(), "name a folder to fetch into: /REMOTE[:LOCAL]");
         Ok(Self { remote: remote.to_owned(), local: local.into() })
@@ -239,7 +240,9 @@ pub async fn put(client: &AgentClient, files: &[Put]) -> Result<()> {
         for file in files.iter().filter(|file| file.remote == remote) {
             let path = file.local.canonicalize();
             let path = path.with_context(|| format!("find {}", file.local.display()))?;
-            let name = path.file_name().context("the root cannot be sent")?;
+            // What is sent is what a link leads to, under the link's name.
+            let name = file.local.file_name().or(path.file_name());
+            let name = name.context("the root cannot be sent")?;
             let added = if path.is_dir() {
                 archive.append_dir_all(name, &path)
             } else {

@@ -39,7 +39,7 @@ Examples:
 pub struct ForwardArgs {
     #[command(flatten)]
     vm: OneVm,
-    /// TCP ports: [HOST_IP:]HOST:GUEST
+    #[arg(help = "TCP ports: [HOST_IP:]HOST:GUEST")]
     #[arg(required = true, value_name = "PORTS")]
     ports: Vec<Publication>,
 }

@@ -38,11 +38,17 @@ pub struct SshArgs {
     /// Let the machine use the keys of this host's SSH agent
     #[arg(short = 'A', long)]
     forward_agent: bool,
-    /// Lead a port of this host into the machine: [ADDRESS:]PORT:HOST:PORT
-    #[arg(short = 'L', value_name = "FORWARD")]
+    #[arg(
+        short = 'L',
+        value_name = "FORWARD",
+        help = "Lead a port of this host into the machine: [ADDRESS:]PORT:HOST:PORT"
+    )]
     local: Vec<OsString>,
-    /// Lead a port of the machine to this host: [ADDRESS:]PORT:HOST:PORT
-    #[arg(short = 'R', value_name = "FORWARD")]
+    #[arg(
+        short = 'R',
+        value_name = "FORWARD",
+        help = "Lead a port of the machine to this host: [ADDRESS:]PORT:HOST:PORT"
+    )]
     remote: Vec<OsString>,
     /// Be a SOCKS proxy into the machine at this port of this host
     #[arg(short = 'D', value_name = "PORT")]
