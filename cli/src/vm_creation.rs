@@ -5,7 +5,7 @@ use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::operation::{Operation, OperationKind, OperationStarted};
 use banger_daemon_api::routes;
 use banger_daemon_api::vm::{
-    CreateVm, DiskLimits, MainOptions, NetLimits, Vm, VmSpec, VmmChoice, Workspace,
+    CreateVm, DiskLimits, MainOptions, NetLimits, Vm, VmSpec, VmmChoice, WARNING_NOTES, Workspace,
 };
 use banger_types::{
     BytesPerSecond, DiskSize, GroupName, KernelName, LeaseId, MemoryMib, OpsPerSecond, Publication,
@@ -176,10 +176,19 @@ pub async fn create(
         return Err(CliError::interrupted(interrupt, format!("interrupted, {what} is deleted")));
     }
     end?.into_result(&what)?;
-    client
+    let vm: Vm = client
         .get(&routes::vm(&VmReference::from(&id), ""))
         .await
-        .map_err(|error| client.explain(error))
+        .map_err(|error| client.explain(error))?;
+    warn_of_notes(ui, &vm);
+    Ok(vm)
+}
+
+/// Says what who starts or changes a machine has to know at once.
+pub fn warn_of_notes(ui: &Ui, vm: &Vm) {
+    for note in WARNING_NOTES.iter().filter_map(|name| vm.notes.get(*name)) {
+        ui.warning(format_args!("VM {}: {note}", vm.name));
+    }
 }
 
 /// Refuses what cannot work before minutes are spent on a pull; the daemon decides for good.

@@ -15,7 +15,9 @@ use banger_daemon_api::orphan::{Orphan, OrphansRemoved};
 use banger_daemon_api::vm::{CreateVm, SetVm, StopVm, Vm, VmState};
 use banger_guest_client::GuestChannel;
 use banger_store::{StateLock, Store};
-use banger_types::{ImageName, KernelName, LeaseId, OperationId, VmId, VmName, VmReference};
+use banger_types::{
+    ByteSize, ImageName, KernelName, LeaseId, OperationId, VmId, VmName, VmReference,
+};
 use jiff::Timestamp;
 use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -79,6 +81,9 @@ pub struct Started {
     /// Another request began it, or there was nothing to do.
     pub joined: bool,
 }
+
+/// The most that the writer of file systems makes (`banger_image`); a guest's kernel grows one further.
+const LARGEST_WORK_DISK: ByteSize = ByteSize::from_bytes(1 << 40);
 
 /// The engine. Clones are handles to the same one; dropping the last leaves VMs running.
 #[derive(Clone)]
@@ -217,6 +222,10 @@ impl Engine {
         op_id: OperationId,
     ) -> Result<OperationHandle, EngineError> {
         vm::ports::check(&request.spec.ports)?;
+        let wanted = request.spec.work_size;
+        if wanted.bytes() > LARGEST_WORK_DISK.bytes() {
+            return Err(EngineError::WorkDiskTooLarge { wanted, most: LARGEST_WORK_DISK });
+        }
         let now = Timestamp::now();
         let mut table = self.shared.table();
         if table.closing || !table.reconciled {

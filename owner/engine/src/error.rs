@@ -79,7 +79,7 @@ pub enum EngineError {
         ByteSize::from_bytes(*wanted), ByteSize::from_bytes(*has)
     )]
     BeyondHost {
-        /// Of what: `memory`, `disk space`.
+        /// Of what: `memory`.
         what: &'static str,
         /// Bytes asked for.
         wanted: u64,
@@ -176,6 +176,14 @@ pub enum EngineError {
         vm: VmName,
         /// What failed: the first, with all others among its causes.
         problem: Box<ApiError>,
+    },
+    /// Work disks are made with at most this size.
+    #[error("a work disk of {wanted} is larger than the {most} with which one is made")]
+    WorkDiskTooLarge {
+        /// What was asked for.
+        wanted: DiskSize,
+        /// The most.
+        most: ByteSize,
     },
     /// The guest ended before its agent had answered.
     #[error("the guest of VM {vm} ended before its agent answered")]
@@ -284,7 +292,9 @@ impl EngineError {
             Self::NotEnoughMemory { .. } | Self::BeyondHost { .. } => {
                 ErrorCode::InsufficientResources
             }
-            Self::WouldShrink { .. } | Self::NothingToChange => ErrorCode::BadParams,
+            Self::WouldShrink { .. } | Self::NothingToChange | Self::WorkDiskTooLarge { .. } => {
+                ErrorCode::BadParams
+            }
             Self::NotEnoughDisk { .. } => ErrorCode::NoSpace,
             Self::NoVmm { .. } => ErrorCode::Unavailable,
             Self::Vmm(error) => match error {
@@ -363,9 +373,9 @@ impl EngineError {
                 "give the VM less with --memory, or stop a VM: running ones may still take {}",
                 ByteSize::from_bytes(*promised)
             )),
-            Self::BeyondHost { what: "memory", .. } => Some("ask for less memory".to_owned()),
-            Self::BeyondHost { .. } => {
-                Some("ask for a smaller disk, or free some disk space".to_owned())
+            Self::BeyondHost { .. } => Some("ask for less memory".to_owned()),
+            Self::WorkDiskTooLarge { .. } => {
+                Some("give less with --disk-size; `vm set` makes it larger later".to_owned())
             }
             Self::WouldShrink { .. } => {
                 Some("make a new VM with a smaller disk, or give the disk its size".to_owned())

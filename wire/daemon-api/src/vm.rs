@@ -275,6 +275,15 @@ pub const DISK_NOTE: &str = "disk";
 /// The note of a running VM whose ports could not be published again after the daemon had ended: why.
 pub const PORTS_NOTE: &str = "ports";
 
+/// The note of a VM whose disks may grow beyond what the host has free: the numbers.
+pub const SPACE_NOTE: &str = "disk space";
+
+/// The note of a VM on a bridge whose subnet another network of the host overlaps: which.
+pub const SUBNET_NOTE: &str = "subnet";
+
+/// The notes that who starts or changes a VM is told at once.
+pub const WARNING_NOTES: [&str; 2] = [SPACE_NOTE, SUBNET_NOTE];
+
 /// The note of a VM that does not run and of which something is left on the host: what failed.
 pub const LEFTOVERS_NOTE: &str = "leftovers";
 

@@ -36,7 +36,7 @@ use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::progress::Progress;
 use crate::ui::Ui;
-use crate::{artifacts, completion, operation};
+use crate::{artifacts, completion, operation, vm_creation};
 
 /// What can be done with machines.
 #[derive(Debug, Subcommand)]
@@ -273,8 +273,8 @@ async fn for_each(
         match result {
             Ok(()) => {
                 ui.line(&vm.name)?;
-                if matches!(act, Act::Post(..)) {
-                    warn_of_its_end(ui, client, vm).await;
+                if let Act::Post(part, _) = act {
+                    warn_of_it(ui, client, vm, part != "/stop").await;
                 }
             }
             Err(error) => failures.push(error),
@@ -283,11 +283,16 @@ async fn for_each(
     artifacts::report_all(ui, failures)
 }
 
-/// Says what went wrong in an end that was reached all the same: a guest that had to be killed.
-async fn warn_of_its_end(ui: &Ui, client: &Client, vm: &Vm) {
+/// Says what went wrong in an end that was reached all the same (a guest that had to be killed), and
+/// what is to be known of a start or a change.
+async fn warn_of_it(ui: &Ui, client: &Client, vm: &Vm, has_news: bool) {
     let now = client.get::<Vm>(&routes::vm(&VmReference::from(&vm.id), "")).await;
-    if let Ok(Vm { state: VmState::Stopped, last_error: Some(error), .. }) = now {
-        ui.warning(error.message);
+    let Ok(now) = now else { return };
+    if let Vm { state: VmState::Stopped, last_error: Some(error), .. } = &now {
+        ui.warning(&error.message);
+    }
+    if has_news {
+        vm_creation::warn_of_notes(ui, &now);
     }
 }
 

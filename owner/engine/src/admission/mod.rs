@@ -23,7 +23,7 @@ use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::vm::VmState;
 use banger_types::VmName;
 
-pub use change::{Bounds, change};
+pub use change::{Bounds, change, space_warning};
 pub use host::{DISK_FLOOR, disk_room, memory_room};
 
 /// Most actions that wait behind the one under way.

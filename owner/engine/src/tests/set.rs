@@ -2,7 +2,7 @@
 
 use super::*;
 use banger_daemon_api::error::ErrorCode;
-use banger_daemon_api::vm::SetVm;
+use banger_daemon_api::vm::{SPACE_NOTE, SetVm};
 use machine::Guest;
 
 async fn set(engine: &Engine, change: SetVm) -> Operation {
@@ -49,6 +49,32 @@ async fn a_stopped_vm_changes_and_keeps_it() {
 }
 
 #[tokio::test]
+async fn disks_beyond_the_hosts_are_warned_of_by_a_start_and_a_change_alike() {
+    let machine = Machine::new();
+    let (engine, _) = open(&machine, Faults::default()).await;
+    assert_eq!(create(&engine, "box").await.notes.get(SPACE_NOTE), None);
+    stop(&engine, "box").await;
+    let full = SetVm { work_size: Some("200G".parse().unwrap()), ..larger() };
+    assert_eq!(set(&engine, full).await.error, None);
+    let note = engine.get(&vm("box")).await.unwrap().notes[SPACE_NOTE].clone();
+    assert!(note.contains("100.0G free"), "{note}");
+    start(&engine, "box").await;
+    assert_eq!(engine.get(&vm("box")).await.unwrap().notes[SPACE_NOTE], note);
+    let mut large = request(Some("large"));
+    large.spec.work_size = "900G".parse().unwrap();
+    succeed(&engine.create(large, op()).unwrap()).await;
+    let note = engine.get(&vm("large")).await.unwrap().notes[SPACE_NOTE].clone();
+    assert!(note.contains("901.0G") && note.contains("100.0G free"), "{note}");
+    // One that cannot be made is refused before anything of it is.
+    let mut larger = request(Some("larger"));
+    larger.spec.work_size = "1025G".parse().unwrap();
+    let error = engine.create(larger, op()).unwrap_err().to_api();
+    assert_eq!(error.code, ErrorCode::BadParams);
+    assert!(error.message.contains("1T") && error.hint.is_some(), "{error:?}");
+    engine.get(&vm("larger")).await.unwrap_err();
+}
+
+#[tokio::test]
 async fn a_change_that_is_refused_or_fails_changes_nothing() {
     let machine = Machine::new();
     let (engine, _) = open(&machine, Faults::default()).await;
@@ -57,12 +83,10 @@ async fn a_change_that_is_refused_or_fails_changes_nothing() {
     let before = engine.get(&vm("box")).await.unwrap();
     let shrink = SetVm { root_size: Some("512M".parse().unwrap()), ..larger() };
     let beyond = SetVm { memory_mib: Some("9G".parse().unwrap()), ..larger() };
-    let full = SetVm { work_size: Some("200G".parse().unwrap()), ..larger() };
     for (change, code) in [
         (SetVm::default(), ErrorCode::BadParams),
         (shrink, ErrorCode::BadParams),
         (beyond, ErrorCode::InsufficientResources),
-        (full, ErrorCode::InsufficientResources),
     ] {
         let error = set(&engine, change.clone()).await.error.expect("it is refused");
         assert_eq!(error.code, code, "{change:?}: {error:?}");

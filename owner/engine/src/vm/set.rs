@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use banger_daemon_api::vm::{SetVm, VmSpec};
+use banger_daemon_api::vm::{SPACE_NOTE, SetVm, VmSpec};
 use banger_types::DiskSize;
 use jiff::Timestamp;
 
@@ -30,10 +30,13 @@ pub(super) async fn set(
     if let Some(disks) = body.record.disks.clone() {
         grow(body, control, &disks, &spec).await?;
     }
+    let notes = body.record.notes.clone();
+    note_space(body, &spec, bounds);
     let before = std::mem::replace(&mut body.record.spec, spec);
     let changed_at = std::mem::replace(&mut body.record.updated_at, Timestamp::now());
     if let Err(error) = body.save(true).await {
         body.record.spec = before;
+        body.record.notes = notes;
         body.record.updated_at = changed_at;
         return Err(error);
     }
@@ -41,7 +44,16 @@ pub(super) async fn set(
     Ok(())
 }
 
-async fn bounds(body: &Body) -> Result<Bounds, EngineError> {
+/// Notes that the disks may grow beyond what the host has free, where they may.
+pub(super) fn note_space(body: &mut Body, spec: &VmSpec, bounds: Bounds) {
+    let taken = bounds.root_allocated.saturating_add(bounds.work_allocated);
+    match admission::space_warning(spec, taken, bounds.host_disk) {
+        Some(warning) => body.record.notes.insert(SPACE_NOTE.to_owned(), warning),
+        None => body.record.notes.remove(SPACE_NOTE),
+    };
+}
+
+pub(super) async fn bounds(body: &Body) -> Result<Bounds, EngineError> {
     let shared = &body.shared;
     let mut bounds = Bounds {
         root_size: 0,

@@ -13,7 +13,7 @@ use std::time::Duration;
 use banger_agent_api::{BootConfig, InitChoice, MachineEnd, SessionToken, StaticNetwork};
 use banger_daemon_api::vm::{DiskLimits, PORTS_NOTE, VmState};
 use banger_guest_client::GuestChannel;
-use banger_types::{ByteSize, DiskSize};
+use banger_types::DiskSize;
 use uuid::Uuid;
 
 use self::choose::{Chosen, Link, configuration};
@@ -136,7 +136,6 @@ impl Run<'_> {
         // Before anything is tried on the disk.
         shared.promise_disk(&record.id, 0)?;
         self.undo.push(Undo::DiskPromise);
-        let free = shared.host.free_disk(&shared.vms_dir)?;
         let (chosen, why, no_bridge) = self.choose(base, kernel).await?;
         let record = &self.body.record;
         if let Some(base) = &chosen.base {
@@ -145,30 +144,17 @@ impl Run<'_> {
         let overhead = chosen.vmm.overhead(chosen.acceleration);
         shared.promise_memory(&record.id, record.spec.memory_mib, overhead)?;
         self.undo.push(Undo::Promise);
-        let wanted = self
-            .body
-            .record
-            .spec
-            .root_size
-            .bytes()
-            .saturating_add(self.body.record.spec.work_size.bytes());
         let notes = &mut self.body.record.notes;
         notes.insert("VMM choice".to_owned(), why);
-        notes.remove("disk space");
         notes.remove("network");
         notes.remove(PORTS_NOTE);
         if let Some(why) = no_bridge {
             notes.insert("network".to_owned(), why);
         }
-        if free < wanted {
-            notes.insert(
-                "disk space".to_owned(),
-                format!(
-                    "the disks may grow to {} and the host had {:#} free at the start",
-                    ByteSize::from_bytes(wanted),
-                    ByteSize::from_bytes(free)
-                ),
-            );
+        // A disk that cannot be measured is for its own step to refuse.
+        if let Ok(bounds) = super::set::bounds(self.body).await {
+            let spec = self.body.record.spec.clone();
+            super::set::note_space(self.body, &spec, bounds);
         }
         self.done(Step::CheckHost).await?;
         Ok(chosen)
