@@ -53,6 +53,37 @@ struct Up {
     server: Option<Server>,
 }
 
+/// A network of somebody else's that overlaps with the bridge's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Collision {
+    /// The bridge's subnet.
+    pub own: Subnet,
+    /// The other's, and the length of its prefix.
+    pub other: subnet::Taken,
+    /// One that is free.
+    pub free: Option<Subnet>,
+}
+
+impl Collision {
+    /// Returns what to do, once no VM is on the bridge.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        let free = self.free.map_or_else(|| "ADDRESS/PREFIX".to_owned(), |free| free.to_string());
+        format!("stop the machines on it, then: banger config set network.subnet {free}")
+    }
+}
+
+impl std::fmt::Display for Collision {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (network, prefix) = self.other;
+        write!(
+            out,
+            "the machines' subnet {} overlaps with {network}/{prefix} of this host, which came later",
+            self.own
+        )
+    }
+}
+
 /// What there is, for `doctor`.
 #[derive(Clone, Debug)]
 pub enum Status {
@@ -139,6 +170,16 @@ impl HelperNetwork {
             names: up.server.as_ref().map(Server::address),
             waiting: self.pool.waiting(),
         })
+    }
+
+    /// Looks whether somebody else's address or route has come into the bridge's subnet.
+    #[must_use]
+    pub fn collided(&self) -> Option<Collision> {
+        let own = self.subnet()?;
+        let table = std::fs::read_to_string(ROUTES).ok()?;
+        let other = subnet::collision(&table, &own)?;
+        let free = subnet::free(&subnet::taken(&table)).next();
+        Some(Collision { own, other, free })
     }
 
     /// Ends what waits for guests: with the daemon's end nobody would. The bridge stays.
@@ -420,6 +461,11 @@ impl Network for HelperNetwork {
         }
         let mut up = self.up.lock().await;
         self.set_up(&mut up).await.map(Some)
+    }
+
+    fn warning(&self) -> Option<String> {
+        let collision = self.collided()?;
+        Some(format!("{collision}; {}", collision.hint()))
     }
 
     fn subnet(&self) -> Option<Subnet> {

@@ -12,5 +12,5 @@ mod ports;
 mod record;
 pub mod subnet;
 
-pub use helper_network::{HelperNetwork, Status};
+pub use helper_network::{Collision, HelperNetwork, Status};
 pub use ports::PublishedPorts;

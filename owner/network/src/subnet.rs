@@ -32,7 +32,38 @@ pub fn taken(fib_trie: &str) -> Vec<Taken> {
 /// Returns the first network that a subnet overlaps with.
 #[must_use]
 pub fn overlap(subnet: &Subnet, taken: &[Taken]) -> Option<Taken> {
-    taken.iter().copied().find(|(network, prefix)| subnet.overlaps(*network, *prefix))
+    overlaps(subnet, taken).next()
+}
+
+/// Returns the first network beside the bridge's own that overlaps with its subnet, in the table of a
+/// host that has the bridge: an address or a route of somebody else's, which came later.
+#[must_use]
+pub fn collision(fib_trie: &str, own: &Subnet) -> Option<Taken> {
+    let own_route = (own.network(), own.prefix());
+    // The local table and the main one are printed one after the other, and may be one and the same.
+    let tables = fib_trie.split_inclusive('\n').fold(Vec::<String>::new(), |mut tables, line| {
+        let begins = !line.starts_with(char::is_whitespace);
+        match tables.last_mut().filter(|_| !begins) {
+            Some(table) => table.push_str(line),
+            None => tables.push(line.to_owned()),
+        }
+        tables
+    });
+    tables.iter().find_map(|table| {
+        let mut routes = 0;
+        overlaps(own, &taken(table)).find(|network| {
+            if *network == own_route {
+                // A second route to the same network is another interface's.
+                routes += 1;
+                return routes > 1;
+            }
+            *network != (own.gateway(), 32)
+        })
+    })
+}
+
+fn overlaps(subnet: &Subnet, taken: &[Taken]) -> impl Iterator<Item = Taken> {
+    taken.iter().copied().filter(|(network, prefix)| subnet.overlaps(*network, *prefix))
 }
 
 /// Returns the free subnets, in the order in which they are tried: first the usual one, then where
@@ -75,6 +106,33 @@ Id 52:
      |-- 172.16.3.0
         /24 universe UNICAST
 ";
+
+    /// The table of a host with the bridge, and with what `more` says, in the main table and the local.
+    fn with_bridge(main: &str, local: &str) -> String {
+        format!(
+            "Main:\n     |-- 172.16.0.0\n        /24 link UNICAST\n{main}Local:\n     |-- 172.16.0.0\n        \
+             /32 link BROADCAST\n     |-- 172.16.0.1\n        /32 host LOCAL\n{local}"
+        )
+    }
+
+    #[test]
+    fn what_comes_later_collides_and_the_bridge_itself_does_not() {
+        let own: Subnet = "172.16.0.1/24".parse().unwrap();
+        let collides = |main: &str, local: &str| collision(&with_bridge(main, local), &own);
+        assert_eq!(collides("", ""), None);
+        assert_eq!(collides("     |-- 172.16.1.0\n        /24 link UNICAST\n", ""), None);
+        let address = ([172, 16, 0, 77].into(), 32);
+        assert_eq!(collides("", "     |-- 172.16.0.77\n        /32 host LOCAL\n"), Some(address));
+        let same = "        /24 universe UNICAST\n";
+        assert_eq!(collides(same, ""), Some(([172, 16, 0, 0].into(), 24)));
+        let wider = "     |-- 172.16.0.0\n        /12 universe UNICAST\n";
+        assert_eq!(collides(wider, ""), Some(([172, 16, 0, 0].into(), 12)));
+        let half = "     |-- 172.16.0.128\n        /25 universe UNICAST\n";
+        assert_eq!(collides(half, ""), Some(([172, 16, 0, 128].into(), 25)));
+        // Without rules of its own the host has one table, printed twice.
+        let one = with_bridge("", "").replace("Main:\n", "").replace("Local:\n", "");
+        assert_eq!(collision(&format!("Main:\n{one}Local:\n{one}"), &own), None);
+    }
 
     #[test]
     fn every_table_and_address_counts_and_a_default_route_does_not() {

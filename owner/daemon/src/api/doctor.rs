@@ -11,7 +11,7 @@ use banger_daemon_api::orphan::{Orphan, OrphanKind};
 use banger_daemon_api::vm::{LEFTOVERS_NOTE, VmState};
 use banger_engine::Engine;
 use banger_engine::seams::{Acceleration, Vmm, VmmError};
-use banger_helper_api::{Method, ProcessRunningParams, ProcessRunningResult};
+use banger_helper_api::{DNS_PORTS, Method, ProcessRunningParams, ProcessRunningResult};
 use banger_network::Status;
 use banger_vmm::firecracker::Exposure;
 use banger_vmm::{probe, qemu};
@@ -46,6 +46,7 @@ pub async fn get(State(api): Shared) -> Json<DoctorReport> {
     checks.push(vmm(&api).await);
     checks.extend(firecracker(&api).await);
     checks.extend(network(&api).await);
+    checks.extend(collision(&api).await);
     checks.extend(PROGRAMS.map(|(program, package)| installed(program, package)));
     checks.push(agent());
     checks.extend(leftovers(&api).await);
@@ -245,13 +246,31 @@ async fn network(api: &Api) -> Option<Check> {
             if waiting > 0 {
                 detail += &format!("; {waiting} taps wait for VMs");
             }
-            check(NAME, CheckStatus::Pass, detail)
+            let first = *DNS_PORTS.start();
+            if names.port() == first {
+                return Some(check(NAME, CheckStatus::Pass, detail));
+            }
+            detail += &format!(": another process had port {first} when the bridge was set up");
+            let hint = format!(
+                "`ss -lnp 'sport = :{first}'` shows whose it is; machines and systemd-resolved know the \
+                 other port, who asks by hand has to name it"
+            );
+            hinted(check(NAME, CheckStatus::Warn, detail), hint)
         }
         Status::Up { subnet, names: None, .. } => hinted(
             check(NAME, CheckStatus::Warn, format!("{bridge}, {subnet}; no name server")),
             "its log says why: bangerd.log in the state directory",
         ),
     })
+}
+
+/// Says whether another network has come into the bridge's subnet.
+async fn collision(api: &Api) -> Option<Check> {
+    let network = api.services.network()?;
+    let Status::Up { .. } = network.status().await else { return None };
+    let collision = network.collided()?;
+    let check = check("network", CheckStatus::Warn, collision.to_string());
+    Some(hinted(check, collision.hint()))
 }
 
 /// Returns what stands behind `version` in the first line of `--version`.

@@ -103,6 +103,11 @@ pub trait Network: Send + Sync {
     /// VMM's own network.
     async fn ready(&self) -> Result<Option<Subnet>, NetworkError>;
 
+    /// Returns what is wrong with a bridge that is there, in words.
+    fn warning(&self) -> Option<String> {
+        None
+    }
+
     /// Returns the subnet, if it is known without asking anyone.
     fn subnet(&self) -> Option<Subnet>;
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use banger_daemon_api::error::ErrorCode;
-use banger_daemon_api::vm::ChangeVm;
+use banger_daemon_api::vm::{ChangeVm, SUBNET_NOTE};
 use banger_types::{Subnet, VmId};
 
 use super::*;
@@ -42,6 +42,10 @@ impl Network for FakeNetwork {
             return Err(NetworkError::Unavailable { why, hint });
         }
         Ok(self.subnet())
+    }
+
+    fn warning(&self) -> Option<String> {
+        self.0.fails("collision").then(|| "another has it".to_owned())
     }
 
     fn subnet(&self) -> Option<Subnet> {
@@ -136,6 +140,21 @@ async fn a_host_without_a_bridge_still_has_machines_and_says_why() {
     assert_eq!((vm.network.as_str(), vm.address), ("user", None));
     assert!(vm.notes["network"].contains("it may not"), "{:?}", vm.notes);
     delete(&engine, "box").await;
+}
+
+#[tokio::test]
+async fn a_network_that_comes_into_the_subnet_is_told_at_the_next_start() {
+    let machine = Machine::new();
+    let (engine, _) = open(&machine, Faults::default()).await;
+    assert_eq!(create(&engine, "box").await.notes.get(SUBNET_NOTE), None);
+    machine.script(|script| script.failing.push("collision"));
+    stop(&engine, "box").await;
+    start(&engine, "box").await;
+    assert_eq!(engine.get(&vm("box")).await.unwrap().notes[SUBNET_NOTE], "another has it");
+    machine.script(|script| script.failing.clear());
+    stop(&engine, "box").await;
+    start(&engine, "box").await;
+    assert_eq!(engine.get(&vm("box")).await.unwrap().notes.get(SUBNET_NOTE), None);
 }
 
 #[tokio::test]

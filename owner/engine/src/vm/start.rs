@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{BootConfig, InitChoice, MachineEnd, SessionToken, StaticNetwork};
-use banger_daemon_api::vm::{DiskLimits, PORTS_NOTE, VmState};
+use banger_daemon_api::vm::{DiskLimits, PORTS_NOTE, SUBNET_NOTE, VmState};
 use banger_guest_client::GuestChannel;
 use banger_types::DiskSize;
 use uuid::Uuid;
@@ -148,8 +148,15 @@ impl Run<'_> {
         notes.insert("VMM choice".to_owned(), why);
         notes.remove("network");
         notes.remove(PORTS_NOTE);
+        notes.remove(SUBNET_NOTE);
         if let Some(why) = no_bridge {
             notes.insert("network".to_owned(), why);
+        }
+        if let (Link::Bridge(_), Some(network)) = (chosen.link, &shared.network)
+            && let Some(warning) = network.warning()
+        {
+            tracing::warn!(vm = %self.body.record.id, warning);
+            self.body.record.notes.insert(SUBNET_NOTE.to_owned(), warning);
         }
         // A disk that cannot be measured is for its own step to refuse.
         if let Ok(bounds) = super::set::bounds(self.body).await {
