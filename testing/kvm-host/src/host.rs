@@ -74,11 +74,17 @@ async fn boot_locked(cache: &Cache, lock: &CacheLock) -> Result<Kept> {
     let mut machine = Machine::prepare(cache, lock, Retry::AfterPause)?;
     let keeper = Keeper::of(cache);
     match keeper.info().await {
-        Some((key, _)) if key == machine.key => {
+        Some((key, users)) if key == machine.key => {
             if let Some(kept) = keeper.hold(&key).await? {
-                return Ok(kept);
+                // One that is in use may be too busy to answer soon.
+                if users > 0 || kept.answers().await {
+                    return Ok(kept);
+                }
+                drop(kept);
+                keeper.stop().await?;
+                note("the running KVM host did not answer and has been ended");
             }
-            // It ends by itself.
+            // Else it ends by itself.
         }
         Some(_) => {
             if !keeper.stop_unused().await? {

@@ -98,6 +98,8 @@ fn is_unknown(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::Other && error.to_string() == UNKNOWN
 }
 
+/// How long the agent of a machine that nobody uses may take to answer.
+const ANSWER: Duration = Duration::from_secs(20);
 /// How long the keeper may take to hear that QEMU has ended.
 const NEWS: Duration = Duration::from_secs(1);
 
@@ -129,6 +131,11 @@ impl Kept {
         }
         Err(error
             .context("the KVM host ended meanwhile: another command stopped it, or it was killed"))
+    }
+
+    /// Returns whether the machine's agent answers soon.
+    pub async fn answers(&self) -> bool {
+        tokio::time::timeout(ANSWER, self.client().health()).await.is_ok_and(|reply| reply.is_ok())
     }
 
     /// Makes calls to the machine's agent.
