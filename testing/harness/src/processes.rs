@@ -42,7 +42,12 @@ impl Process {
     /// Whether it is still there and no zombie.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.status("State").is_some_and(|state| !state.starts_with('Z') && !state.starts_with('X'))
+        let Some(state) = self.status("State") else { return false };
+        if !state.starts_with(['Z', 'X']) {
+            return true;
+        }
+        // The first thread has ended; what the process has open it keeps until the last one has.
+        std::fs::read_dir(format!("/proc/{}/task", self.pid)).is_ok_and(|tasks| tasks.count() > 1)
     }
 
     /// The name of its executable file, from its own command line.
