@@ -179,7 +179,7 @@ fn the_users_own_configuration_stays_the_users() {
     let config = home.join(".ssh/config");
     let own = home.join(".config/banger/ssh_config");
     assert!(
-        environment.banger(["ssh-config"]).ok().out().contains("Host *.vm\n    ProxyCommand '")
+        environment.banger(["ssh-config"]).ok().out().contains("Host *.vm\n    ProxyCommand /")
     );
     assert!(!config.exists() && !own.exists());
 
