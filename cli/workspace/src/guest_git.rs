@@ -1,12 +1,13 @@
 //! The repository that a guest gets, made on the host: a guest needs no git to have one.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use banger_agent_api::GuestPath;
+use banger_agent_api::{GuestPath, ListedKind};
 
 use crate::HISTORY_DEPTH;
 use crate::agent::AgentGuest;
@@ -29,13 +30,15 @@ const WITHOUT_REFS: [&str; 7] = ["objects", "logs", "hooks", "info", "lfs", "mod
 /// A guest's branches: `HEAD` and what is in `refs/`, by name.
 pub(crate) type Refs = BTreeMap<Vec<u8>, Vec<u8>>;
 
+/// The files with objects that a guest's repository has, and their sizes.
+pub(crate) type PacksThere = BTreeMap<Vec<u8>, u64>;
+
 /// A repository or submodule to be made in the guest.
 #[derive(Debug)]
 pub(crate) struct GuestGit {
     /// Where it is in the guest's tree; empty for the top.
     pub place: PathBuf,
     repository: PathBuf,
-    packs: Vec<PathBuf>,
     index: Vec<u8>,
     head: Vec<u8>,
     branch: Option<(String, String)>,
@@ -50,7 +53,6 @@ impl GuestGit {
         workspace: &Workspace,
         repository: PathBuf,
     ) -> Result<Self, WorkspaceError> {
-        let before = packs(&repository);
         if !repository.join("objects").exists() {
             base::init(&repository, &workspace.object_format)?;
         }
@@ -59,7 +61,6 @@ impl GuestGit {
         }
         let objects = workspace.index_objects.iter().map(String::as_str).collect();
         git::copy_objects(&repository, &workspace.common_dir, objects)?;
-        let new = packs(&repository).into_iter().filter(|pack| !before.contains(pack)).collect();
         let index = index(workspace, &repository)?;
         let exclude = exclude(workspace)?;
         let info = repository.join("info");
@@ -76,7 +77,6 @@ impl GuestGit {
             config: config(workspace)?,
             branch: branch.zip(workspace.head.clone()),
             head: head.into_bytes(),
-            packs: new,
             place,
             repository,
             index,
@@ -84,31 +84,32 @@ impl GuestGit {
         })
     }
 
-    /// Puts it into the archive; what the guest may have changed of an earlier one, its configuration,
-    /// only if `all` is said. Returns the bytes.
+    /// Puts it into the archive: all of it, or, into a repository that the guest has, the objects that it
+    /// does not have by its own listing `there`, and not the configuration, which it may have changed.
     pub fn pack(
         &self,
         archive: &mut Archive<impl Write>,
-        all: bool,
-    ) -> Result<u64, WorkspaceError> {
+        there: Option<&PacksThere>,
+    ) -> Result<(), WorkspaceError> {
         let dot_git = self.place.join(".git");
         for directory in ["objects/pack", "objects/info", "refs/heads", "refs/tags", "info"] {
             archive.directory(&dot_git.join(directory))?;
         }
-        let packs = if all { packs(&self.repository) } else { self.packs.clone() };
-        let mut bytes = 0;
-        for pack in packs {
+        for pack in packs(&self.repository) {
             let file = open(&pack)?;
             let size = file.metadata().map_err(WorkspaceError::keep("read", &pack))?.len();
             let name = pack.file_name().unwrap_or_default();
+            // A pack is named after its content.
+            if there.is_some_and(|there| there.get(name.as_bytes()) == Some(&size)) {
+                continue;
+            }
             archive.file(&dot_git.join("objects/pack").join(name), 0o444, size, 0, file)?;
-            bytes += size;
         }
         // gitformat-shallow(5): where the history that is carried ends.
         if let Ok(shallow) = fs::read(self.repository.join("shallow")) {
             archive.text(&dot_git.join("shallow"), &shallow)?;
         }
-        if all {
+        if there.is_none() {
             archive.text(&dot_git.join("config"), &self.config)?;
         }
         archive.text(&dot_git.join("info/exclude"), &self.exclude)?;
@@ -117,8 +118,28 @@ impl GuestGit {
         }
         archive.text(&dot_git.join("index"), &self.index)?;
         // Last: with it, git takes the directory for a repository.
-        archive.text(&dot_git.join("HEAD"), &self.head)?;
-        Ok(bytes + self.index.len() as u64)
+        archive.text(&dot_git.join("HEAD"), &self.head)
+    }
+
+    /// Asks which packs the guest has. What it was once given says nothing: it may have packed anew, and
+    /// what was made for it may never have been sent.
+    pub fn packs_there(
+        &self,
+        guest: &mut AgentGuest,
+        root: &GuestPath,
+    ) -> Result<PacksThere, WorkspaceError> {
+        let failed = || WorkspaceError::guest("list the objects of the machine's repository");
+        let mut path = PathBuf::from(OsStr::from_bytes(root.as_bytes()));
+        path.push(&self.place);
+        path.push(".git/objects/pack");
+        let path = GuestPath::new(path.into_os_string().into_encoded_bytes())
+            .map_err(|error| failed()(GuestError::other(error)))?;
+        let listing = match guest.list(&path, &[]) {
+            Err(GuestError::NotFound(_)) => return Ok(PacksThere::new()),
+            other => other.map_err(failed())?,
+        };
+        let files = listing.entries.into_iter().filter(|listed| listed.kind == ListedKind::File);
+        Ok(files.map(|listed| (listed.name, listed.size)).collect())
     }
 }
 
@@ -366,7 +387,7 @@ fn read_refs(
     let names: Vec<Vec<u8>> = listing
         .entries
         .into_iter()
-        .filter(|listed| listed.kind == banger_agent_api::ListedKind::File)
+        .filter(|listed| listed.kind == ListedKind::File)
         .map(|listed| listed.name)
         .filter(|name| {
             matches!(&name[..], b"HEAD" | b"packed-refs")

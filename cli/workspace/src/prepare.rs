@@ -14,7 +14,7 @@ use crate::base::{self, Tree, is_settled};
 use crate::error::{GuestError, WorkspaceError};
 use crate::files::{self, Entry, open_beneath};
 use crate::git;
-use crate::guest_git;
+use crate::guest_git::{self, PacksThere};
 use crate::kept::Kept;
 use crate::snapshot::{BASE, NEXT, Snapshot};
 use crate::work::Work;
@@ -82,6 +82,9 @@ pub fn prepare(
         .filter(|(name, entry)| there.get(*name) != Some(*entry))
         .map(|(name, _)| name)
         .collect();
+    let packs_there = (!is_first)
+        .then(|| snapshot.gits.iter().map(|git| git.packs_there(guest, root)).collect())
+        .transpose()?;
     kept.set_unfinished(true)?;
     let mut prepared = Prepared {
         removed: removals.len() as u64,
@@ -91,7 +94,7 @@ pub fn prepare(
     let sink =
         guest.put(root).map_err(WorkspaceError::guest("copy the repository into the machine"))?;
     let mut counted = Counted { sink, sent: 0, progress };
-    let packed = pack(kept, snapshot, &removals, &send, is_first, &mut counted, &mut prepared);
+    let packed = pack(kept, snapshot, &removals, &send, packs_there, &mut counted, &mut prepared);
     prepared.bytes = counted.sent;
     let operation = "copy the repository into the machine";
     match packed {
@@ -196,7 +199,7 @@ fn pack(
     snapshot: &Snapshot,
     removals: &[PathBuf],
     send: &[&Vec<u8>],
-    is_first: bool,
+    packs_there: Option<Vec<PacksThere>>,
     sink: impl Write,
     prepared: &mut Prepared,
 ) -> Result<(), WorkspaceError> {
@@ -204,8 +207,8 @@ fn pack(
     for path in removals {
         archive.removal(path)?;
     }
-    for git in &snapshot.gits {
-        git.pack(&mut archive, is_first)?;
+    for (number, git) in snapshot.gits.iter().enumerate() {
+        git.pack(&mut archive, packs_there.as_ref().map(|there| &there[number]))?;
     }
     for (place, module) in snapshot.workspace.modules() {
         for absent in &module.absent_submodules {

@@ -5,6 +5,7 @@
     reason = "a test: helpers fail it where it stands, and a skip must be seen"
 )]
 
+mod again;
 mod back;
 mod hostile;
 mod into;
