@@ -122,6 +122,17 @@ impl From<WorkspaceError> for CliError {
                 "if it is yours, git clone the repository that {} leads to",
                 path.display()
             )),
+            WorkspaceError::OddGit { path } => made.hint(format!(
+                "banger follows no link in a repository; if {} is yours, git clone it as a whole",
+                path.display()
+            )),
+            WorkspaceError::Alternates { .. } => made.hint(
+                "to copy the objects: git repack -a -d && rm .git/objects/info/alternates",
+            ),
+            WorkspaceError::OthersGit { path } => made.hint(format!(
+                "if you trust it: git config --global --add safe.directory {}",
+                path.display()
+            )),
             WorkspaceError::NotKept { .. } => made.hint(
                 "only the user who prepared the workspace, on this host, can compare with it",
             ),

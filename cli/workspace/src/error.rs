@@ -65,6 +65,32 @@ pub enum WorkspaceError {
         /// The `.git`.
         path: PathBuf,
     },
+    /// A part of a repository that is a link, or no file at all.
+    #[error("{} is a link or no plain file, and could lead to another repository", path.display())]
+    OddGit {
+        /// The part.
+        path: PathBuf,
+    },
+    /// Objects that lie in another repository.
+    #[error("{} has git read another repository's objects", path.display())]
+    Alternates {
+        /// The file that names it.
+        path: PathBuf,
+    },
+    /// A name that git lets nobody make.
+    #[error("the repository at {} has a file named {name}, which git does not allow", path.display())]
+    OddName {
+        /// The name.
+        name: String,
+        /// The repository.
+        path: PathBuf,
+    },
+    /// Git does not use it, because it belongs to somebody else.
+    #[error("git does not use the repository at {}: it belongs to another user", path.display())]
+    OthersGit {
+        /// The repository.
+        path: PathBuf,
+    },
     /// Git is not installed.
     #[error("cannot run git")]
     NoGit(#[source] io::Error),

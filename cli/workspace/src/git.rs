@@ -3,9 +3,9 @@
 //! The user's repository is asked for names and objects only ([`user`]); what needs a repository to
 //! work in has one of our own, with a configuration that is ours alone ([`own`]).
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -14,7 +14,7 @@ use banger_agent_api::printable_excerpt;
 use crate::error::WorkspaceError;
 
 /// Settings that would run a program (git-config(1)); those of the repository are overridden.
-const SETTINGS: [&str; 9] = [
+const SETTINGS: [&str; 8] = [
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "core.untrackedCache=false",
@@ -23,13 +23,7 @@ const SETTINGS: [&str; 9] = [
     "core.editor=false",
     "diff.external=",
     "credential.helper=",
-    // Whose repository it is matters for what git would run on its behalf, and that is nothing.
-    "safe.directory=*",
 ];
-
-/// What git serves a fetch with, in the user's repository: whose it is does not matter here either.
-const UPLOAD_PACK: &str =
-    "git -c safe.directory='*' -c core.hooksPath=/dev/null -c core.fsmonitor=false upload-pack";
 
 pub(crate) const MESSAGE_LIMIT: usize = 500;
 
@@ -94,6 +88,10 @@ fn success(output: &Output, command: &'static str, directory: &Path) -> Result<(
         return Ok(());
     }
     let message = String::from_utf8_lossy(&output.stderr);
+    // The user's own safe.directory is in force (git-config(1)).
+    if message.contains("detected dubious ownership") {
+        return Err(WorkspaceError::OthersGit { path: directory.to_owned() });
+    }
     let fatal = message.lines().find(|line| line.starts_with("fatal") || line.starts_with("error"));
     let message = fatal.or_else(|| message.trim().lines().next()).unwrap_or("no message");
     Err(WorkspaceError::Git {
@@ -264,9 +262,45 @@ fn parse_record(record: &[u8]) -> Option<Indexed> {
 /// Returns the names that are neither tracked nor ignored; a directory of another repository ends
 /// with a slash.
 pub(crate) fn untracked(top: &Path) -> Result<Vec<PathBuf>, WorkspaceError> {
-    let arguments = ["-z", "--others", "--exclude-standard", "--full-name"];
-    let listing = in_user("ls-files", top, &arguments)?;
+    // In the place of the repository's own setting, which may name any file of the user's.
+    let mut excludes = OsString::from("core.excludesFile=");
+    excludes.push(user_excludes(top)?.unwrap_or_else(|| PathBuf::from("/dev/null")));
+    let mut git = user(top);
+    git.arg("-c").arg(excludes);
+    git.args(["ls-files", "-z", "--others", "--exclude-standard", "--full-name"]);
+    let listing = checked(&mut git, "ls-files", top)?;
     Ok(records(&listing).map(path).collect())
+}
+
+/// Returns the file with the user's own rules for what is ignored, as the user's or the host's
+/// configuration has it.
+pub(crate) fn user_excludes(top: &Path) -> Result<Option<PathBuf>, WorkspaceError> {
+    for scope in ["--global", "--system"] {
+        let scope = [scope, "--includes", "--type=path"];
+        if let Some(file) = setting(top, &scope, "core.excludesFile")? {
+            // A relative one would be a file of the repository's.
+            return Ok(Some(path(&file)).filter(|path| path.is_absolute()));
+        }
+    }
+    let home = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let config = home("XDG_CONFIG_HOME").map(PathBuf::from);
+    let config = config.or_else(|| Some(PathBuf::from(home("HOME")?).join(".config")));
+    Ok(config.map(|config| config.join("git/ignore")).filter(|path| path.is_absolute()))
+}
+
+/// What serves a fetch from a repository of the user's that was looked at: this one and no other, though
+/// it were another user's, and nothing that lies in it. A shell takes it apart.
+fn upload_pack(source: &Path) -> OsString {
+    let mut command = b"git -c core.hooksPath=/dev/null -c core.fsmonitor=false".to_vec();
+    command.extend_from_slice(b" -c safe.directory='");
+    for &byte in source.as_os_str().as_bytes() {
+        match byte {
+            b'\'' => command.extend_from_slice(b"'\\''"),
+            byte => command.push(byte),
+        }
+    }
+    command.extend_from_slice(b"' upload-pack --strict");
+    OsString::from_vec(command)
 }
 
 /// Fetches a commit of the user's repository with some of its history.
@@ -279,7 +313,8 @@ pub(crate) fn fetch(
 ) -> Result<(), WorkspaceError> {
     let mut git = own(repository);
     git.args(["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--force"])
-        .args(["--no-recurse-submodules", "--update-shallow", "--upload-pack", UPLOAD_PACK])
+        .args(["--no-recurse-submodules", "--update-shallow", "--upload-pack"])
+        .arg(upload_pack(source))
         .arg(format!("--depth={depth}"))
         .arg(source)
         .arg(format!("{commit}:{reference}"));
@@ -289,7 +324,7 @@ pub(crate) fn fetch(
 /// Copies objects of the user's repository that ours lacks.
 pub(crate) fn copy_objects(
     repository: &Path,
-    source: &Path,
+    top: &Path,
     objects: Vec<&str>,
 ) -> Result<(), WorkspaceError> {
     if objects.is_empty() {
@@ -308,7 +343,7 @@ pub(crate) fn copy_objects(
     if missing.is_empty() {
         return Ok(());
     }
-    let mut pack = user(source)
+    let mut pack = user(top)
         .args(["pack-objects", "--quiet", "--stdout"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -330,7 +365,7 @@ pub(crate) fn copy_objects(
     if !packed.success() {
         return Err(WorkspaceError::Git {
             command: "pack-objects",
-            path: source.to_owned(),
+            path: top.to_owned(),
             message: "objects that the index names are not there".to_owned(),
         });
     }

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
-use std::fs;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use banger_agent_api::{GuestPath, ListedKind};
+use rustix::fs::OFlags;
 
 use crate::HISTORY_DEPTH;
 use crate::agent::AgentGuest;
@@ -15,6 +17,7 @@ use crate::archive::Archive;
 use crate::base::{self, open};
 use crate::error::{GuestError, WorkspaceError};
 use crate::git;
+use crate::layout::{SHARED_INDEX, read_beneath, read_capped};
 use crate::repository::Workspace;
 
 /// The commit that the guest is on, in a repository of ours.
@@ -23,6 +26,11 @@ const HEAD: &str = "refs/banger/head";
 /// Most bytes of a guest's branches, and most names.
 const REFS_LIMIT: u64 = 16 << 20;
 const REFS_MOST: usize = 100_000;
+
+/// Most bytes of an index, and of rules for what is ignored.
+const INDEX_LIMIT: u64 = 1 << 30;
+const EXCLUDE_LIMIT: u64 = 1 << 20;
+const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
 /// Directories of a repository that hold no branch.
 const WITHOUT_REFS: [&str; 7] = ["objects", "logs", "hooks", "info", "lfs", "modules", "worktrees"];
@@ -60,7 +68,7 @@ impl GuestGit {
             git::fetch(&repository, &workspace.common_dir, head, HISTORY_DEPTH, HEAD)?;
         }
         let objects = workspace.index_objects.iter().map(String::as_str).collect();
-        git::copy_objects(&repository, &workspace.common_dir, objects)?;
+        git::copy_objects(&repository, &workspace.top, objects)?;
         let index = index(workspace, &repository)?;
         let exclude = exclude(workspace)?;
         let info = repository.join("info");
@@ -170,21 +178,13 @@ fn index(workspace: &Workspace, repository: &Path) -> Result<Vec<u8>, WorkspaceE
     if workspace.is_commit {
         git::checked(git::own(repository).args(["read-tree", HEAD]), "read-tree", repository)?;
     } else {
-        let theirs = workspace.git_dir.join("index");
-        match fs::copy(&theirs, &ours) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return empty_index(repository);
-            }
-            copied => copied.map_err(WorkspaceError::keep("copy", &theirs))?,
-        };
+        if !copy(&workspace.git_dir, OsStr::new("index"), repository)? {
+            return empty_index(repository);
+        }
         // The other half of a split index lies beside it (git-update-index(1)).
         let entries = fs::read_dir(&workspace.git_dir).into_iter().flatten().flatten();
-        for entry in entries {
-            let name = entry.file_name();
-            if name.as_bytes().starts_with(b"sharedindex.") {
-                fs::copy(entry.path(), repository.join(&name))
-                    .map_err(WorkspaceError::keep("copy", entry.path()))?;
-            }
+        for entry in entries.filter(|e| e.file_name().as_bytes().starts_with(SHARED_INDEX)) {
+            copy(&workspace.git_dir, &entry.file_name(), repository)?;
         }
         let mut git = git::own(repository);
         git.args(["update-index", "--force-write-index", "--no-split-index"]);
@@ -192,6 +192,16 @@ fn index(workspace: &Workspace, repository: &Path) -> Result<Vec<u8>, WorkspaceE
         git::checked(&mut git, "update-index", &workspace.top)?;
     }
     fs::read(&ours).map_err(WorkspaceError::keep("read", ours))
+}
+
+/// Copies an index, or a part of one, of the user's repository; returns whether it is there.
+fn copy(git_dir: &Path, name: &OsStr, repository: &Path) -> Result<bool, WorkspaceError> {
+    let Some(bytes) = read_beneath(git_dir, Path::new(name), INDEX_LIMIT)? else {
+        return Ok(false);
+    };
+    let ours = repository.join(name);
+    fs::write(&ours, bytes).map_err(WorkspaceError::keep("write", ours))?;
+    Ok(true)
 }
 
 fn empty_index(repository: &Path) -> Result<Vec<u8>, WorkspaceError> {
@@ -204,20 +214,19 @@ fn empty_index(repository: &Path) -> Result<Vec<u8>, WorkspaceError> {
 /// Returns what is ignored beside what the repository's own files say.
 fn exclude(workspace: &Workspace) -> Result<Vec<u8>, WorkspaceError> {
     let mut rules = Vec::new();
-    let everywhere = git::setting(&workspace.top, &["--type=path"], "core.excludesFile")?;
-    let everywhere = everywhere.map(|path| git::path(&path)).or_else(|| {
-        let home = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        let config = home("XDG_CONFIG_HOME").map(PathBuf::from);
-        let config = config.or_else(|| Some(PathBuf::from(home("HOME")?).join(".config")));
-        Some(config?.join("git/ignore"))
-    });
-    let own = workspace.common_dir.join("info/exclude");
-    for file in everywhere.into_iter().chain([own]) {
-        if let Ok(text) = fs::read(file) {
-            rules.extend_from_slice(&text);
-            rules.push(b'\n');
+    if let Some(path) = git::user_excludes(&workspace.top)? {
+        let failed = |source| WorkspaceError::Path { path: path.clone(), source };
+        // It may be a link, for it is the user's choice. A fifo would not be waited for.
+        let file = File::options().read(true).custom_flags(NONBLOCK).open(&path);
+        // Git takes none that it cannot read, either.
+        if let Ok((true, file)) = file.and_then(|file| Ok((file.metadata()?.is_file(), file))) {
+            rules = read_capped(file, EXCLUDE_LIMIT).map_err(failed)?;
         }
+        rules.push(b'\n');
     }
+    let own = read_beneath(&workspace.common_dir, Path::new("info/exclude"), EXCLUDE_LIMIT)?;
+    rules.extend_from_slice(&own.unwrap_or_default());
+    rules.push(b'\n');
     Ok(rules)
 }
 

@@ -25,6 +25,7 @@ mod files;
 mod git;
 mod guest_git;
 mod kept;
+mod layout;
 mod prepare;
 mod repository;
 mod snapshot;

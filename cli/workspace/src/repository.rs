@@ -1,16 +1,21 @@
 //! A git working tree of the user's, and which files of it there are to carry.
 
-use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use banger_agent_api::printable_excerpt;
+
 use crate::GUEST_PATH;
 use crate::error::WorkspaceError;
 use crate::git::{self, Indexed};
+use crate::layout;
 
 /// Submodules in submodules that are carried.
 const SUBMODULE_DEPTH: usize = 8;
+
+/// Characters of a name in a message.
+const NAME_SHOWN: usize = 100;
 
 /// What of a repository is wanted in the guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,13 +102,21 @@ impl Workspace {
         include_untracked: bool,
         depth: usize,
     ) -> Result<Self, WorkspaceError> {
-        check_own_git(&top)?;
+        let layout = layout::check(&top)?;
         let says = git::top_level(&top)?;
         if says.canonicalize().ok().as_ref() != Some(&top) {
             return Err(WorkspaceError::Elsewhere { path: top, says });
         }
+        let canonical = |path: PathBuf| path.canonicalize().unwrap_or_default();
+        if canonical(git::git_dir(&top)?) != layout.git_dir
+            || canonical(git::common_dir(&top)?) != layout.common_dir
+        {
+            return Err(WorkspaceError::ForeignGit { path: top.join(".git") });
+        }
+        let entries = git::indexed(&top)?;
+        check_names(&top, &entries)?;
         let (modules, tracked): (Vec<Indexed>, Vec<Indexed>) =
-            git::indexed(&top)?.into_iter().partition(Indexed::is_submodule);
+            entries.into_iter().partition(Indexed::is_submodule);
         let mut index_objects: Vec<String> =
             tracked.iter().map(|entry| entry.object.clone()).collect();
         index_objects.sort_unstable();
@@ -140,8 +153,8 @@ impl Workspace {
         Ok(Self {
             head: git::current_head(&top)?,
             branch: git::branch(&top)?,
-            common_dir: git::common_dir(&top)?,
-            git_dir: git::git_dir(&top)?,
+            common_dir: layout.common_dir,
+            git_dir: layout.git_dir,
             object_format: git::object_format(&top)?,
             own_branch: false,
             inside: PathBuf::new(),
@@ -176,8 +189,10 @@ impl Workspace {
         self.absent_submodules.clear();
         self.index_objects.clear();
         self.skipped_untracked = 0;
+        let entries = git::user_tree(&self.top, &commit)?;
+        check_names(&self.top, &entries)?;
         let (modules, files): (Vec<Indexed>, Vec<Indexed>) =
-            git::user_tree(&self.top, &commit)?.into_iter().partition(Indexed::is_submodule);
+            entries.into_iter().partition(Indexed::is_submodule);
         self.files = files.into_iter().map(|entry| entry.name).collect();
         self.absent_submodules = modules.into_iter().map(|entry| entry.name).collect();
         Ok(())
@@ -233,39 +248,17 @@ impl Workspace {
     }
 }
 
-/// Checks that `.git` is a repository of this very directory: a directory, or the file of a linked
-/// working tree or submodule that the repository knows of. Otherwise an unpacked archive could carry
-/// a `.git` that leads to somebody's other repository, whose history would go along.
-fn check_own_git(top: &Path) -> Result<(), WorkspaceError> {
-    let dot_git = top.join(".git");
-    let failed = |source| WorkspaceError::Path { path: dot_git.clone(), source };
-    let foreign = || WorkspaceError::ForeignGit { path: dot_git.clone() };
-    let kind = dot_git.symlink_metadata().map_err(failed)?.file_type();
-    if kind.is_dir() {
-        return Ok(());
+/// Returns an error for a name that git lets nobody make, and that only a crafted index or tree has: it
+/// would be carried into the machine's own repository, or out of the working tree.
+fn check_names(top: &Path, entries: &[Indexed]) -> Result<(), WorkspaceError> {
+    let is_odd =
+        |part: &[u8]| matches!(part, b"" | b"." | b"..") || part.eq_ignore_ascii_case(b".git");
+    let name = |entry: &Indexed| entry.name.as_os_str().as_bytes().to_owned();
+    match entries.iter().map(name).find(|name| name.split(|&byte| byte == b'/').any(is_odd)) {
+        None => Ok(()),
+        Some(name) => Err(WorkspaceError::OddName {
+            name: printable_excerpt(&String::from_utf8_lossy(&name), NAME_SHOWN),
+            path: top.to_owned(),
+        }),
     }
-    if !kind.is_file() {
-        return Err(foreign());
-    }
-    let text = fs::read(&dot_git).map_err(failed)?;
-    let leads_to = text.strip_prefix(b"gitdir: ").ok_or_else(foreign)?;
-    let directory = top.join(git::path(leads_to.trim_ascii_end()));
-    let canonical = |path: &Path| path.canonicalize().ok();
-    // A linked working tree: gitdir names our .git (gitrepository-layout(5)).
-    if let Ok(back) = fs::read(directory.join("gitdir"))
-        && canonical(&directory.join(git::path(back.trim_ascii_end()))) == canonical(&dot_git)
-    {
-        return Ok(());
-    }
-    let configuration = directory.join("config");
-    let work_tree = git::setting(
-        top,
-        &["--file", configuration.to_str().ok_or_else(foreign)?],
-        "core.worktree",
-    )?;
-    let back = work_tree.map(|path| directory.join(git::path(&path)));
-    if back.and_then(|path| canonical(&path)).as_deref() == Some(top) {
-        return Ok(());
-    }
-    Err(foreign())
 }

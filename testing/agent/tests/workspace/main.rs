@@ -7,6 +7,7 @@
 
 mod again;
 mod back;
+mod foreign;
 mod hostile;
 mod into;
 mod round_trip;
