@@ -169,7 +169,6 @@ fn settle(
     guest_git::save_refs(&kept.path("refs"), guest, root, places)?;
     let base = kept.base();
     git::checked(git::own(&base).args(["update-ref", BASE, NEXT]), "update-ref", &base)?;
-    kept.set_wanted(&snapshot.workspace.wanted)?;
     kept.set_unfinished(false)
 }
 
