@@ -126,9 +126,8 @@ impl From<WorkspaceError> for CliError {
                 "banger follows no link in a repository; if {} is yours, git clone it as a whole",
                 path.display()
             )),
-            WorkspaceError::Alternates { .. } => made.hint(
-                "to copy the objects: git repack -a -d && rm .git/objects/info/alternates",
-            ),
+            WorkspaceError::Alternates { .. } => made
+                .hint("to copy the objects: git repack -a -d && rm .git/objects/info/alternates"),
             WorkspaceError::OthersGit { path } => made.hint(format!(
                 "if you trust it: git config --global --add safe.directory {}",
                 path.display()
