@@ -392,7 +392,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if tiers.is_empty() {
         tiers.extend(Tier::ALL.iter().filter(|tier| tier.is_default(options)));
     }
-    let with_fault_hooks = tiers.contains(&Tier::Kernel) || tiers.contains(&Tier::Guest);
+    let with_fault_hooks = tiers.iter().any(|tier| *tier != Tier::Pure);
     build_programs(&root, with_fault_hooks)?;
     let mut run =
         Run { root: &root, tools: nextest(&root)?, options, is_root, kernel_package: None };

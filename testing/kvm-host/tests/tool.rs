@@ -346,6 +346,24 @@ fn the_machine_of_tests_is_another_and_its_end_is_nobody_elses() {
     assert!(sleep.wait().expect("its end").code() == Some(TOOL_FAILED));
 }
 
+#[test]
+fn a_machine_that_hangs_is_ended_and_another_started() {
+    let Some(_cache) = OwnCache::enter() else { return };
+    let first = run(&["--", "sh", "-c", NAME]).stdout;
+    // All but systemd: the agent, too, which would have to say that the command has ended.
+    let mut hanging = start(&["run", "--", "sh", "-c", "kill -STOP -1"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    while runtime.block_on(async { hold().await.answers().await }) {}
+    hanging.kill().expect("kill the tool");
+    hanging.wait().expect("its end");
+    let boot = tool(&["boot"]).output().expect("run the tool");
+    let errors = text(&boot.stderr);
+    assert!(boot.status.success() && errors.contains("did not answer"), "{boot:?}");
+    let second = run(&["--", "sh", "-c", NAME]).stdout;
+    assert!(!first.is_empty() && !second.is_empty() && first != second, "{}", text(&second));
+}
+
 /// A folder with this clone's programs and another agent, as another clone would have it.
 fn other_clone() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
