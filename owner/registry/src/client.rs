@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 
 use crate::auth::{Authorization, basic, bearer, form};
-use crate::connect::Connector;
+use crate::connect::{Connector, unreachable};
 use crate::credentials::Credentials;
 use crate::error::{RegistryError, printable};
 use crate::headers::{Challenge, challenge, redirected, retry_after};
@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     authorizations: Mutex<HashMap<(String, String), Authorization>>,
     /// The addresses of mirrors that are asked no more.
     passed_over: Mutex<HashSet<String>>,
+    /// Whether anybody has answered anything.
+    has_answered: AtomicBool,
 }
 
 /// What is asked of a repository.
@@ -83,8 +85,15 @@ impl Registry {
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(30))
             .build(connector.clone());
-        let (authorizations, passed_over) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Shared { settings, access, connector, client, authorizations, passed_over }))
+        Self(Arc::new(Shared {
+            settings,
+            access,
+            connector,
+            client,
+            authorizations: Mutex::default(),
+            passed_over: Mutex::default(),
+            has_answered: AtomicBool::new(false),
+        }))
     }
 
     pub(crate) fn repository(&self, reference: &OciReference) -> Repository {
@@ -198,14 +207,17 @@ impl Shared {
         let mut pause = deadlines.pause;
         let mut attempt = 0;
         loop {
-            let error = match self.exchange(place, repository, ask).await {
+            let failed = match self.exchange(place, repository, ask).await {
                 Ok(response) => match self.judge(place, ask, response).await {
                     Ok(response) => return Ok(response),
-                    Err(error) => error,
+                    Err(failed) => failed,
                 },
-                Err(error) => (error, None),
+                Err(failed) => failed,
             };
-            let (error, asked) = error;
+            let Failed { error, pause: asked } = failed;
+            // A registry that has never answered is rather misspelt than about to be there.
+            let is_nobody = error.is_nobody() && !self.has_answered.load(Ordering::Relaxed);
+            let retries = if is_nobody { retries.min(1) } else { retries };
             if !error.may_pass() || attempt >= retries {
                 return Err(error);
             }
@@ -227,7 +239,7 @@ impl Shared {
         place: &Place,
         repository: &str,
         ask: Ask<'_>,
-    ) -> Result<Response<Incoming>, RegistryError> {
+    ) -> Result<Response<Incoming>, Failed> {
         let key = (place.address.to_string(), repository.to_owned());
         let known = self.lock().get(&key).cloned().filter(Authorization::is_good);
         let response = self.follow(place, repository, ask, known.as_ref()).await?;
@@ -270,7 +282,7 @@ impl Shared {
         place: &Place,
         repository: &str,
         challenge: &Challenge,
-    ) -> Result<Option<Authorization>, RegistryError> {
+    ) -> Result<Option<Authorization>, Failed> {
         let credentials = self.credentials(place);
         let Challenge::Bearer { realm, service, .. } = challenge else {
             return Ok(credentials.and_then(basic));
@@ -289,7 +301,7 @@ impl Shared {
             .ok_or_else(|| protocol("a token server that is no address".to_owned()))?;
         let encrypted = realm.scheme_str() == Some("https");
         if !encrypted && (place.address.is_https() || realm.scheme_str() != Some("http")) {
-            return Err(protocol("a token server without encryption".to_owned()));
+            return Err(protocol("a token server without encryption".to_owned()).into());
         }
         // The scope that the registry names may be wider than what a pull needs.
         let scope = format!("repository:{repository}:pull");
@@ -323,9 +335,10 @@ impl Shared {
         let response = self.send(request, &host).await?;
         let status = response.status();
         if !status.is_success() {
+            let pause = retry_after(response.headers());
             let message = message(response, self.settings.deadlines.document).await;
             let with_credentials = credentials.is_some();
-            return Err(match status {
+            let error = match status {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Unauthorized {
                     registry,
                     what: "a token".to_owned(),
@@ -338,14 +351,16 @@ impl Shared {
                     status: status.as_u16(),
                     message,
                 },
-            });
+            };
+            return Err(Failed { error, pause });
         }
         let limit = self.settings.deadlines.document;
         let bytes = body(response, LONGEST_TOKEN, limit, &host, what).await?;
-        bearer(&bytes).map(Some).ok_or_else(|| protocol("no token".to_owned()))
+        bearer(&bytes).map(Some).ok_or_else(|| protocol("no token".to_owned()).into())
     }
 
-    /// Sends a request and follows its redirects.
+    /// Sends a request and follows its redirects. Who wants a login there, where a redirect has led,
+    /// is no registry that we have one for: that is an error, and its challenge is not read.
     async fn follow(
         &self,
         place: &Place,
@@ -384,7 +399,18 @@ impl Shared {
                     source: Arc::new(error),
                 })?;
             let response = self.send(request, &host).await?;
-            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+            let status = response.status();
+            if !home && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+                let message = message(response, self.settings.deadlines.document).await;
+                let (registry, what) = (host, ask.what.to_owned());
+                return Err(RegistryError::Status {
+                    registry,
+                    what,
+                    status: status.as_u16(),
+                    message,
+                });
+            }
+            if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok(response);
             }
             uri = self.next(&uri, response.headers())?;
@@ -437,7 +463,10 @@ impl Shared {
         }
         let limit = self.settings.deadlines.answer;
         match tokio::time::timeout(limit, self.client.request(request)).await {
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(response)) => {
+                self.has_answered.store(true, Ordering::Relaxed);
+                Ok(response)
+            }
             Ok(Err(error)) => Err(unreachable(host, &error)),
             Err(_) => Err(RegistryError::Slow {
                 place: host.to_owned(),
@@ -453,7 +482,7 @@ impl Shared {
         place: &Place,
         ask: Ask<'_>,
         response: Response<Incoming>,
-    ) -> Result<Response<Incoming>, (RegistryError, Option<Duration>)> {
+    ) -> Result<Response<Incoming>, Failed> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -470,28 +499,20 @@ impl Shared {
             StatusCode::NOT_FOUND => RegistryError::NotFound { registry, what, message },
             _ => RegistryError::Status { registry, what, status: status.as_u16(), message },
         };
-        Err((error, pause))
+        Err(Failed { error, pause })
     }
 }
 
-fn unreachable(host: &str, error: &hyper_util::client::legacy::Error) -> RegistryError {
-    // hyper's own text says less than what is below it.
-    let mut cause: Option<&(dyn Error + 'static)> = error.source();
-    let mut text = Vec::new();
-    while let Some(error) = cause {
-        if let Some(RegistryError::Certificates(_)) = error.downcast_ref() {
-            return RegistryError::Certificates(error.to_string());
-        }
-        text.push(error.to_string());
-        cause = error.source();
-    }
-    if text.is_empty() {
-        text.push(error.to_string());
-    }
-    RegistryError::Transport {
-        act: "reach",
-        place: host.to_owned(),
-        source: Arc::new(std::io::Error::other(text.join(": "))),
+/// Why a request failed, and how long the server wants to be left alone.
+#[derive(Debug)]
+struct Failed {
+    error: RegistryError,
+    pause: Option<Duration>,
+}
+
+impl From<RegistryError> for Failed {
+    fn from(error: RegistryError) -> Self {
+        Self { error, pause: None }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Connections: direct or through a proxy, plain or TLS.
 
+use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -25,6 +26,9 @@ use crate::settings::{Proxies, Proxy};
 /// The longest answer of a proxy to `CONNECT`.
 const PROXY_ANSWER: usize = 8 << 10;
 
+/// Where a proxy listens that is named without a port, as curl has it.
+const PROXY_PORT: u16 = 1080;
+
 /// Why there is no connection; its text is for people.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
@@ -40,6 +44,8 @@ pub(crate) enum ConnectError {
     },
     #[error("the proxy {host} {problem}")]
     Proxy { host: String, problem: String },
+    #[error("the proxy {host} {problem}")]
+    Refused { host: String, problem: String },
     #[error("encrypt the connection to {host}")]
     Tls {
         host: String,
@@ -91,7 +97,7 @@ impl Shared {
         let stream = match proxy {
             None => tcp(&host, port).await?,
             Some(proxy) => {
-                let stream = tcp(&proxy.host, proxy.host.port().unwrap_or(3128)).await?;
+                let stream = tcp(&proxy.host, proxy.host.port().unwrap_or(PROXY_PORT)).await?;
                 if https { tunnel(stream, proxy, &host, port).await? } else { stream }
             }
         };
@@ -150,8 +156,12 @@ async fn tunnel(
     if answer.starts_with(b"HTTP/1.") && status.starts_with(b"2") {
         return Ok(stream);
     }
-    let status = crate::error::printable(&String::from_utf8_lossy(status));
-    Err(problem(format!("opens no tunnel: status {status}")))
+    let code = crate::error::printable(&String::from_utf8_lossy(status));
+    let refused = format!("opens no tunnel: status {code}");
+    if status.starts_with(b"4") {
+        return Err(ConnectError::Refused { host: proxy.host.to_string(), problem: refused });
+    }
+    Err(problem(refused))
 }
 
 fn tls_config(authorities: Option<&str>) -> Result<Arc<ClientConfig>, RegistryError> {
@@ -189,6 +199,61 @@ fn tls_config(authorities: Option<&str>) -> Result<Arc<ClientConfig>, RegistryEr
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+/// What a request failed by, and whether it would again.
+pub(crate) fn unreachable(host: &str, error: &hyper_util::client::legacy::Error) -> RegistryError {
+    // hyper's own text says less than what is below it.
+    let mut cause: Option<&(dyn Error + 'static)> = error.source();
+    let mut text = Vec::new();
+    let mut kind = io::ErrorKind::Other;
+    while let Some(error) = cause {
+        match error.downcast_ref() {
+            Some(ConnectError::Certificates(error)) => return error.clone(),
+            Some(ConnectError::Tls { source, .. }) => {
+                if let Some(error) = untrusted(host, source) {
+                    return error;
+                }
+            }
+            Some(ConnectError::Refused { host, problem }) => {
+                let (place, problem) = (host.clone(), problem.clone());
+                return RegistryError::Unusable { place: format!("the proxy {place}"), problem };
+            }
+            Some(ConnectError::Tcp { source, .. }) => kind = nobody(source),
+            _ => {}
+        }
+        text.push(error.to_string());
+        cause = error.source();
+    }
+    if text.is_empty() {
+        text.push(error.to_string());
+    }
+    RegistryError::Transport {
+        act: "reach",
+        place: host.to_owned(),
+        source: Arc::new(io::Error::new(kind, text.join(": "))),
+    }
+}
+
+/// A failure of TLS that another try meets again.
+fn untrusted(host: &str, error: &io::Error) -> Option<RegistryError> {
+    use tokio_rustls::rustls::Error as TlsError;
+    match error.get_ref()?.downcast_ref::<TlsError>()? {
+        TlsError::InvalidCertificate(_) => Some(RegistryError::Certificates(format!(
+            "this host does not trust the certificate of {host}: {error}"
+        ))),
+        TlsError::InvalidMessage(_) => Some(RegistryError::Unusable {
+            place: host.to_owned(),
+            problem: format!("does not speak TLS: {error}"),
+        }),
+        _ => None,
+    }
+}
+
+/// The kind of a failed connection that [`RegistryError::is_nobody`] looks at. A name that cannot be
+/// resolved is no error of the system's, and has no number.
+fn nobody(error: &io::Error) -> io::ErrorKind {
+    if error.raw_os_error().is_none() { io::ErrorKind::NotFound } else { error.kind() }
 }
 
 impl tower_service::Service<Uri> for Connector {

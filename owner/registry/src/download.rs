@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::client::{Ask, Repository};
 use crate::error::RegistryError;
 use crate::headers::content_range;
-use crate::store::{Blob, BlobStore, Phase};
+use crate::store::{Blob, BlobStore, Phase, Turn};
 use crate::writer::{self, Part, Sender, Verdict};
 
 /// Chunks between the connection and the disk; a chunk is at most what one read of the socket gives.
@@ -36,8 +36,8 @@ pub(crate) struct Job {
 
 impl Job {
     /// Fetches it and says how it ended to all who follow.
-    pub(crate) async fn run(self) {
-        let end = self.fetch().await;
+    pub(crate) async fn run(self, turn: Turn) {
+        let end = self.fetch(turn).await;
         self.sender.send_modify(|follow| match end {
             Ok(()) => {
                 follow.visible = self.size;
@@ -47,9 +47,8 @@ impl Job {
         });
     }
 
-    async fn fetch(&self) -> Result<(), RegistryError> {
-        // Never closed.
-        let _slot = self.store.slots().acquire_owned().await;
+    async fn fetch(&self, turn: Turn) -> Result<(), RegistryError> {
+        let _slot = turn.await;
         loop {
             let (found, resumed) = match self.once().await {
                 Ok(end) => end,

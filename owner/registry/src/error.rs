@@ -24,6 +24,15 @@ pub enum RegistryError {
         #[source]
         source: Cause,
     },
+    /// Who cannot be spoken to as the settings say, now or later: a proxy that opens no tunnel, a
+    /// server without TLS.
+    #[error("{place} {problem}")]
+    Unusable {
+        /// Who.
+        place: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// A deadline passed.
     #[error("{place} {what} in {} s", .after.as_secs_f32())]
     Slow {
@@ -164,6 +173,14 @@ impl RegistryError {
             Self::Store { source, .. } => matches!(source.kind(), StorageFull | QuotaExceeded),
             _ => false,
         }
+    }
+
+    /// Returns whether nobody is there: the name or the port is nobody's.
+    pub(crate) fn is_nobody(&self) -> bool {
+        use std::io::ErrorKind::{ConnectionRefused, NotFound};
+        let Self::Transport { source, .. } = self else { return false };
+        let source = source.downcast_ref::<std::io::Error>();
+        source.is_some_and(|error| matches!(error.kind(), ConnectionRefused | NotFound))
     }
 
     /// Returns whether the same request may succeed a moment later.

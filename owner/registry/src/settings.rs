@@ -1,6 +1,7 @@
 //! How registries are reached: what the host's owner set, and what one request brings along.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use banger_types::{OciReference, RegistryAddress, RegistryHost, RegistryMirror};
@@ -174,7 +175,11 @@ impl Proxies {
     pub(crate) fn of(&self, https: bool, host: &RegistryHost) -> Option<&Proxy> {
         let proxy = if https { self.https.as_ref() } else { self.http.as_ref() }?;
         let name = host.host().to_ascii_lowercase();
+        let address: Option<IpAddr> = name.trim_matches(['[', ']']).parse().ok();
         let exempt = self.exempt.iter().any(|word| {
+            if let Some((network, length)) = network(word) {
+                return address.is_some_and(|address| is_within(address, network, length));
+            }
             let (word, port) = match word.rsplit_once(':') {
                 Some((word, port)) if !word.contains(':') => (word, port.parse::<u16>().ok()),
                 _ => (word.as_str(), None),
@@ -188,6 +193,29 @@ impl Proxies {
                 || (!domain.is_empty() && name.ends_with(&format!(".{domain}")))
         });
         (!exempt && !host.is_loopback()).then_some(proxy)
+    }
+}
+
+/// A word of `NO_PROXY` like `10.0.0.0/8` or `fd00::/8`.
+fn network(word: &str) -> Option<(IpAddr, u32)> {
+    let (address, length) = word.split_once('/')?;
+    let address: IpAddr = address.trim_matches(['[', ']']).parse().ok()?;
+    let length = length.parse().ok()?;
+    (length <= if address.is_ipv4() { 32 } else { 128 }).then_some((address, length))
+}
+
+fn is_within(address: IpAddr, network: IpAddr, length: u32) -> bool {
+    // What is shifted by all of its bits has none left.
+    match (address, network) {
+        (IpAddr::V4(address), IpAddr::V4(network)) => {
+            let differ = address.to_bits() ^ network.to_bits();
+            differ.checked_shr(32 - length).unwrap_or(0) == 0
+        }
+        (IpAddr::V6(address), IpAddr::V6(network)) => {
+            let differ = address.to_bits() ^ network.to_bits();
+            differ.checked_shr(128 - length).unwrap_or(0) == 0
+        }
+        _ => false,
     }
 }
 
@@ -257,7 +285,10 @@ mod tests {
         let proxies = Proxies::new(
             Some("http://alice:p%40ss@proxy.example:3128/"),
             Some("proxy.example"),
-            Some("corp.example, .inner.example,exact.example:444"),
+            Some(
+                "corp.example, .inner.example,exact.example:444,10.0.0.0/8,192.168.7.1,fd00::/8,\
+                 172.16.0.0/33",
+            ),
         )
         .unwrap();
         let used = |https, host: &str| proxies.of(https, &host.parse().unwrap()).is_some();
@@ -270,8 +301,14 @@ mod tests {
             "exact.example:444",
             "localhost",
             "127.0.0.1:1",
+            "10.200.1.2:5000",
+            "192.168.7.1",
+            "[fd00::1]:5000",
         ] {
             assert!(!used(true, exempt), "{exempt}");
+        }
+        for proxied in ["11.0.0.1", "192.168.7.2", "[fe80::1]", "172.16.0.1", "10.example"] {
+            assert!(used(true, proxied), "{proxied}");
         }
         let proxy = proxies.of(true, &"ghcr.io".parse().unwrap()).unwrap();
         assert_eq!(proxy.authorization.as_ref().unwrap().reveal(), "Basic YWxpY2U6cEBzcw==");

@@ -13,13 +13,16 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 
 use banger_types::{Digest, OciReference};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::AbortHandle;
+use tokio::task::coop::unconstrained;
 
 use crate::client::Repository;
 use crate::download;
@@ -28,6 +31,9 @@ use crate::manifest::Descriptor;
 
 /// The downloads at a time, of all pulls.
 const DOWNLOADS: usize = 3;
+
+/// A place in the queue for a download; `None` once the queue is closed, which it never is.
+pub(crate) type Turn = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
 /// How far a blob is.
 #[derive(Clone, Debug)]
@@ -142,8 +148,15 @@ impl BlobStore {
         self.0.root.join("tags").join(name.hex())
     }
 
-    pub(crate) fn slots(&self) -> Arc<Semaphore> {
-        Arc::clone(&self.0.slots)
+    /// Queues for a download. Who asks first has the first that is free, whichever task runs first.
+    fn turn(&self) -> Turn {
+        let turn = unconstrained(Arc::clone(&self.0.slots).acquire_owned());
+        let mut turn: Turn = Box::pin(async move { turn.await.ok() });
+        // It is its first poll that puts it into the semaphore's queue.
+        match turn.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(slot) => Box::pin(std::future::ready(slot)),
+            Poll::Pending => turn,
+        }
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<Digest, Weak<Blob>>> {
@@ -228,7 +241,7 @@ impl BlobStore {
                 sender: Arc::new(sender),
                 place: AtomicUsize::new(0),
             };
-            let _ = blob.task.set(tokio::spawn(job.run()).abort_handle());
+            let _ = blob.task.set(tokio::spawn(job.run(self.turn())).abort_handle());
         }
         live.insert(digest.clone(), Arc::downgrade(&blob));
         Ok((blob, true))
@@ -374,7 +387,7 @@ impl BlobStore {
     }
 }
 
-fn gone(error: io::Error) -> io::Result<()> {
+pub(crate) fn gone(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{RegistryError, stored};
-use crate::store::Follow;
+use crate::store::{Follow, gone};
 
 const BLOCK: usize = 256 << 10;
 
@@ -78,6 +78,10 @@ pub(crate) fn write(
                 return Ok(Verdict::Whole { found, resumed });
             }
         }
+    }
+    if at == 0 {
+        // With its lock held, so that nobody who comes next has it open unlocked.
+        std::fs::remove_file(path).or_else(gone).map_err(stored("remove", path))?;
     }
     Ok(Verdict::Abandoned)
 }

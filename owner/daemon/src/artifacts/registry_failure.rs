@@ -24,13 +24,13 @@ pub fn pull(reference: &OciReference, error: &RegistryError) -> ApiError {
         RegistryError::NotFound { .. } => {
             (ErrorCode::NotFound, Some("look at its name and tag".to_owned()))
         }
-        RegistryError::Throttled { .. } => {
+        RegistryError::Throttled { .. } | RegistryError::Status { status: 429, .. } => {
             (ErrorCode::Unavailable, Some("try again later, or log in to the registry".to_owned()))
         }
         RegistryError::Slow { .. } => {
             (ErrorCode::Timeout, Some("try again: it goes on where it stopped".to_owned()))
         }
-        RegistryError::Transport { .. } => (
+        RegistryError::Transport { .. } | RegistryError::Unusable { .. } => (
             ErrorCode::Unavailable,
             Some(
                 "is there a network? A registry without encryption has to be in \
@@ -66,7 +66,8 @@ pub fn pull(reference: &OciReference, error: &RegistryError) -> ApiError {
         RegistryError::Certificates(_) => (
             ErrorCode::Unavailable,
             Some(
-                "apt-get install ca-certificates, or `banger config set registry.ca_file`"
+                "apt-get install ca-certificates; for an authority of your own: `banger config set \
+                 registry.ca_file FILE`"
                     .to_owned(),
             ),
         ),

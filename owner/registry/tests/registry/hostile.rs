@@ -476,6 +476,33 @@ async fn nobody_who_listens_is_said() {
     assert!(error.contains("reach") && error.contains("refused"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_are_asked_for_in_the_order_in_which_they_are_read() {
+    const COUNT: usize = 12;
+    let layers: Vec<Vec<u8>> = (0..COUNT).map(|seed| noise(seed as u64, 20_000)).collect();
+    let layers: Vec<&[u8]> = layers.iter().map(Vec::as_slice).collect();
+    let contents = contents(&layers);
+    let names: Vec<String> =
+        layers.iter().map(|layer| format!("/v2/x/blobs/{}", digest(layer))).collect();
+    let server = Server::start(move |request, stream| {
+        // Long enough that all who may ask at once have.
+        std::thread::sleep(Duration::from_millis(100));
+        serve(&contents, request, stream);
+    });
+    let name = reference(&server.authority, "x");
+    pull_all(settings(), Access::default(), &Cache::new(), &name).await.unwrap();
+    let asked: Vec<usize> = server
+        .requests()
+        .iter()
+        .filter_map(|request| names.iter().position(|name| *name == request.target))
+        .collect();
+    assert_eq!(asked.len(), COUNT);
+    // Three are on their way at a time, and may overtake each other.
+    for (turn, layer) in asked.iter().enumerate() {
+        assert!(layer.abs_diff(COUNT - 1 - turn) <= 2, "{asked:?}");
+    }
+}
+
 #[tokio::test]
 async fn an_image_that_the_disk_has_no_room_for_is_not_begun() {
     let server = with_answer(&[b"layer"], is_manifest, |_, stream, bytes| {
@@ -513,4 +540,5 @@ async fn a_proxy_gets_the_requests_that_are_not_for_this_machine() {
         .unwrap_err();
     assert!(error.contains("no tunnel") && error.contains("403"), "{error}");
     assert_eq!(proxy.requests().last().unwrap().target, "registry.test:443");
+    assert_eq!(proxy.requests().len(), 4, "it is not asked again");
 }

@@ -9,6 +9,7 @@
 
 mod encrypted;
 mod hostile;
+mod logins;
 mod mirrors;
 mod real;
 mod resumed;
