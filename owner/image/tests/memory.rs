@@ -74,8 +74,9 @@ impl Made {
 /// What it is, how many entries, each of them, and why it is refused, if it is.
 type Case = (&'static str, u64, fn(u64) -> Vec<u8>, &'static str);
 
-const CASES: [Case; 3] = [
+const CASES: [Case; 4] = [
     ("a million empty files in one directory", 1_000_000, crowded, ""),
+    ("a flood of devices", 500_000, device, ""),
     ("names of 255 bytes without end", 200_000, long_names, "bytes of names"),
     ("directories below directories without end", 20_000, deep, "files and directories"),
 ];
@@ -86,6 +87,13 @@ fn empty(name: &str) -> Vec<u8> {
 
 fn crowded(number: u64) -> Vec<u8> {
     empty(&format!("file-{number:07}"))
+}
+
+/// Character and block devices, each of other numbers.
+fn device(number: u64) -> Vec<u8> {
+    let name = format!("dev/{number:07}");
+    let mut header = Header::new(name.as_bytes(), if number % 2 == 0 { b'3' } else { b'4' }, 0);
+    header.octal(329, 8, number % 4096).octal(337, 8, number / 4096).finish()
 }
 
 fn long_names(number: u64) -> Vec<u8> {
