@@ -6,12 +6,13 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
+use banger_harness::tree::{Mounted, cannot_compare, differences, umoci_unpack, walk};
 use banger_image::{
     BuildOptions, CancelFlag, ExportFormat, Image, ImageStoreError, NewImage, NoProgress, Selection,
 };
 use banger_types::{ImageConfig, ImageConfigFields};
 use support::layered::plain;
-use support::tree::{Mounted, cannot_compare, differences, umoci_unpack, walk, write_layout};
+use support::layout::write_layout;
 use support::{Header, Store, archive, chain, content, directory, file, link, pax};
 
 impl Store {

@@ -92,7 +92,8 @@ fn crowded(number: u64) -> Vec<u8> {
 /// Character and block devices, each of other numbers.
 fn device(number: u64) -> Vec<u8> {
     let name = format!("dev/{number:07}");
-    let mut header = Header::new(name.as_bytes(), if number % 2 == 0 { b'3' } else { b'4' }, 0);
+    let mut header =
+        Header::new(name.as_bytes(), if number.is_multiple_of(2) { b'3' } else { b'4' }, 0);
     header.octal(329, 8, number % 4096).octal(337, 8, number / 4096).finish()
 }
 

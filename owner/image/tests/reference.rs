@@ -4,9 +4,10 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
+use banger_harness::tree::{Mounted, cannot_compare, differences, umoci_unpack, walk};
 use banger_image::{BuildError, Layer, LayerMediaType};
 use support::layered::{coded, plain};
-use support::tree::{Mounted, cannot_compare, differences, umoci_unpack, walk, write_layout};
+use support::layout::write_layout;
 use support::{Header, Store, archive, chain, directory, file, link, pax};
 
 /// Builds `layers` and has umoci unpack them; our result, and what umoci says of it.

@@ -23,6 +23,7 @@ mod qcow2;
 mod registry;
 mod rootfs;
 mod terminal;
+pub mod tree;
 mod user;
 
 pub use application_rootfs::application_rootfs;

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 pub mod layered;
-pub mod tree;
+pub mod layout;
 
 use std::path::Path;
 use std::process::Command;

@@ -13,6 +13,7 @@ mod guest;
 mod kernels;
 mod matrix;
 mod own_kernel;
+mod references;
 mod refusals;
 mod registries;
 mod setup;

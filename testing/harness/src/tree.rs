@@ -1,4 +1,5 @@
-//! Trees on the host, as root sees them: an image that is mounted, or a layout unpacked by `umoci`.
+//! Trees on the host, as root sees them: an image that is mounted, or a layout unpacked by `umoci`;
+//! and where two of them differ.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,25 +8,29 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use banger_image::Layer;
-
-use super::layered::digest;
-
 /// All that is compared of one path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
+    /// Its kind and permissions (`st_mode`).
     pub mode: u32,
+    /// User and group.
     pub owner: (u32, u32),
+    /// Seconds and nanoseconds since 1970.
     pub modified: (i64, i64),
+    /// What a device node leads to; else 0.
     pub device: u64,
     /// The first path of the same inode.
     pub first: PathBuf,
+    /// Names of the inode; 0 for directories.
     pub links: u64,
+    /// Extended attributes, capabilities among them.
     pub attributes: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// A file's bytes, or where a link leads.
     pub content: Vec<u8>,
 }
 
 /// Walks `root`; directories have no link count and their own path as the first.
+#[must_use]
 pub fn walk(root: &Path) -> BTreeMap<PathBuf, Found> {
     let mut found = BTreeMap::new();
     let mut firsts = BTreeMap::new();
@@ -98,6 +103,7 @@ fn attributes(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 /// Says where two trees differ. `theirs` has directories that were made or changed just now: those
 /// without an entry, and those that umoci emptied by an opaque whiteout. Their times are its own.
+#[must_use]
 pub fn differences(
     ours: &BTreeMap<PathBuf, Found>,
     theirs: &BTreeMap<PathBuf, Found>,
@@ -130,9 +136,12 @@ pub fn differences(
 }
 
 /// An image mounted read-only, until it is dropped.
+#[derive(Debug)]
 pub struct Mounted(pub tempfile::TempDir);
 
 impl Mounted {
+    /// Mounts an ext4 image; needs root and a loop device.
+    #[must_use]
     pub fn new(image: &Path) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let output = Command::new("/usr/bin/mount")
@@ -154,6 +163,7 @@ impl Drop for Mounted {
 }
 
 /// Why trees cannot be made and compared here, if they cannot.
+#[must_use]
 pub fn cannot_compare() -> Option<&'static str> {
     if !rustix::process::geteuid().is_root() {
         return Some("only root can unpack and mount");
@@ -169,50 +179,11 @@ pub fn cannot_compare() -> Option<&'static str> {
     None
 }
 
-/// Writes an OCI layout of `layers` with the tag `test`.
-pub fn write_layout(path: &Path, layers: &[Layer], config: &str) {
-    let blobs = path.join("blobs/sha256");
-    fs::create_dir_all(&blobs).expect("a directory");
-    let put = |bytes: &[u8]| {
-        let digest = digest(bytes);
-        fs::write(blobs.join(digest.hex()), bytes).expect("a blob");
-        (digest, bytes.len())
-    };
-    let mut listed = Vec::new();
-    for layer in layers {
-        let mut bytes = Vec::new();
-        std::io::Read::read_to_end(&mut layer.source.open().expect("a layer"), &mut bytes)
-            .expect("a layer");
-        let (digest, size) = put(&bytes);
-        let kind = match layer.media_type {
-            banger_image::LayerMediaType::Tar => "tar",
-            banger_image::LayerMediaType::Gzip => "tar+gzip",
-            banger_image::LayerMediaType::Zstd => "tar+zstd",
-        };
-        listed.push(format!(
-            r#"{{"mediaType":"application/vnd.oci.image.layer.v1.{kind}","digest":"{digest}","size":{size}}}"#
-        ));
-    }
-    let ids: Vec<_> = layers.iter().map(|layer| format!("\"{}\"", layer.diff_id)).collect();
-    let (config, config_size) = put(format!(
-        r#"{{"architecture":"amd64","os":"linux","config":{config},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
-        ids.join(",")
-    ).as_bytes());
-    let (manifest, manifest_size) = put(format!(
-        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{config}","size":{config_size}}},"layers":[{}]}}"#,
-        listed.join(",")
-    ).as_bytes());
-    fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("a file");
-    fs::write(
-        path.join("index.json"),
-        format!(
-            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{manifest}","size":{manifest_size},"annotations":{{"org.opencontainers.image.ref.name":"test"}}}}]}}"#
-        ),
-    )
-    .expect("a file");
-}
-
-/// Unpacks the tag `test` of the layout at `path`; an error is what `umoci` said.
+/// Unpacks the tag `test` of the layout at `layout` into the folder `to`, which it makes; returns the
+/// tree's root.
+///
+/// # Errors
+/// What `umoci` said.
 pub fn umoci_unpack(layout: &Path, to: &Path) -> Result<PathBuf, String> {
     let output = Command::new("/usr/bin/umoci")
         .args(["unpack", "--image"])
