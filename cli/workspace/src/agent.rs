@@ -46,6 +46,9 @@ const REPLY_LIMIT: usize = 64 << 10;
 const ENTRIES_MOST: usize = 4_000_000;
 const LISTING_LIMIT: usize = 1 << 30;
 
+/// Longest path (path_resolution(7): PATH_MAX).
+const PATH_LIMIT: u64 = 4096;
+
 /// A guest's agent.
 pub struct AgentGuest {
     dial: Box<dyn Dial>,
@@ -155,10 +158,24 @@ impl AgentGuest {
         )?;
         let mut wanted: HashSet<&[u8]> = names.iter().map(Vec::as_slice).collect();
         let mut archive = tar::Archive::new(&mut incoming);
+        let (mut long_name, mut long_link) = (None, None);
         let mut total: u64 = 0;
-        for entry in archive.entries().map_err(GuestError::other)? {
+        // Raw, because the tar crate gathers a long name in memory however long it is.
+        for entry in archive.entries().map_err(GuestError::other)?.raw(true) {
             let mut entry = entry.map_err(GuestError::other)?;
-            let name = entry.path_bytes().into_owned();
+            let long = match entry.header().entry_type() {
+                tar::EntryType::GNULongName => Some(&mut long_name),
+                tar::EntryType::GNULongLink => Some(&mut long_link),
+                _ => None,
+            };
+            if let Some(long) = long {
+                if long.replace(read_long(&mut entry)?).is_some() {
+                    return Err(GuestError::Bad("an entry has two names".to_owned()));
+                }
+                continue;
+            }
+            let name = long_name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
+            let link = long_link.take();
             if !wanted.remove(&name[..]) {
                 let name =
                     banger_agent_api::printable_excerpt(&String::from_utf8_lossy(&name), 100);
@@ -172,8 +189,8 @@ impl AgentGuest {
             }
             let kind = entry.header().entry_type();
             let taken = if kind.is_symlink() {
-                let target = entry.link_name_bytes().map(|name| name.into_owned());
-                let target = target.unwrap_or_default();
+                let short = || entry.link_name_bytes().map(|name| name.into_owned());
+                let target = link.or_else(short).unwrap_or_default();
                 let length = target.len() as u64;
                 take(&name, (ListedKind::Link, mode), length, &mut &target[..])
             } else if kind.is_file() {
@@ -228,6 +245,16 @@ impl AgentGuest {
         let handle = self.handle.clone();
         Ok(Incoming { reply, chunks, current: Bytes::new(), ended: false, handle })
     }
+}
+
+/// Reads a name that did not fit its header.
+fn read_long(entry: &mut impl Read) -> Result<Vec<u8>, GuestError> {
+    let mut name = Vec::new();
+    entry.take(PATH_LIMIT + 2).read_to_end(&mut name).map_err(GuestError::other)?;
+    if name.pop() != Some(0) || name.len() as u64 > PATH_LIMIT {
+        return Err(GuestError::Bad(format!("a name is over {PATH_LIMIT} bytes long")));
+    }
+    Ok(name)
 }
 
 /// Bytes that come from the guest.
@@ -351,4 +378,77 @@ async fn answer_of(
 /// Returns a name of the guest as a path; the listing's decoder has checked it.
 pub(crate) fn as_path(name: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// A guest that answers every call with the same tar, and then with zeros without an end.
+    struct Hostile {
+        tar: Vec<u8>,
+        taken: Arc<AtomicU64>,
+    }
+
+    impl Dial for Hostile {
+        fn dial(
+            &self,
+            _: Call,
+        ) -> Pin<
+            Box<
+                dyn Future<Output = Result<(serde_json::Value, Box<dyn Stream>), GuestError>>
+                    + Send
+                    + '_,
+            >,
+        > {
+            let (tar, taken) = (self.tar.clone(), Arc::clone(&self.taken));
+            Box::pin(async move {
+                let (near, far) = tokio::io::duplex(MAX_FRAME_PAYLOAD);
+                tokio::spawn(async move {
+                    let mut writer = FrameWriter::new(far);
+                    let mut bytes = Bytes::from(tar);
+                    while writer.send(&Frame::Data(bytes.clone())).await.is_ok() {
+                        taken.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        bytes = Bytes::from(vec![b'a'; MAX_FRAME_PAYLOAD]);
+                    }
+                });
+                let near: Box<dyn Stream> = Box::new(near);
+                Ok((serde_json::Value::Null, near))
+            })
+        }
+    }
+
+    fn get(kind: u8, size: u64) -> (GuestError, u64) {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::new(kind));
+        header.set_mode(0o644);
+        header.set_size(size);
+        header.set_cksum();
+        let tar = header.as_bytes().to_vec();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (end, ended) = oneshot::channel::<()>();
+        let handle = runtime.handle().clone();
+        let driver = std::thread::spawn(move || runtime.block_on(ended));
+        let taken = Arc::new(AtomicU64::new(0));
+        let hostile = Hostile { tar, taken: Arc::clone(&taken) };
+        let mut guest = AgentGuest::new(Box::new(hostile), handle);
+        let path = GuestPath::new("/root/repo").unwrap();
+        let names = [b"wanted".to_vec()];
+        let error = guest.get(&path, &names, 1 << 30, &mut |_, _, _, _| Ok(())).unwrap_err();
+        drop(end);
+        let _ = driver.join().unwrap();
+        (error, taken.load(Ordering::Relaxed))
+    }
+
+    #[test]
+    fn a_name_without_an_end_is_not_gathered() {
+        for kind in *b"LKx" {
+            let (error, taken) = get(kind, 4 << 30);
+            assert!(matches!(error, GuestError::Bad(_)), "{error:?}");
+            assert!(taken < 64 * MAX_FRAME_PAYLOAD as u64, "{taken} bytes of kind {kind}");
+        }
+    }
 }

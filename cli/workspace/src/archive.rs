@@ -65,9 +65,14 @@ impl<W: Write> Archive<W> {
     }
 
     /// Adds a symbolic link.
-    pub fn link(&mut self, path: &Path, target: &[u8]) -> Result<(), WorkspaceError> {
+    pub fn link(
+        &mut self,
+        path: &Path,
+        modified: u64,
+        target: &[u8],
+    ) -> Result<(), WorkspaceError> {
         self.directory(path.parent().unwrap_or(Path::new("")))?;
-        let mut header = header(tar::EntryType::Symlink, 0o777, 0, now());
+        let mut header = header(tar::EntryType::Symlink, 0o777, 0, modified);
         // Byte for byte where it fits the header; append_link would tidy the target up.
         if header.set_link_name_literal(target).is_ok() {
             return self.append(path, &mut header, io::empty());
@@ -97,8 +102,9 @@ impl<W: Write> Archive<W> {
     }
 }
 
-/// The time of directories and links, which git does not keep and a checkout makes anew.
-fn now() -> u64 {
+/// The time of directories and links, which git does not keep and a checkout makes anew, in seconds
+/// since the epoch.
+pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }

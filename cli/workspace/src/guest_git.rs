@@ -32,9 +32,6 @@ const INDEX_LIMIT: u64 = 1 << 30;
 const EXCLUDE_LIMIT: u64 = 1 << 20;
 const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
-/// Directories of a repository that hold no branch.
-const WITHOUT_REFS: [&str; 7] = ["objects", "logs", "hooks", "info", "lfs", "modules", "worktrees"];
-
 /// A guest's branches: `HEAD` and what is in `refs/`, by name.
 pub(crate) type Refs = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -388,35 +385,39 @@ fn read_refs(
     }
     path.extend_from_slice(b"/.git");
     let path = GuestPath::new(path).map_err(|error| failed()(GuestError::other(error)))?;
-    let listing = match guest.list(&path, &WITHOUT_REFS) {
-        // Removed in the guest: then there is nothing there to lose.
+    let below = GuestPath::new([path.as_bytes(), b"/refs"].concat())
+        .map_err(|error| failed()(GuestError::other(error)))?;
+    let entries = match guest.list(&below, &[]) {
+        // It or all of the repository was removed in the guest.
+        Err(GuestError::NotFound(_)) => Vec::new(),
+        other => other.map_err(failed())?.entries,
+    };
+    let files = entries.into_iter().filter(|listed| listed.kind == ListedKind::File);
+    let mut names: Vec<Vec<u8>> = files
+        .filter(|listed| !listed.name.starts_with(b"remotes/"))
+        .map(|listed| [b"refs/", &listed.name[..]].concat())
+        .collect();
+    if names.len() > REFS_MOST {
+        let why = format!("there are more than {REFS_MOST} branches and tags");
+        return Err(failed()(GuestError::Bad(why)));
+    }
+    names.extend([b"HEAD".to_vec(), b"packed-refs".to_vec()]);
+    let mut packed = Vec::new();
+    let got = guest.get(&path, &names, REFS_LIMIT, &mut |name, _, _, content| {
+        let mut value = Vec::new();
+        content.read_to_end(&mut value)?;
+        if name == b"packed-refs" {
+            packed = value;
+        } else {
+            refs.insert(ref_name(place, name), value.trim_ascii_end().to_vec());
+        }
+        Ok(())
+    });
+    match got {
+        // Then there is nothing there to lose.
         Err(GuestError::NotFound(_)) => return Ok(()),
         other => other.map_err(failed())?,
-    };
-    let names: Vec<Vec<u8>> = listing
-        .entries
-        .into_iter()
-        .filter(|listed| listed.kind == ListedKind::File)
-        .map(|listed| listed.name)
-        .filter(|name| {
-            matches!(&name[..], b"HEAD" | b"packed-refs")
-                || (name.starts_with(b"refs/") && !name.starts_with(b"refs/remotes/"))
-        })
-        .take(REFS_MOST)
-        .collect();
-    let mut packed = Vec::new();
-    guest
-        .get(&path, &names, REFS_LIMIT, &mut |name, _, _, content| {
-            let mut value = Vec::new();
-            content.read_to_end(&mut value)?;
-            if name == b"packed-refs" {
-                packed = value;
-            } else {
-                refs.insert(ref_name(place, name), value.trim_ascii_end().to_vec());
-            }
-            Ok(())
-        })
-        .map_err(failed())?;
+    }
     // `<object> SP <name>`; a peeled tag begins with ^ and a comment with # (git-pack-refs(1)).
     for line in packed.split(|&byte| byte == b'\n') {
         let mut parts = line.splitn(2, |&byte| byte == b' ');

@@ -1,15 +1,15 @@
 //! Puts a snapshot into a guest: all of it the first time, later what is different.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use banger_agent_api::{GuestPath, ListedKind};
+use banger_agent_api::{GuestPath, Listed, ListedKind};
 
 use crate::agent::AgentGuest;
-use crate::archive::Archive;
+use crate::archive::{self, Archive};
 use crate::base::{self, Tree, is_settled};
 use crate::error::{GuestError, WorkspaceError};
 use crate::files::{self, Entry, open_beneath};
@@ -60,10 +60,11 @@ pub fn prepare(
     let mut there = Tree::new();
     let mut old_names = Tree::new();
     let mut is_first = true;
+    let mut looked_at = None;
     if kept.has_base() {
         old_names = base::tree(&kept.base(), BASE)?;
         if !cut_off {
-            let work = Work::collect(kept, guest, root)?;
+            let work = Work::collect_for(kept, guest, root, &snapshot.tree)?;
             there = work.tree()?;
             if !plan.force
                 && let Some(what) = work.lost(&there, &snapshot.tree)
@@ -71,6 +72,7 @@ pub fn prepare(
                 return Err(WorkspaceError::NewerWork { what });
             }
             is_first = work.is_repository_gone();
+            looked_at = Some(work);
         }
     } else if !plan.force && !is_empty(guest, root)? {
         return Err(WorkspaceError::Occupied { path: root.to_string() });
@@ -94,7 +96,9 @@ pub fn prepare(
     let sink =
         guest.put(root).map_err(WorkspaceError::guest("copy the repository into the machine"))?;
     let mut counted = Counted { sink, sent: 0, progress };
-    let packed = pack(kept, snapshot, &removals, &send, packs_there, &mut counted, &mut prepared);
+    let mut sent = Sent::new();
+    let what = (&removals[..], &send[..], packs_there);
+    let packed = pack(kept, snapshot, what, &mut counted, &mut prepared, &mut sent);
     prepared.bytes = counted.sent;
     let operation = "copy the repository into the machine";
     match packed {
@@ -109,16 +113,47 @@ pub fn prepare(
         Err(error) => return Err(error),
     }
     counted.sink.finish().map_err(WorkspaceError::guest(operation))?;
-    settle(kept, snapshot, guest, root)?;
+    let is_known = |listed: &Listed| match sent.get(&listed.name) {
+        Some(sent) => sent.is(listed),
+        // It was not sent because it was looked at and had the content already.
+        None => looked_at.as_ref().is_some_and(|work| work.has_seen(listed)),
+    };
+    settle(kept, snapshot, guest, root, is_known)?;
     Ok(prepared)
 }
 
-/// Notes what the guest has now.
+/// What a file or link was sent as, by name; what the guest lists otherwise was changed there meanwhile.
+type Sent = HashMap<Vec<u8>, SentEntry>;
+
+#[derive(Debug)]
+struct SentEntry {
+    kind: ListedKind,
+    mode: u32,
+    size: u64,
+    /// Seconds since the epoch.
+    modified: u64,
+    /// Whether the content is surely that of the snapshot.
+    as_taken: bool,
+}
+
+impl SentEntry {
+    fn is(&self, listed: &Listed) -> bool {
+        self.as_taken
+            && self.kind == listed.kind
+            && self.size == listed.size
+            && self.mode == files::git_mode(listed.kind, listed.mode)
+            && u64::try_from(listed.modified_nanos).ok() == self.modified.checked_mul(1_000_000_000)
+    }
+}
+
+/// Notes what the guest has now; of files that may have changed while the others went nothing, so that
+/// their content is compared the next time.
 fn settle(
     kept: &Kept,
     snapshot: &Snapshot,
     guest: &mut AgentGuest,
     root: &GuestPath,
+    is_known: impl Fn(&Listed) -> bool,
 ) -> Result<(), WorkspaceError> {
     let listing =
         guest.list(root, &[".git"]).map_err(WorkspaceError::guest("list the machine's files"))?;
@@ -127,7 +162,7 @@ fn settle(
         .iter()
         .filter(|listed| matches!(listed.kind, ListedKind::File | ListedKind::Link))
         .filter(|listed| snapshot.tree.contains_key(&listed.name))
-        .filter(|listed| is_settled(listed, listing.now_nanos));
+        .filter(|listed| is_settled(listed, listing.now_nanos) && is_known(listed));
     base::save(&kept.path("guest"), settled)?;
     base::save(&kept.path("host"), snapshot.host.values())?;
     let places = snapshot.gits.iter().map(|git| git.place.as_os_str().as_bytes().to_vec());
@@ -197,11 +232,10 @@ impl<S: Write> Write for Counted<'_, S> {
 fn pack(
     kept: &Kept,
     snapshot: &Snapshot,
-    removals: &[PathBuf],
-    send: &[&Vec<u8>],
-    packs_there: Option<Vec<PacksThere>>,
+    (removals, send, packs_there): (&[PathBuf], &[&Vec<u8>], Option<Vec<PacksThere>>),
     sink: impl Write,
     prepared: &mut Prepared,
+    sent: &mut Sent,
 ) -> Result<(), WorkspaceError> {
     let mut archive = Archive::new(sink);
     for path in removals {
@@ -215,12 +249,16 @@ fn pack(
             archive.directory(&place.join(absent))?;
         }
     }
+    let now = archive::now();
     let top = files::open_top(&snapshot.workspace.top)?;
     let mut objects = snapshot.objects(kept)?;
     for name in send {
         let path = Path::new(OsStr::from_bytes(name));
         let mode = snapshot.tree[*name].mode;
         let permissions = if mode & 0o100 == 0 { 0o644 } else { 0o755 };
+        let mut note = |kind, size, modified, as_taken| {
+            sent.insert((*name).clone(), SentEntry { kind, mode, size, modified, as_taken });
+        };
         if let Some(objects) = &mut objects {
             let failed = |source| WorkspaceError::Pack { path: path.to_owned(), source };
             let object = &snapshot.tree[*name].object;
@@ -228,8 +266,10 @@ fn pack(
                 if mode == 0o120_000 {
                     let mut target = Vec::new();
                     content.read_to_end(&mut target)?;
-                    return Ok(archive.link(path, &target));
+                    note(ListedKind::Link, size, now, true);
+                    return Ok(archive.link(path, now, &target));
                 }
+                note(ListedKind::File, size, 0, true);
                 Ok(archive.file(path, permissions, size, 0, content))
             });
             sent.map_err(failed)??;
@@ -243,14 +283,12 @@ fn pack(
         let (Entry::File(_, metadata) | Entry::Link(_, metadata)) = &entry;
         let before = files::listed(path, metadata);
         // The listing lacks what had just been changed then; for those the mode alone can tell.
-        let as_taken = snapshot.host.get(*name).is_none_or(|taken| *taken == before)
+        let mut as_taken = snapshot.host.get(*name).is_none_or(|taken| *taken == before)
             && files::git_mode(before.kind, before.mode) == mode;
         match entry {
             Entry::Link(target, _) => {
-                archive.link(path, &target)?;
-                if !as_taken {
-                    prepared.changed_meanwhile.push(path.to_owned());
-                }
+                archive.link(path, now, &target)?;
+                note(ListedKind::Link, target.len() as u64, now, as_taken);
             }
             Entry::File(file, metadata) => {
                 let again = file
@@ -259,10 +297,12 @@ fn pack(
                 let modified = u64::try_from(before.modified_nanos / 1_000_000_000).unwrap_or(0);
                 archive.file(path, permissions, metadata.len(), modified, file)?;
                 let after = again.metadata().map(|metadata| files::listed(path, &metadata));
-                if !as_taken || after.ok().as_ref() != Some(&before) {
-                    prepared.changed_meanwhile.push(path.to_owned());
-                }
+                as_taken &= after.ok().as_ref() == Some(&before);
+                note(ListedKind::File, metadata.len(), modified, as_taken);
             }
+        }
+        if !as_taken {
+            prepared.changed_meanwhile.push(path.to_owned());
         }
         prepared.sent += 1;
     }

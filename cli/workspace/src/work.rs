@@ -16,7 +16,7 @@ use std::process::Stdio;
 use banger_agent_api::{GuestPath, Listed, ListedKind, printable_excerpt};
 
 use crate::agent::{AgentGuest, as_path};
-use crate::base::{self, Tree};
+use crate::base::{self, Listing, Tree, is_settled};
 use crate::error::WorkspaceError;
 use crate::fast_import::{Content, FastImport};
 use crate::files::git_mode;
@@ -72,6 +72,8 @@ pub struct Work {
     moved_branches: Vec<String>,
     repositories: Vec<Vec<u8>>,
     repository_gone: bool,
+    /// What was listed and looked at, as far as a later change of it would show.
+    seen: Listing,
 }
 
 impl Work {
@@ -80,6 +82,17 @@ impl Work {
         kept: &Kept,
         guest: &mut AgentGuest,
         root: &GuestPath,
+    ) -> Result<Self, WorkspaceError> {
+        Self::collect_for(kept, guest, root, &Tree::new())
+    }
+
+    /// Looks at the guest, also at those of its files that are ignored or in a repository of its own and
+    /// that `next` would replace.
+    pub(crate) fn collect_for(
+        kept: &Kept,
+        guest: &mut AgentGuest,
+        root: &GuestPath,
+        next: &Tree,
     ) -> Result<Self, WorkspaceError> {
         if !kept.has_base() {
             return Err(WorkspaceError::NotKept { path: kept.directory().to_owned() });
@@ -94,12 +107,17 @@ impl Work {
         let new = not_ignored(repository.path(), guest, root, &listing.entries, found.new)?;
         let mut fetched = found.changed;
         fetched.extend(new);
+        fetched.extend(in_the_way(&listing.entries, &tree, next));
+        fetched.sort_unstable();
+        fetched.dedup();
         let mut gone = found.gone;
         build_tip(repository.path(), guest, root, &tree, &fetched, &mut gone)?;
         let changes = changes(repository.path(), BASE)?;
         let places: Vec<Vec<u8>> = places(kept)?;
         let moved_branches = guest_git::moved_refs(&kept.path("refs"), guest, root, &places)?;
         let repository_gone = !listing.entries.iter().any(|listed| listed.name == b".git");
+        let now = listing.now_nanos;
+        let settled = listing.entries.into_iter().filter(|listed| is_settled(listed, now));
         Ok(Self {
             repository,
             against: BASE,
@@ -107,6 +125,7 @@ impl Work {
             moved_branches,
             repositories: found.repositories,
             repository_gone,
+            seen: settled.map(|listed| (listed.name.clone(), listed)).collect(),
         })
     }
 
@@ -178,10 +197,11 @@ impl Work {
             let new = (change.kind, &change.name);
             [new].into_iter().chain(change.from.as_ref().map(|from| (ChangeKind::Deleted, from)))
         });
+        let directories = directories(next);
         let lost: Vec<&Vec<u8>> = names
             .filter(|(kind, name)| {
                 let stays = matches!(kind, ChangeKind::Added | ChangeKind::Renamed)
-                    && !next.contains_key(*name);
+                    && !meets(name, next, &directories);
                 there.get(*name) != next.get(*name) && !stays
             })
             .map(|(_, name)| name)
@@ -197,6 +217,11 @@ impl Work {
         let branches = self.moved_branches.iter().take(SHOWN);
         parts.extend(branches.map(|name| format!("branch {}", printable_excerpt(name, 100))));
         (!parts.is_empty()).then(|| parts.join(", "))
+    }
+
+    /// Returns whether a file of the guest is the one that was looked at.
+    pub(crate) fn has_seen(&self, listed: &Listed) -> bool {
+        self.seen.get(&listed.name) == Some(listed)
     }
 
     pub(crate) fn is_repository_gone(&self) -> bool {
@@ -235,6 +260,36 @@ fn diff_tree(repository: &Path) -> std::process::Command {
     git.args(["-c", "diff.renameLimit=2000", "diff-tree", "-r", "-M", "--no-ext-diff"]);
     git.args(["--no-textconv", "--no-color"]);
     git
+}
+
+/// The directories that a tree has.
+fn directories(tree: &Tree) -> HashSet<&Path> {
+    tree.keys().flat_map(|name| as_path(name).ancestors().skip(1)).collect()
+}
+
+/// Returns whether a file of the guest is one of `next`, or where `next` has a directory, or in a
+/// directory where `next` has a file.
+fn meets(name: &[u8], next: &Tree, directories: &HashSet<&Path>) -> bool {
+    let path = as_path(name);
+    directories.contains(path)
+        || path.ancestors().any(|place| next.contains_key(place.as_os_str().as_bytes()))
+}
+
+/// Returns the files of the guest that were not carried, and that `next` would replace.
+fn in_the_way(entries: &[Listed], tree: &Tree, next: &Tree) -> Vec<Vec<u8>> {
+    let directories = directories(next);
+    entries
+        .iter()
+        .filter(|listed| matches!(listed.kind, ListedKind::File | ListedKind::Link))
+        .filter(|listed| !tree.contains_key(&listed.name) && !is_gits(as_path(&listed.name)))
+        .filter(|listed| meets(&listed.name, next, &directories))
+        .map(|listed| listed.name.clone())
+        .collect()
+}
+
+/// Returns whether git takes no such name, in any case of its letters.
+fn is_gits(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str().as_bytes().eq_ignore_ascii_case(b".git"))
 }
 
 /// Makes a repository that has the objects of what was carried, and goes with its value.
@@ -295,7 +350,7 @@ struct Found {
 }
 
 impl Found {
-    fn sort(entries: &[Listed], tree: &Tree, known: &base::Listing) -> Self {
+    fn sort(entries: &[Listed], tree: &Tree, known: &Listing) -> Self {
         let mut found = Self {
             changed: Vec::new(),
             new: Vec::new(),
@@ -326,11 +381,7 @@ impl Found {
                 continue;
             }
             let path = as_path(&listed.name);
-            // Git takes no such name, in any case of its letters.
-            let is_git = path
-                .components()
-                .any(|part| part.as_os_str().as_bytes().eq_ignore_ascii_case(b".git"));
-            if is_git {
+            if is_gits(path) {
                 continue;
             }
             if tree.contains_key(&listed.name) {

@@ -1,6 +1,7 @@
 //! Preparing again: what the guest has is not what was made for it.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use banger_workspace::WorkspaceError;
 
@@ -63,4 +64,82 @@ fn a_guest_that_packed_anew_gets_what_it_lacks_and_nothing_twice() {
     guest.prepare(repository.open());
     git(&guest.path(), &["fsck", "--strict"]);
     assert_eq!(files(&guest.path()), files(&repository.path()));
+}
+
+#[test]
+fn what_the_guest_changes_while_files_go_is_its_work() {
+    let repository = Repository::new();
+    repository.write("a", "1\n");
+    repository.write("same", "1\n");
+    repository.commit();
+    let Some(mut guest) = Guest::new() else { return };
+    guest.prepare(repository.open());
+    repository.write("a", "2\n");
+    repository.write("z", vec![0; 64 << 20]);
+    repository.commit();
+    let edited = AtomicBool::new(false);
+    let top = guest.path();
+    guest.prepare_while(repository.open(), &|_| {
+        // Once it has landed, and the next one is on its way.
+        let has_landed = fs::read(top.join("a")).is_ok_and(|content| content == b"2\n");
+        if has_landed && !edited.swap(true, Ordering::Relaxed) {
+            fs::write(top.join("a"), "3\n").unwrap();
+            fs::write(top.join("same"), "3\n").unwrap();
+        }
+    });
+    assert!(edited.into_inner());
+    let work = guest.work();
+    let names: Vec<&[u8]> = work.changes().iter().map(|change| &change.name[..]).collect();
+    assert_eq!(names, [&b"a"[..], b"same"]);
+    repository.write("a", "4\n");
+    let refused = guest.try_prepare(repository.open(), false);
+    assert!(matches!(refused, Err(WorkspaceError::NewerWork { .. })), "{refused:?}");
+}
+
+#[test]
+fn ignored_files_of_the_guest_are_not_overwritten_untold() {
+    let cases: [(&str, &str, &str); 4] = [
+        ("build/out", "build/out", "ignored, and tracked now"),
+        ("build", "build/out", "a file where a directory comes"),
+        ("own/file", "own/file", "in a repository of the guest's"),
+        ("plain", "plain/file", "not ignored, where a directory comes"),
+    ];
+    for (in_guest, on_host, why) in cases {
+        let repository = Repository::new();
+        repository.write(".gitignore", "build\n");
+        repository.commit();
+        let Some(mut guest) = Guest::new() else { return };
+        guest.prepare(repository.open());
+        guest.write(in_guest, "by the guest");
+        if in_guest.starts_with("own/") {
+            git(&guest.path().join("own"), &["init", "--quiet"]);
+        }
+        assert!(guest.try_prepare(repository.open(), false).is_ok(), "{why}");
+        repository.write(on_host, "by the host");
+        repository.git(&["add", "--force", on_host]);
+        let refused = guest.try_prepare(repository.open(), false);
+        let error = refused.expect_err(why);
+        assert!(
+            matches!(&error, WorkspaceError::NewerWork { what } if what == in_guest),
+            "{why}: {error:?}"
+        );
+        assert_eq!(fs::read_to_string(guest.path().join(in_guest)).unwrap(), "by the guest");
+        guest.try_prepare(repository.open(), true).unwrap();
+        assert_eq!(fs::read_to_string(guest.path().join(on_host)).unwrap(), "by the host");
+    }
+}
+
+#[test]
+fn a_branch_of_any_name_is_seen() {
+    let repository = Repository::new();
+    repository.write("a", "1");
+    repository.commit();
+    let Some(mut guest) = Guest::new() else { return };
+    guest.prepare(repository.open());
+    for name in ["hooks/fix", "info/x", "objects", "topic/logs/y"] {
+        git(&guest.path(), &["branch", name]);
+    }
+    assert_eq!(guest.work().moved_branches(), ["hooks/fix", "info/x", "objects", "topic/logs/y"]);
+    fs::remove_dir_all(guest.path().join(".git")).unwrap();
+    assert!(guest.work().moved_branches().is_empty());
 }

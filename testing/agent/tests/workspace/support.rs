@@ -189,6 +189,14 @@ impl Guest {
         prepare(&kept, &snapshot, &mut self.guest, &plan, &|_| {})
     }
 
+    /// Prepares, and calls `meanwhile` again and again while files go.
+    pub fn prepare_while(&mut self, workspace: Workspace, meanwhile: &(dyn Fn(u64) + Sync)) {
+        let kept = self.kept();
+        let snapshot = Snapshot::take(&kept, workspace).unwrap();
+        let plan = Plan { guest_path: self.root(), force: false };
+        prepare(&kept, &snapshot, &mut self.guest, &plan, meanwhile).unwrap();
+    }
+
     /// Leaves what a prepare that was cut off leaves.
     pub fn mark_unfinished(&self) {
         fs::write(self.kept.path().join("workspaces/0123/unfinished"), "").unwrap();
