@@ -10,7 +10,7 @@ use banger_daemon_api::vm::{self, ChangeVm, Vm};
 use banger_types::{VmId, VmReference};
 use banger_workspace::{
     AgentGuest, Dial, GUEST_PATH, GuestError, Keeping, Kept, Options, Plan, Prepared, Snapshot,
-    Stream, Workspace, WorkspaceError,
+    Stream, Wanted, Workspace, WorkspaceError,
 };
 use clap::Args;
 use jiff::Timestamp;
@@ -53,11 +53,19 @@ impl WorkspaceArgs {
         }
     }
 
-    /// As the machine has it: the repository that its record names, on its own branch if it has one.
-    pub fn reopen(mut self, ui: &Ui, record: &vm::Workspace) -> Result<Workspace, CliError> {
+    /// As the machine has it: the repository that its record names, on its own branch if it has one,
+    /// and of it what was wanted when it was carried last.
+    pub fn reopen(
+        mut self,
+        ui: &Ui,
+        record: &vm::Workspace,
+        wanted: Wanted,
+    ) -> Result<Workspace, CliError> {
         if record.own_branch && self.branch.is_none() {
             self.branch.clone_from(&record.branch);
+            self.from = wanted.from;
         }
+        self.include_untracked |= wanted.include_untracked;
         self.open(ui, Path::new(&record.source_path))
     }
 

@@ -378,3 +378,40 @@ fn colours_stay_out_of_pipes() {
     let outcome = place.outcome(place.banger(&["vm", "list"]).env("TERM", "xterm-256color"));
     assert!(!outcome.stderr.contains('\x1b'));
 }
+
+#[test]
+fn a_machines_patch_does_not_go_to_a_terminal_unasked() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let place = Place::new();
+    let run = |arguments: &[&str]| {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let terminal = openpt(flags).unwrap();
+        grantpt(&terminal).unwrap();
+        unlockpt(&terminal).unwrap();
+        let name = ptsname(&terminal, Vec::new()).unwrap();
+        let name = PathBuf::from(name.into_string().unwrap());
+        let stdout = fs::OpenOptions::new().read(true).write(true).open(name).unwrap();
+        let output = std::process::Command::new(assert_cmd::cargo::cargo_bin("banger"))
+            .args(["vm", "workspace", "export", "box"])
+            .args(arguments)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", place.directory.path())
+            .env("BANGER_STATE_DIR", place.path("state"))
+            .env("BANGER_CACHE_DIR", place.path("cache"))
+            .env("BANGER_RUNTIME_DIR", place.path("run"))
+            .env("BANGER_BANGERD", place.path("no-bangerd"))
+            .stdin(std::process::Stdio::null())
+            .stdout(stdout)
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, text) = run(&[]);
+    assert!(code == Some(2) && text.contains("a terminal, which obeys"), "{code:?}: {text}");
+    // These get as far as the daemon, which is not there.
+    for arguments in [["--force"], ["--output=patch"]] {
+        let (code, text) = run(&arguments);
+        assert!(code == Some(1) && !text.contains("terminal"), "{code:?}: {text}");
+    }
+}

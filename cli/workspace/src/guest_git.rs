@@ -312,7 +312,12 @@ fn is_public_url(url: &[u8]) -> bool {
         // user@host:path, as scp(1) has it; a colon after a slash is part of a path, and two are
         // another transport (gitremote-helpers(7)).
         None => url.split_once(':').is_some_and(|(host, path)| {
-            !host.is_empty() && !host.contains('/') && !path.starts_with(':')
+            // A second @ would be a name and its secret.
+            let first = path.split('/').next().unwrap_or_default();
+            !host.is_empty()
+                && !host.contains('/')
+                && !path.starts_with(':')
+                && !first.contains('@')
         }),
     }
 }
@@ -450,6 +455,7 @@ mod tests {
             "https://token@example.org/a.git",
             "https://user:password@example.org/a.git",
             "ssh://git:password@example.org/a",
+            "uploader:secret@example.org:a/b.git",
             "https://example.org/a?private_token=1",
             "/srv/a.git",
             "../a:b",

@@ -7,13 +7,16 @@
 //!                  /modules/<n>.git histories of submodules
 //!                  /host, /guest    listings after it was carried: what has changed since is seen
 //!                  /refs            branches that the guest was given
+//!                  /options         what of the repository was wanted
 //!                  /unfinished      there while files are on their way
+//!                  /work-*          a throw-away repository of the command that has the lock
 //! ```
 //! It belongs to the user, as the repository does; the daemon has no part in it. What belongs to
 //! machines that are gone is removed by the next command that works on a workspace.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -21,12 +24,26 @@ use rustix::fs::FlockOperation;
 
 use crate::error::WorkspaceError;
 
+/// What the names of throw-away repositories begin with.
+pub(crate) const WORK: &str = "work-";
+
 /// Where the workspaces of one daemon's machines are kept.
 #[derive(Clone, Debug)]
 pub struct Keeping {
     root: PathBuf,
     daemon: String,
 }
+
+/// What is wanted of a repository, beside a branch's name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Untracked files, too.
+    pub include_untracked: bool,
+    /// The commit that the guest's own branch begins at, as it was named.
+    pub from: Option<String>,
+}
+
+const OPTIONS: &str = "options";
 
 /// What is kept of one workspace, locked.
 #[derive(Debug)]
@@ -62,6 +79,7 @@ impl Keeping {
             let lock = lock(&directory, FlockOperation::LockExclusive)?;
             // It may have been removed while we waited.
             if is_of(&lock, &directory) {
+                remove_left_work(&directory);
                 return Ok(Kept { directory, root: self.root.clone(), _lock: lock });
             }
         }
@@ -90,6 +108,18 @@ impl Keeping {
             .collect()
     }
 
+    /// Returns what was wanted of the repository when it was carried into a machine, but for its branch;
+    /// nothing else than what is tracked where that is not known.
+    #[must_use]
+    pub fn wanted(&self, vm: &str) -> Wanted {
+        let bytes = fs::read(self.root.join(vm).join(OPTIONS)).unwrap_or_default();
+        let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        Wanted {
+            include_untracked: json["include_untracked"].as_bool().unwrap_or_default(),
+            from: json["from"].as_str().map(str::to_owned),
+        }
+    }
+
     /// Removes what is kept of a machine that is gone, or was never made. What another command works on
     /// stays.
     pub fn remove(&self, vm: &str) -> Result<(), WorkspaceError> {
@@ -101,6 +131,16 @@ impl Keeping {
             Ok(_lock) => remove(&directory),
             Err(_) => Ok(()),
         }
+    }
+}
+
+/// Removes what commands left that were interrupted: nobody works there while the lock is held.
+fn remove_left_work(directory: &Path) {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let is_left = |entry: &fs::DirEntry| entry.file_name().as_bytes().starts_with(WORK.as_bytes());
+    for entry in entries.filter(is_left) {
+        // It takes room and nothing else; the next command tries again.
+        let _ = fs::remove_dir_all(entry.path());
     }
 }
 
@@ -169,6 +209,16 @@ impl Kept {
 
     pub(crate) fn base(&self) -> PathBuf {
         self.path("base.git")
+    }
+
+    /// Notes what was wanted, so that it is what is carried the next time.
+    pub(crate) fn set_wanted(&self, wanted: &Wanted) -> Result<(), WorkspaceError> {
+        let json = serde_json::json!({
+            "include_untracked": wanted.include_untracked,
+            "from": wanted.from,
+        });
+        let path = self.path(OPTIONS);
+        fs::write(&path, json.to_string()).map_err(WorkspaceError::keep("write", path))
     }
 
     pub(crate) fn is_unfinished(&self) -> bool {

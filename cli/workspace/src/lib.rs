@@ -34,7 +34,7 @@ mod work;
 pub use agent::{AgentGuest, Dial, Stream};
 pub use error::{GuestError, WorkspaceError};
 pub use git::current_head;
-pub use kept::{Keeping, Kept};
+pub use kept::{Keeping, Kept, Wanted};
 pub use prepare::{Plan, Prepared, prepare};
 pub use repository::{Options, Start, Workspace};
 pub use snapshot::Snapshot;

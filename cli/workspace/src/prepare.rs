@@ -169,6 +169,7 @@ fn settle(
     guest_git::save_refs(&kept.path("refs"), guest, root, places)?;
     let base = kept.base();
     git::checked(git::own(&base).args(["update-ref", BASE, NEXT]), "update-ref", &base)?;
+    kept.set_wanted(&snapshot.workspace.wanted)?;
     kept.set_unfinished(false)
 }
 

@@ -9,6 +9,7 @@ use banger_agent_api::printable_excerpt;
 use crate::GUEST_PATH;
 use crate::error::WorkspaceError;
 use crate::git::{self, Indexed};
+use crate::kept::Wanted;
 use crate::layout;
 
 /// Submodules in submodules that are carried.
@@ -50,6 +51,8 @@ pub struct Workspace {
     pub own_branch: bool,
     /// Untracked files that are not carried.
     pub skipped_untracked: usize,
+    /// What was asked for.
+    pub(crate) wanted: Wanted,
     /// Whether the files are those of `head`, and not the working tree's.
     pub(crate) is_commit: bool,
     /// The repository's directory that linked working trees share.
@@ -159,6 +162,7 @@ impl Workspace {
             own_branch: false,
             inside: PathBuf::new(),
             skipped_untracked,
+            wanted: Wanted { include_untracked, from: None },
             is_commit: false,
             files,
             index_objects,
@@ -176,6 +180,7 @@ impl Workspace {
         self.branch = Some(format!("refs/heads/{}", start.branch));
         self.own_branch = true;
         let Some(from) = &start.from else { return Ok(()) };
+        self.wanted.from = Some(from.clone());
         let commit = git::commit(&self.top, from)?.ok_or_else(|| WorkspaceError::NoCommit {
             name: from.clone(),
             path: self.top.clone(),

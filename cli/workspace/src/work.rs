@@ -17,12 +17,12 @@ use banger_agent_api::{GuestPath, Listed, ListedKind, printable_excerpt};
 
 use crate::agent::{AgentGuest, as_path};
 use crate::base::{self, Listing, Tree, is_settled};
-use crate::error::WorkspaceError;
+use crate::error::{GuestError, WorkspaceError};
 use crate::fast_import::{Content, FastImport};
 use crate::files::git_mode;
 use crate::git;
 use crate::guest_git;
-use crate::kept::Kept;
+use crate::kept::{Kept, WORK};
 use crate::repository::Workspace;
 use crate::snapshot::BASE;
 
@@ -32,6 +32,12 @@ const COMPARED: &str = "refs/banger/compared";
 /// Most bytes of changed files, and of `.gitignore` files.
 const FILES_LIMIT: u64 = 8 << 30;
 const IGNORE_LIMIT: u64 = 16 << 20;
+
+/// Most bytes of one new file: a core dump is no work.
+const NEW_FILE_LIMIT: u64 = 256 << 20;
+/// Most `.gitignore` files, and directories in directories down to which they count.
+const IGNORE_MOST: usize = 100_000;
+const IGNORE_DEPTH: usize = 128;
 
 /// Names that a message shows.
 const SHOWN: usize = 5;
@@ -71,7 +77,9 @@ pub struct Work {
     changes: Vec<Change>,
     moved_branches: Vec<String>,
     repositories: Vec<Vec<u8>>,
+    too_large: Vec<Vec<u8>>,
     repository_gone: bool,
+    cut_off: bool,
     /// What was listed and looked at, as far as a later change of it would show.
     seen: Listing,
 }
@@ -105,11 +113,12 @@ impl Work {
         let repository = throw_away(kept)?;
         let found = Found::sort(&listing.entries, &tree, &known);
         let new = not_ignored(repository.path(), guest, root, &listing.entries, found.new)?;
+        let mut new: BTreeSet<Vec<u8>> = new.into_iter().collect();
+        new.extend(in_the_way(&listing.entries, &tree, next));
+        let large = listing.entries.iter().filter(|listed| listed.size > NEW_FILE_LIMIT);
+        let too_large: Vec<Vec<u8>> = large.filter_map(|listed| new.take(&listed.name)).collect();
         let mut fetched = found.changed;
         fetched.extend(new);
-        fetched.extend(in_the_way(&listing.entries, &tree, next));
-        fetched.sort_unstable();
-        fetched.dedup();
         let mut gone = found.gone;
         build_tip(repository.path(), guest, root, &tree, &fetched, &mut gone)?;
         let changes = changes(repository.path(), BASE)?;
@@ -124,7 +133,9 @@ impl Work {
             changes,
             moved_branches,
             repositories: found.repositories,
+            too_large,
             repository_gone,
+            cut_off: kept.is_unfinished(),
             seen: settled.map(|listed| (listed.name.clone(), listed)).collect(),
         })
     }
@@ -185,6 +196,19 @@ impl Work {
         &self.repositories
     }
 
+    /// Returns new files of the guest that are too large to be fetched.
+    #[must_use]
+    pub fn too_large(&self) -> &[Vec<u8>] {
+        &self.too_large
+    }
+
+    /// Returns whether a prepare was cut off since: then the guest may have files of the host that were
+    /// not noted as carried, and they look like its work.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.cut_off
+    }
+
     /// Returns what the guest has of files and links, but for what is ignored.
     pub(crate) fn tree(&self) -> Result<Tree, WorkspaceError> {
         base::tree(self.repository.path(), TIP)
@@ -205,6 +229,7 @@ impl Work {
                 there.get(*name) != next.get(*name) && !stays
             })
             .map(|(_, name)| name)
+            .chain(self.too_large.iter().filter(|name| meets(name, next, &directories)))
             .collect();
         let mut parts: Vec<String> = lost
             .iter()
@@ -296,7 +321,7 @@ fn is_gits(path: &Path) -> bool {
 fn throw_away(kept: &Kept) -> Result<tempfile::TempDir, WorkspaceError> {
     let base = kept.base();
     let directory = tempfile::Builder::new()
-        .prefix("work-")
+        .prefix(WORK)
         .tempdir_in(kept.directory())
         .map_err(WorkspaceError::keep("make a directory in", kept.directory()))?;
     let repository = directory.path();
@@ -418,10 +443,15 @@ fn not_ignored(
             let path = as_path(&listed.name);
             listed.kind == ListedKind::File
                 && path.file_name() == Some(OsStr::new(".gitignore"))
-                && !path.components().any(|part| part.as_os_str() == ".git")
+                && !is_gits(path)
+                && path.components().count() <= IGNORE_DEPTH
         })
         .map(|listed| listed.name.clone())
         .collect();
+    let failed = || WorkspaceError::guest("read the machine's .gitignore files");
+    if names.len() > IGNORE_MOST {
+        return Err(failed()(GuestError::Bad(format!("there are more than {IGNORE_MOST}"))));
+    }
     guest
         .get(root, &names, IGNORE_LIMIT, &mut |name, _, _, content| {
             // The name was asked for, so it climbs nowhere; the directory has no links in it.
@@ -431,7 +461,7 @@ fn not_ignored(
             fs::create_dir_all(path.parent().unwrap_or(&rules))?;
             fs::write(path, text)
         })
-        .map_err(WorkspaceError::guest("read the machine's .gitignore files"))?;
+        .map_err(failed())?;
     let mut git = git::own(repository);
     git.env("GIT_WORK_TREE", &rules).current_dir(&rules);
     git.args(["check-ignore", "-z", "--stdin", "--no-index"]);

@@ -138,7 +138,8 @@ pub async fn run(ui: &Ui, args: ExecArgs) -> Result<u8, CliError> {
     let exec = args.command.into_exec(directory)?;
     if args.auto_prepare {
         let record = workspace::recorded(&vm)?;
-        let taken = WorkspaceArgs::default().reopen(ui, record)?;
+        let wanted = workspace::keeping(&client)?.wanted(vm.id.as_str());
+        let taken = WorkspaceArgs::default().reopen(ui, record, wanted)?;
         workspace::prepare_again(ui, &client, &mut interrupts, &vm, taken, false).await?;
     } else if let Some(record) = &vm.workspace
         && workspace::moved_head(record).is_some()

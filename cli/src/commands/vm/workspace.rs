@@ -1,7 +1,7 @@
 //! `banger vm workspace`: the repository in a machine, and the machine's work on it.
 
 use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use banger_daemon_api::vm::Vm;
@@ -70,6 +70,9 @@ pub struct ExportArgs {
     /// Write the patch to this file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Print it even where standard output is a terminal, which obeys what the machine put into it
+    #[arg(short, long)]
+    force: bool,
     /// Compare with this commit of the host's repository
     #[arg(long, value_name = "COMMIT")]
     base_commit: Option<String>,
@@ -120,7 +123,8 @@ async fn prepare(ui: &Ui, args: PrepareArgs) -> Result<(), CliError> {
         Some(workspace) => workspace,
         None => {
             let record = workspace::recorded(&vm)?;
-            args.workspace.clone().reopen(ui, record)?
+            let wanted = workspace::keeping(&client)?.wanted(vm.id.as_str());
+            args.workspace.clone().reopen(ui, record, wanted)?
         }
     };
     let prepared =
@@ -153,10 +157,30 @@ async fn collect(ui: &Ui, vm: &VmReference) -> Result<(Client, Vm, Work), CliErr
             "{name} is a repository of its own in the machine; not looked into"
         ));
     }
+    for file in work.too_large() {
+        let name = table::printable(&String::from_utf8_lossy(file));
+        ui.warning(format_args!("{name} is new in the machine and too large; left out"));
+    }
+    if work.is_cut_off() {
+        ui.warning(format_args!(
+            "the last prepare of VM {} was cut off: files of the host that had arrived by then look \
+             like the machine's work",
+            vm.name
+        ));
+    }
     Ok((client, vm, work))
 }
 
 async fn export(ui: &Ui, args: ExportArgs) -> Result<(), CliError> {
+    if args.output.is_none() && !args.force && io::stdout().is_terminal() {
+        let name = &args.vm.vm;
+        return Err(CliError::usage(
+            "the machine's patch would go to a terminal, which obeys control characters in it",
+        )
+        .hint(format!(
+            "to read it: banger vm workspace diff {name}; to have it: -o FILE, or | git apply"
+        )));
+    }
     let (_, vm, mut work) = collect(ui, &args.vm.vm).await?;
     if let Some(commit) = &args.base_commit {
         let top = PathBuf::from(&workspace::recorded(&vm)?.source_path);
@@ -257,6 +281,7 @@ async fn status(ui: &Ui, args: StatusArgs) -> Result<(), CliError> {
             "head_commit": record.head_commit,
             "host_head_commit": moved.as_ref().or(record.head_commit.as_ref()),
             "host_moved": moved.is_some(),
+            "prepare_cut_off": work.is_cut_off(),
             "moved_branches": branches,
             "changes": changes,
         }));

@@ -127,3 +127,44 @@ fn without_what_was_carried_there_is_nothing_to_compare_with() {
     let refused = guest.try_prepare(repository.open(), false).unwrap_err();
     assert!(matches!(refused, WorkspaceError::Occupied { .. }), "{refused:?}");
 }
+
+#[test]
+fn a_new_file_of_a_core_dumps_size_is_left_out_and_named() {
+    let repository = Repository::new();
+    repository.write("a", "1\n");
+    repository.commit();
+    let Some(mut guest) = Guest::new() else { return };
+    guest.prepare(repository.open());
+    guest.write("core", "");
+    let core = fs::OpenOptions::new().write(true).open(guest.path().join("core")).unwrap();
+    core.set_len((256 << 20) + 1).unwrap();
+    guest.write("b", "1\n");
+    let work = guest.work();
+    assert_eq!(work.too_large(), [b"core".to_vec()]);
+    let names: Vec<&[u8]> = work.changes().iter().map(|change| &change.name[..]).collect();
+    assert_eq!(names, [b"b"]);
+    // Nor is it overwritten by one of the host's.
+    repository.add("core", "host");
+    let refused = guest.try_prepare(repository.open(), false).unwrap_err();
+    assert!(
+        matches!(&refused, WorkspaceError::NewerWork { what } if what == "core"),
+        "{refused:?}"
+    );
+    guest.try_prepare(repository.open(), true).unwrap();
+    assert_eq!(fs::read(guest.path().join("core")).unwrap(), b"host");
+}
+
+#[test]
+fn rules_in_too_many_or_too_deep_directories_are_bounded() {
+    let repository = Repository::new();
+    repository.write("a", "1\n");
+    repository.commit();
+    let Some(mut guest) = Guest::new() else { return };
+    guest.prepare(repository.open());
+    let deep = "d/".repeat(150);
+    guest.write(&format!("{deep}.gitignore"), "*\n");
+    guest.write(&format!("{deep}x"), "1\n");
+    let work = guest.work();
+    // The rule there counts for nothing, so that both files are new.
+    assert_eq!(work.changes().len(), 2, "{:?}", work.changes());
+}

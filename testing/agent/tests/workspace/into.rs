@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use banger_workspace::{Options, Start, Workspace, WorkspaceError};
+use banger_workspace::{Options, Start, Wanted, Workspace, WorkspaceError};
 
 use crate::support::{Guest, Repository, files, git, try_git};
 
@@ -313,7 +313,34 @@ fn what_was_cut_off_is_said_and_made_good() {
     repository.write("b", "x");
     let refused = guest.try_prepare(repository.open(), false);
     assert!(refused.is_err());
+    assert!(guest.work().is_cut_off());
     guest.try_prepare(repository.open(), true).unwrap();
     guest.prepare(repository.open());
+    assert!(!guest.work().is_cut_off());
     let _ = try_git(&guest.path(), &["status"]);
+}
+
+#[test]
+fn what_was_wanted_and_what_was_left_behind_is_known_the_next_time() {
+    let repository = Repository::new();
+    repository.write("a", "x");
+    repository.commit();
+    repository.git(&["tag", "v1"]);
+    repository.write("untracked", "x");
+    let Some(mut guest) = Guest::new() else { return };
+    assert_eq!(guest.keeping().wanted("0123"), Wanted::default());
+    let start = Start { branch: "topic".to_owned(), from: Some("v1".to_owned()) };
+    let options = Options { include_untracked: true, start: Some(start) };
+    guest.prepare(Workspace::open(&repository.path(), &options).unwrap());
+    let wanted = Wanted { include_untracked: true, from: Some("v1".to_owned()) };
+    assert_eq!(guest.keeping().wanted("0123"), wanted);
+    guest.try_prepare(repository.open(), true).unwrap();
+    assert_eq!(guest.keeping().wanted("0123"), Wanted::default());
+
+    // As after a Ctrl-C while a machine was looked at.
+    let left = guest.kept_file("work-left/objects");
+    fs::create_dir_all(&left).unwrap();
+    drop(guest.kept());
+    assert!(!left.parent().unwrap().exists());
+    guest.prepare(repository.open());
 }

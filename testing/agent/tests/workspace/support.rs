@@ -199,7 +199,12 @@ impl Guest {
 
     /// Leaves what a prepare that was cut off leaves.
     pub fn mark_unfinished(&self) {
-        fs::write(self.kept.path().join("workspaces/0123/unfinished"), "").unwrap();
+        fs::write(self.kept_file("unfinished"), "").unwrap();
+    }
+
+    /// Where a file of what is kept lies.
+    pub fn kept_file(&self, name: &str) -> PathBuf {
+        self.kept.path().join("workspaces/0123").join(name)
     }
 
     pub fn work(&mut self) -> Work {
