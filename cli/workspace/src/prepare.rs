@@ -77,7 +77,10 @@ pub fn prepare(
     } else if !plan.force && !is_empty(guest, root)? {
         return Err(WorkspaceError::Occupied { path: root.to_string() });
     }
-    let removals = removals(&old_names, &snapshot.tree);
+    let has_directory = |name: &Path| {
+        looked_at.as_ref().is_none_or(|work| work.has_directory(name.as_os_str().as_bytes()))
+    };
+    let removals = removals(&old_names, &snapshot.tree, has_directory);
     let send: Vec<&Vec<u8>> = snapshot
         .tree
         .iter()
@@ -183,8 +186,9 @@ fn is_empty(guest: &mut AgentGuest, root: &GuestPath) -> Result<bool, WorkspaceE
 }
 
 /// Returns the names that are to go, files first and then, from the deepest, the directories that had
-/// nothing else of ours.
-fn removals(old: &Tree, new: &Tree) -> Vec<PathBuf> {
+/// nothing else of ours. A file that the guest has in the place of such a directory stays: it is the
+/// guest's own, or what was applied here and is not sent again.
+fn removals(old: &Tree, new: &Tree, has_directory: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
     let path = |name: &[u8]| Path::new(OsStr::from_bytes(name)).to_owned();
     let mut removed: Vec<PathBuf> =
         old.keys().filter(|name| !new.contains_key(*name)).map(|name| path(name)).collect();
@@ -204,7 +208,8 @@ fn removals(old: &Tree, new: &Tree) -> Vec<PathBuf> {
             }
         }
     }
-    let mut directories: Vec<PathBuf> = directories.into_iter().collect();
+    let mut directories: Vec<PathBuf> =
+        directories.into_iter().filter(|path| has_directory(path)).collect();
     directories.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
     removed.extend(directories);
     removed
@@ -324,9 +329,12 @@ mod tests {
     fn what_is_gone_is_removed_with_the_directories_it_leaves_empty() {
         let old = tree(&["a", "d/e/f", "d/e/g", "d/kept", "x/y"]);
         let new = tree(&["d/kept", "x"]);
-        let names: Vec<String> =
-            removals(&old, &new).iter().map(|path| path.display().to_string()).collect();
-        assert_eq!(names, ["a", "d/e/f", "d/e/g", "x/y", "d/e", "x"]);
-        assert!(removals(&new, &new).is_empty());
+        let names = |has_directory: fn(&Path) -> bool| -> Vec<String> {
+            let removed = removals(&old, &new, has_directory);
+            removed.iter().map(|path| path.display().to_string()).collect()
+        };
+        assert_eq!(names(|_| true), ["a", "d/e/f", "d/e/g", "x/y", "d/e", "x"]);
+        assert_eq!(names(|path| path != Path::new("x")), ["a", "d/e/f", "d/e/g", "x/y", "d/e"]);
+        assert!(removals(&new, &new, |_| true).is_empty());
     }
 }

@@ -82,6 +82,7 @@ pub struct Work {
     cut_off: bool,
     /// What was listed and looked at, as far as a later change of it would show.
     seen: Listing,
+    directories: HashSet<Vec<u8>>,
 }
 
 impl Work {
@@ -126,6 +127,9 @@ impl Work {
         let moved_branches = guest_git::moved_refs(&kept.path("refs"), guest, root, &places)?;
         let repository_gone = !listing.entries.iter().any(|listed| listed.name == b".git");
         let now = listing.now_nanos;
+        let directories =
+            listing.entries.iter().filter(|listed| listed.kind == ListedKind::Directory);
+        let directories = directories.map(|listed| listed.name.clone()).collect();
         let settled = listing.entries.into_iter().filter(|listed| is_settled(listed, now));
         Ok(Self {
             repository,
@@ -137,6 +141,7 @@ impl Work {
             repository_gone,
             cut_off: kept.is_unfinished(),
             seen: settled.map(|listed| (listed.name.clone(), listed)).collect(),
+            directories,
         })
     }
 
@@ -247,6 +252,11 @@ impl Work {
     /// Returns whether a file of the guest is the one that was looked at.
     pub(crate) fn has_seen(&self, listed: &Listed) -> bool {
         self.seen.get(&listed.name) == Some(listed)
+    }
+
+    /// Returns whether the guest has a directory of this name.
+    pub(crate) fn has_directory(&self, name: &[u8]) -> bool {
+        self.directories.contains(name)
     }
 
     pub(crate) fn is_repository_gone(&self) -> bool {

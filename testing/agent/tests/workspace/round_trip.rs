@@ -22,14 +22,13 @@ enum Edit {
     Gone,
 }
 
-/// A file in the place of a carried directory (`d`) is missing: `prepare` still calls that newer work
-/// of the machine's after its patch was applied (docs/workspaces.md).
 fn name() -> impl Strategy<Value = Vec<u8>> {
     prop::sample::select(vec![
         b"a".to_vec(),
         b"b".to_vec(),
         b"d/a".to_vec(),
         b"d/e/f".to_vec(),
+        b"d".to_vec(),
         b"with space".to_vec(),
         b"line\nend".to_vec(),
         b"\"quote\"\\".to_vec(),
@@ -139,4 +138,31 @@ proptest! {
         apply(&repository.path(), &guest.patch());
         prop_assert_eq!(taken(&repository.path()), taken(&guest.path()));
     }
+}
+
+#[test]
+fn a_file_in_the_place_of_a_carried_directory_stays() {
+    let repository = Repository::new();
+    repository.write("other", "1");
+    repository.commit();
+    repository.write("d/a", "dirty");
+    let open = || {
+        let options = Options { include_untracked: true, ..Options::default() };
+        Workspace::open(&repository.path(), &options).unwrap()
+    };
+    let Some(mut guest) = Guest::new() else { return };
+    guest.prepare(open());
+    make(&guest.path(), &[(b"d".to_vec(), Edit::Text("a file".to_owned()))]);
+    apply(&repository.path(), &guest.patch());
+    for _ in 0..2 {
+        guest.prepare(open());
+        assert_eq!(fs::read_to_string(guest.path().join("d")).unwrap(), "a file");
+    }
+    // It is the guest's alone where the host has neither.
+    make(&repository.path(), &[(b"d/a".to_vec(), Edit::Text("again".to_owned()))]);
+    guest.prepare(open());
+    make(&guest.path(), &[(b"d".to_vec(), Edit::Text("the guest's".to_owned()))]);
+    fs::remove_dir_all(repository.path().join("d")).unwrap();
+    guest.prepare(open());
+    assert_eq!(fs::read_to_string(guest.path().join("d")).unwrap(), "the guest's");
 }
