@@ -9,8 +9,8 @@ use banger_daemon_api::routes;
 use banger_daemon_api::vm::{self, ChangeVm, Vm};
 use banger_types::{VmId, VmReference};
 use banger_workspace::{
-    AgentGuest, Dial, GUEST_PATH, GuestError, Keeping, Kept, Options, Plan, Prepared, Snapshot,
-    Stream, Wanted, Workspace, WorkspaceError,
+    AgentGuest, Dial, GUEST_PATH, GuestError, Keeping, Kept, Newer, Options, Plan, Prepared,
+    Snapshot, Stream, Wanted, Workspace, WorkspaceError,
 };
 use clap::Args;
 use jiff::Timestamp;
@@ -56,22 +56,32 @@ impl WorkspaceArgs {
     /// As the machine has it: the repository that its record names, on its own branch if it has one,
     /// and of it what was wanted when it was carried last.
     pub fn reopen(
-        mut self,
+        self,
         ui: &Ui,
         record: &vm::Workspace,
         wanted: Wanted,
     ) -> Result<Workspace, CliError> {
+        let options = self.as_wanted(record, wanted);
+        Ok(Self::say_what_stays(ui, Workspace::open(Path::new(&record.source_path), &options)?))
+    }
+
+    /// What is carried of the repository that a machine's record names.
+    pub fn as_wanted(mut self, record: &vm::Workspace, wanted: Wanted) -> Options {
         if record.own_branch && self.branch.is_none() {
             self.branch.clone_from(&record.branch);
             self.from = wanted.from;
         }
         self.include_untracked |= wanted.include_untracked;
-        self.open(ui, Path::new(&record.source_path))
+        self.options()
     }
 
     /// Looks at the repository, and says what stays here.
     pub fn open(&self, ui: &Ui, path: &Path) -> Result<Workspace, CliError> {
-        let workspace = Workspace::open(path, &self.options())?;
+        Ok(Self::say_what_stays(ui, Workspace::open(path, &self.options())?))
+    }
+
+    /// Says what of a repository stays here.
+    pub fn say_what_stays(ui: &Ui, workspace: Workspace) -> Workspace {
         match workspace.skipped_untracked {
             0 => {}
             1 => ui.status("1 untracked file stays here (--include-untracked takes it along)"),
@@ -83,7 +93,7 @@ impl WorkspaceArgs {
             ui.status("the files are those of the commit; changes of the working tree stay here");
         }
         ui.detail(format_args!("{} files of {}", workspace.len(), workspace.top.display()));
-        Ok(workspace)
+        workspace
     }
 }
 
@@ -151,6 +161,11 @@ impl From<WorkspaceError> for CliError {
             }
             WorkspaceError::CutOff => {
                 made.hint("--force puts the whole repository there, over what the machine has")
+            }
+            WorkspaceError::Watch { source, .. }
+                if source.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) =>
+            {
+                made.hint("watch more directories: sysctl fs.inotify.max_user_watches=1048576")
             }
             WorkspaceError::Guest { source: GuestError::OldAgent, .. } => {
                 made.hint("banger vm restart gives the machine this banger's agent")
@@ -307,7 +322,8 @@ pub async fn put(
     let progress = Arc::new(Progress::new(ui, format!("VM {}", vm.name)));
     progress.stage("copying the repository");
     let mut guest = guest(client, &vm.id);
-    let plan = Plan { guest_path: guest_path(GUEST_PATH)?, force };
+    let newer = if force { Newer::Overwrite } else { Newer::Refuse };
+    let plan = Plan { guest_path: guest_path(GUEST_PATH)?, newer };
     let shown = Arc::clone(&progress);
     let prepared = blocking(interrupts, move || {
         banger_workspace::prepare(&kept, &snapshot, &mut guest, &plan, &|sent| {

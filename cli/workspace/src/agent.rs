@@ -8,9 +8,9 @@ use std::path::Path;
 use std::pin::Pin;
 
 use banger_agent_api::{
-    Argument, Call, Frame, FrameReader, FrameWriter, GetEntriesCall, GuestPath, ListTreeCall,
-    ListTreeReply, Listed, ListedKind, ListingDecoder, MAX_FRAME_PAYLOAD, PutTreeCall,
-    PutTreeReply,
+    Argument, Call, Frame, FrameReader, FrameWriter, GetEntriesCall, GuestPath, ListEntriesCall,
+    ListTreeCall, ListTreeReply, Listed, ListedKind, ListingDecoder, MAX_FRAME_PAYLOAD,
+    PutTreeCall, PutTreeReply,
 };
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -88,7 +88,26 @@ impl AgentGuest {
     ) -> Result<GuestListing, GuestError> {
         let skip = skip.iter().filter_map(|name| Argument::new(*name).ok()).collect();
         let call = Call::ListTree(ListTreeCall { path: path.clone(), skip });
-        let mut incoming = self.open(call)?;
+        let incoming = self.open(call)?;
+        Self::listing(incoming, path)
+    }
+
+    /// Lists some names below a directory; those that are not there are left out.
+    pub(crate) fn list_names(
+        &mut self,
+        path: &GuestPath,
+        names: &[Vec<u8>],
+    ) -> Result<GuestListing, GuestError> {
+        let call = Call::ListEntries(ListEntriesCall { path: path.clone() });
+        let incoming = self.open_with(call, Some(names.join(&0)))?;
+        let mut listing = Self::listing(incoming, path)?;
+        let asked: HashSet<&[u8]> = names.iter().map(Vec::as_slice).collect();
+        // One that was not asked for is nothing that anybody looks up.
+        listing.entries.retain(|listed| asked.contains(&listed.name[..]));
+        Ok(listing)
+    }
+
+    fn listing(mut incoming: Incoming, path: &GuestPath) -> Result<GuestListing, GuestError> {
         let reply: ListTreeReply =
             serde_json::from_value(incoming.reply.take()).map_err(GuestError::other)?;
         let mut decoder = ListingDecoder::default();

@@ -34,6 +34,16 @@ pub(crate) fn is_settled(listed: &Listed, now_nanos: i64) -> bool {
     listed.changed_nanos < now_nanos - TICK_NANOS
 }
 
+/// Returns what a tree has below a directory.
+pub(crate) fn beneath<'t>(
+    tree: &'t Tree,
+    directory: &[u8],
+) -> impl Iterator<Item = (&'t Vec<u8>, &'t TreeEntry)> {
+    let start = [directory, b"/"].concat();
+    let within = start.clone();
+    tree.range(start..).take_while(move |(name, _)| name.starts_with(&within))
+}
+
 /// Reads the tree of a commit of one of our repositories.
 pub(crate) fn tree(repository: &Path, name: &str) -> Result<Tree, WorkspaceError> {
     let entries = git::tree(repository, name)?.into_iter();

@@ -177,12 +177,35 @@ pub enum WorkspaceError {
         #[source]
         source: GuestError,
     },
+    /// Changes of the working tree cannot be seen.
+    #[error("cannot watch {}", path.display())]
+    Watch {
+        /// The directory.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// The patch cannot be written.
     #[error("cannot write the patch")]
     Output(#[source] io::Error),
 }
 
 impl WorkspaceError {
+    /// Returns whether it comes of how the repository is at this moment, so that the next change may mend it.
+    pub(crate) fn is_of_the_moment(&self) -> bool {
+        matches!(
+            self,
+            Self::Git { .. }
+                | Self::File { .. }
+                | Self::OddGit { .. }
+                | Self::OddName { .. }
+                | Self::Alternates { .. }
+                | Self::NothingTracked { .. }
+                | Self::NoCommit { .. }
+        )
+    }
+
     /// Says which file of what is kept, and what was tried.
     pub(crate) fn keep(
         operation: &'static str,

@@ -77,6 +77,11 @@ impl FastImport {
         Ok(())
     }
 
+    /// Gives the commit a tree to begin with.
+    pub fn root(&mut self, tree: &str) -> io::Result<()> {
+        writeln!(self.input, "M 040000 {tree} \"\"")
+    }
+
     /// Sets a name of the commit's tree.
     pub fn set(&mut self, mode: u32, content: &Content, name: &[u8]) -> io::Result<()> {
         match content {

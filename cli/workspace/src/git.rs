@@ -262,14 +262,75 @@ fn parse_record(record: &[u8]) -> Option<Indexed> {
 /// Returns the names that are neither tracked nor ignored; a directory of another repository ends
 /// with a slash.
 pub(crate) fn untracked(top: &Path) -> Result<Vec<PathBuf>, WorkspaceError> {
+    untracked_of(top, &[])
+}
+
+/// As [`untracked`], but only these names and what is below them; no name is every name.
+pub(crate) fn untracked_of(top: &Path, paths: &[PathBuf]) -> Result<Vec<PathBuf>, WorkspaceError> {
+    let mut git = with_excludes(top)?;
+    git.args(["ls-files", "-z", "--others", "--exclude-standard", "--full-name"]);
+    git.arg("--").args(paths);
+    let listing = checked(&mut git, "ls-files", top)?;
+    Ok(records(&listing).map(path).collect())
+}
+
+/// Returns those of some names that are ignored.
+pub(crate) fn ignored_of(top: &Path, paths: &[PathBuf]) -> Result<Vec<PathBuf>, WorkspaceError> {
+    if paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut git = with_excludes(top)?;
+    git.args(["check-ignore", "-z", "--stdin", "--no-index"]);
+    // As they stand, also where they begin with a colon (gitglossary(7), pathspec).
+    let asked = paths.iter().flat_map(|path| [b"./", path.as_os_str().as_bytes(), b"\0"].concat());
+    let answer = fed(&mut git, "check-ignore", top, asked.collect())?;
+    Ok(records(&answer.stdout).map(|name| path(name.strip_prefix(b"./").unwrap_or(name))).collect())
+}
+
+fn with_excludes(top: &Path) -> Result<Command, WorkspaceError> {
     // In the place of the repository's own setting, which may name any file of the user's.
     let mut excludes = OsString::from("core.excludesFile=");
     excludes.push(user_excludes(top)?.unwrap_or_else(|| PathBuf::from("/dev/null")));
     let mut git = user(top);
     git.arg("-c").arg(excludes);
-    git.args(["ls-files", "-z", "--others", "--exclude-standard", "--full-name"]);
-    let listing = checked(&mut git, "ls-files", top)?;
-    Ok(records(&listing).map(path).collect())
+    Ok(git)
+}
+
+/// Returns what is different between two commits of one of our repositories: names, and what they are
+/// in the second.
+#[expect(clippy::type_complexity, reason = "a name and what it is, used once")]
+pub(crate) fn changed(
+    repository: &Path,
+    (from, to): (&str, &str),
+) -> Result<Vec<(Vec<u8>, Option<(u32, String)>)>, WorkspaceError> {
+    let mut git = own(repository);
+    git.args(["diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-ext-diff", from, to]);
+    let listing = checked(&mut git, "diff-tree", repository)?;
+    // `:<mode> SP <mode> SP <object> SP <object> SP <status> NUL <name> NUL` (git-diff-tree(1))
+    let mut records = records(&listing);
+    let mut found = Vec::new();
+    while let (Some(facts), Some(name)) = (records.next(), records.next()) {
+        let facts = String::from_utf8_lossy(facts).into_owned();
+        let facts: Vec<&str> = facts.trim_start_matches(':').split(' ').collect();
+        let (Some(mode), Some(object)) = (facts.get(1), facts.get(3)) else {
+            return Err(unexpected(repository));
+        };
+        let mode = u32::from_str_radix(mode, 8).map_err(|_| unexpected(repository))?;
+        found.push((name.to_vec(), (mode != 0).then(|| (mode, (*object).to_owned()))));
+    }
+    Ok(found)
+}
+
+/// Returns a commit of one of our repositories and its tree.
+pub(crate) fn ids(repository: &Path, name: &str) -> Result<(String, String), WorkspaceError> {
+    let tree = format!("{name}^{{tree}}");
+    let answer =
+        checked(own(repository).args(["rev-parse", name, &tree]), "rev-parse", repository)?;
+    let text = String::from_utf8_lossy(&answer);
+    match text.split_whitespace().collect::<Vec<_>>()[..] {
+        [commit, tree] => Ok((commit.to_owned(), tree.to_owned())),
+        _ => Err(unexpected(repository)),
+    }
 }
 
 /// Returns the file with the user's own rules for what is ignored, as the user's or the host's

@@ -29,15 +29,20 @@ mod layout;
 mod prepare;
 mod repository;
 mod snapshot;
+mod sync;
+mod tip;
+mod watch;
 mod work;
 
 pub use agent::{AgentGuest, Dial, Stream};
 pub use error::{GuestError, WorkspaceError};
 pub use git::current_head;
 pub use kept::{Keeping, Kept, Wanted};
-pub use prepare::{Plan, Prepared, prepare};
+pub use prepare::{Newer, Plan, Prepared, prepare};
 pub use repository::{Options, Start, Workspace};
 pub use snapshot::Snapshot;
+pub use sync::{Mirror, Round};
+pub use watch::{Seen, Stop, Told, Watch, follow};
 pub use work::{Change, ChangeKind, Work};
 
 /// Where a repository is put in the guest.

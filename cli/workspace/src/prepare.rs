@@ -1,5 +1,6 @@
 //! Puts a snapshot into a guest: all of it the first time, later what is different.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::io::{self, Write};
@@ -8,10 +9,11 @@ use std::path::{Path, PathBuf};
 
 use banger_agent_api::{GuestPath, Listed, ListedKind};
 
-use crate::agent::AgentGuest;
+use crate::agent::{AgentGuest, as_path};
 use crate::archive::{self, Archive};
 use crate::base::{self, Tree, is_settled};
 use crate::error::{GuestError, WorkspaceError};
+use crate::fast_import::{Content, FastImport};
 use crate::files::{self, Entry, open_beneath};
 use crate::git;
 use crate::guest_git::{self, PacksThere};
@@ -24,8 +26,19 @@ use crate::work::Work;
 pub struct Plan {
     /// Where it goes in the guest.
     pub guest_path: GuestPath,
-    /// Overwrite what the guest has changed.
-    pub force: bool,
+    /// What becomes of what the guest has changed.
+    pub newer: Newer,
+}
+
+/// What becomes of files that both the guest and the host have changed, and of the guest's branches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Newer {
+    /// Nothing is carried.
+    Refuse,
+    /// The host's come in their place.
+    Overwrite,
+    /// They stay as the guest has them, and the others are carried.
+    Leave,
 }
 
 /// What was carried.
@@ -41,6 +54,11 @@ pub struct Prepared {
     pub missing: u64,
     /// Files that changed on the host while they were carried.
     pub changed_meanwhile: Vec<PathBuf>,
+    /// Names that both have changed, and that the guest has as it had them ([`Newer::Leave`]).
+    pub left: Vec<Vec<u8>>,
+    /// The guest's branches that are not where they were carried to; its repository, but for the files,
+    /// is as it was ([`Newer::Leave`]).
+    pub left_branches: Vec<String>,
 }
 
 /// Puts a snapshot into the guest.
@@ -53,7 +71,8 @@ pub fn prepare(
 ) -> Result<Prepared, WorkspaceError> {
     let root = &plan.guest_path;
     let cut_off = kept.is_unfinished();
-    if cut_off && !plan.force {
+    let force = plan.newer == Newer::Overwrite;
+    if cut_off && !force {
         return Err(WorkspaceError::CutOff);
     }
     // What is certainly there, by name and content.
@@ -61,46 +80,66 @@ pub fn prepare(
     let mut old_names = Tree::new();
     let mut is_first = true;
     let mut looked_at = None;
+    let (mut left, mut left_branches) = (Vec::new(), Vec::new());
     if kept.has_base() {
         old_names = base::tree(&kept.base(), BASE)?;
         if !cut_off {
             let work = Work::collect_for(kept, guest, root, &snapshot.tree)?;
             there = work.tree()?;
-            if !plan.force
-                && let Some(what) = work.lost(&there, &snapshot.tree)
-            {
-                return Err(WorkspaceError::NewerWork { what });
+            match plan.newer {
+                Newer::Overwrite => {}
+                Newer::Refuse => {
+                    if let Some(what) = work.lost(&there, &snapshot.tree) {
+                        return Err(WorkspaceError::NewerWork { what });
+                    }
+                }
+                Newer::Leave => {
+                    left = work.lost_names(&there, &snapshot.tree);
+                    left_branches = work.moved_branches().to_vec();
+                }
             }
             is_first = work.is_repository_gone();
             looked_at = Some(work);
         }
-    } else if !plan.force && !is_empty(guest, root)? {
+    } else if !force && !is_empty(guest, root)? {
         return Err(WorkspaceError::Occupied { path: root.to_string() });
     }
     let has_directory = |name: &Path| {
         looked_at.as_ref().is_none_or(|work| work.has_directory(name.as_os_str().as_bytes()))
     };
-    let removals = removals(&old_names, &snapshot.tree, has_directory);
-    let send: Vec<&Vec<u8>> = snapshot
-        .tree
+    let held = held(&left, &old_names, &snapshot.tree);
+    let next = with_held(kept, &held, &old_names, &snapshot.tree)?;
+    let mut removals = removals(&old_names, &next, has_directory);
+    removals.retain(|path| !held.contains(path.as_os_str().as_bytes()));
+    // The others nobody wants to replace.
+    left.retain(|name| snapshot.tree.get(name) != old_names.get(name));
+    let send: Vec<&Vec<u8>> = next
         .iter()
-        .filter(|(name, entry)| there.get(*name) != Some(*entry))
+        .filter(|(name, entry)| there.get(*name) != Some(*entry) && !held.contains(*name))
         .map(|(name, _)| name)
         .collect();
-    let packs_there = (!is_first)
-        .then(|| snapshot.gits.iter().map(|git| git.packs_there(guest, root)).collect())
-        .transpose()?;
+    let repository = match left_branches.is_empty() {
+        // Its repository is its own by now.
+        false => Repository::Stays,
+        true if is_first => Repository::New,
+        true => {
+            let there = snapshot.gits.iter().map(|git| git.packs_there(guest, root));
+            Repository::Has(there.collect::<Result<_, _>>()?)
+        }
+    };
     kept.set_unfinished(true)?;
     let mut prepared = Prepared {
         removed: removals.len() as u64,
         missing: snapshot.missing,
+        left,
+        left_branches,
         ..Prepared::default()
     };
     let sink =
         guest.put(root).map_err(WorkspaceError::guest("copy the repository into the machine"))?;
     let mut counted = Counted { sink, sent: 0, progress };
     let mut sent = Sent::new();
-    let what = (&removals[..], &send[..], packs_there);
+    let what = (&removals[..], &send[..], repository, plan.newer == Newer::Leave);
     let packed = pack(kept, snapshot, what, &mut counted, &mut prepared, &mut sent);
     prepared.bytes = counted.sent;
     let operation = "copy the repository into the machine";
@@ -121,26 +160,88 @@ pub fn prepare(
         // It was not sent because it was looked at and had the content already.
         None => looked_at.as_ref().is_some_and(|work| work.has_seen(listed)),
     };
-    settle(kept, snapshot, guest, root, is_known)?;
+    let is_carried = |name: &[u8]| next.contains_key(name) && !held.contains(name);
+    let with_refs = prepared.left_branches.is_empty();
+    settle(kept, snapshot, (guest, root), is_carried, is_known, with_refs)?;
     Ok(prepared)
 }
 
+/// Returns the names that stay as the guest has them: those that are left, and those that cannot be
+/// beside them, a directory in the place of a file or the other way round.
+fn held(left: &[Vec<u8>], old: &Tree, next: &Tree) -> BTreeSet<Vec<u8>> {
+    let mut held = BTreeSet::new();
+    for name in left {
+        held.insert(name.clone());
+        for tree in [old, next] {
+            held.extend(base::beneath(tree, name).map(|(inner, _)| inner.clone()));
+            let parents = as_path(name).ancestors().skip(1).map(|path| path.as_os_str().as_bytes());
+            held.extend(parents.filter(|path| tree.contains_key(*path)).map(<[u8]>::to_vec));
+        }
+    }
+    held
+}
+
+/// Returns what the guest will have been given: `next`, with those that are held as they were carried
+/// before, so that the guest's work is told from that.
+fn with_held<'t>(
+    kept: &Kept,
+    held: &BTreeSet<Vec<u8>>,
+    old: &Tree,
+    next: &'t Tree,
+) -> Result<Cow<'t, Tree>, WorkspaceError> {
+    if held.is_empty() {
+        return Ok(Cow::Borrowed(next));
+    }
+    let base = kept.base();
+    let mut import = FastImport::start(&base)?;
+    let mut mixed = next.clone();
+    let (_, root) = git::ids(&base, NEXT)?;
+    let mut set = || {
+        import.commit(NEXT, None)?;
+        import.root(&root)?;
+        for name in held.iter().filter(|name| next.contains_key(*name)) {
+            import.delete(name)?;
+            mixed.remove(name);
+        }
+        for (name, entry) in held.iter().filter_map(|name| old.get_key_value(name)) {
+            import.set(entry.mode, &Content::Object(entry.object.clone()), name)?;
+            mixed.insert(name.clone(), entry.clone());
+        }
+        Ok(())
+    };
+    match set() {
+        Ok(()) => import.finish()?,
+        Err(error) => return Err(import.failed(error)),
+    }
+    Ok(Cow::Owned(mixed))
+}
+
+/// What of a repository's own directory the guest has.
+enum Repository {
+    /// None of it.
+    New,
+    /// It, with these objects.
+    Has(Vec<PacksThere>),
+    /// It, and it is not touched.
+    Stays,
+}
+
 /// What a file or link was sent as, by name; what the guest lists otherwise was changed there meanwhile.
-type Sent = HashMap<Vec<u8>, SentEntry>;
+pub(crate) type Sent = HashMap<Vec<u8>, SentEntry>;
 
 #[derive(Debug)]
-struct SentEntry {
-    kind: ListedKind,
-    mode: u32,
-    size: u64,
+pub(crate) struct SentEntry {
+    pub kind: ListedKind,
+    pub mode: u32,
+    pub size: u64,
     /// Seconds since the epoch.
-    modified: u64,
+    pub modified: u64,
     /// Whether the content is surely that of the snapshot.
-    as_taken: bool,
+    pub as_taken: bool,
 }
 
 impl SentEntry {
-    fn is(&self, listed: &Listed) -> bool {
+    pub(crate) fn is(&self, listed: &Listed) -> bool {
         self.as_taken
             && self.kind == listed.kind
             && self.size == listed.size
@@ -154,9 +255,10 @@ impl SentEntry {
 fn settle(
     kept: &Kept,
     snapshot: &Snapshot,
-    guest: &mut AgentGuest,
-    root: &GuestPath,
+    (guest, root): (&mut AgentGuest, &GuestPath),
+    is_carried: impl Fn(&[u8]) -> bool,
     is_known: impl Fn(&Listed) -> bool,
+    with_refs: bool,
 ) -> Result<(), WorkspaceError> {
     let listing =
         guest.list(root, &[".git"]).map_err(WorkspaceError::guest("list the machine's files"))?;
@@ -164,12 +266,15 @@ fn settle(
         .entries
         .iter()
         .filter(|listed| matches!(listed.kind, ListedKind::File | ListedKind::Link))
-        .filter(|listed| snapshot.tree.contains_key(&listed.name))
+        .filter(|listed| is_carried(&listed.name))
         .filter(|listed| is_settled(listed, listing.now_nanos) && is_known(listed));
     base::save(&kept.path("guest"), settled)?;
-    base::save(&kept.path("host"), snapshot.host.values())?;
-    let places = snapshot.gits.iter().map(|git| git.place.as_os_str().as_bytes().to_vec());
-    guest_git::save_refs(&kept.path("refs"), guest, root, places)?;
+    let host = snapshot.host.values().filter(|listed| is_carried(&listed.name));
+    base::save(&kept.path("host"), host)?;
+    if with_refs {
+        let places = snapshot.gits.iter().map(|git| git.place.as_os_str().as_bytes().to_vec());
+        guest_git::save_refs(&kept.path("refs"), guest, root, places)?;
+    }
     let base = kept.base();
     git::checked(git::own(&base).args(["update-ref", BASE, NEXT]), "update-ref", &base)?;
     kept.set_wanted(&snapshot.workspace.wanted)?;
@@ -216,10 +321,10 @@ fn removals(old: &Tree, new: &Tree, has_directory: impl Fn(&Path) -> bool) -> Ve
 }
 
 /// Counts what is written.
-struct Counted<'p, S> {
-    sink: S,
-    sent: u64,
-    progress: &'p (dyn Fn(u64) + Sync),
+pub(crate) struct Counted<'p, S> {
+    pub sink: S,
+    pub sent: u64,
+    pub progress: &'p (dyn Fn(u64) + Sync),
 }
 
 impl<S: Write> Write for Counted<'_, S> {
@@ -238,7 +343,7 @@ impl<S: Write> Write for Counted<'_, S> {
 fn pack(
     kept: &Kept,
     snapshot: &Snapshot,
-    (removals, send, packs_there): (&[PathBuf], &[&Vec<u8>], Option<Vec<PacksThere>>),
+    (removals, send, repository, as_snapshot): (&[PathBuf], &[&Vec<u8>], Repository, bool),
     sink: impl Write,
     prepared: &mut Prepared,
     sent: &mut Sent,
@@ -248,7 +353,11 @@ fn pack(
         archive.removal(path)?;
     }
     for (number, git) in snapshot.gits.iter().enumerate() {
-        git.pack(&mut archive, packs_there.as_ref().map(|there| &there[number]))?;
+        match &repository {
+            Repository::New => git.pack(&mut archive, None)?,
+            Repository::Has(there) => git.pack(&mut archive, there.get(number))?,
+            Repository::Stays => {}
+        }
     }
     for (place, module) in snapshot.workspace.modules() {
         for absent in &module.absent_submodules {
@@ -257,7 +366,7 @@ fn pack(
     }
     let now = archive::now();
     let top = files::open_top(&snapshot.workspace.top)?;
-    let mut objects = snapshot.objects(kept)?;
+    let mut objects = snapshot.objects(kept, as_snapshot)?;
     for name in send {
         let path = Path::new(OsStr::from_bytes(name));
         let mode = snapshot.tree[*name].mode;
@@ -275,8 +384,13 @@ fn pack(
                     note(ListedKind::Link, size, now, true);
                     return Ok(archive.link(path, now, &target));
                 }
-                note(ListedKind::File, size, 0, true);
-                Ok(archive.file(path, permissions, size, 0, content))
+                let modified = match snapshot.host.get(*name) {
+                    Some(taken) => u64::try_from(taken.modified_nanos / 1_000_000_000).unwrap_or(0),
+                    None if snapshot.workspace.is_commit => 0,
+                    None => now,
+                };
+                note(ListedKind::File, size, modified, true);
+                Ok(archive.file(path, permissions, size, modified, content))
             });
             sent.map_err(failed)??;
             prepared.sent += 1;

@@ -157,9 +157,14 @@ impl Snapshot {
         &self.workspace
     }
 
-    /// Opens the files of a commit, where it is one's that are carried.
-    pub(crate) fn objects(&self, kept: &Kept) -> Result<Option<Objects>, WorkspaceError> {
-        self.workspace.is_commit.then(|| Objects::open(&kept.base())).transpose()
+    /// Opens the files as they were taken, where they are a commit's or `always`. What is read from the
+    /// working tree once more may have changed since.
+    pub(crate) fn objects(
+        &self,
+        kept: &Kept,
+        always: bool,
+    ) -> Result<Option<Objects>, WorkspaceError> {
+        (always || self.workspace.is_commit).then(|| Objects::open(&kept.base())).transpose()
     }
 }
 

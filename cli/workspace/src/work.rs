@@ -19,18 +19,16 @@ use crate::agent::{AgentGuest, as_path};
 use crate::base::{self, Listing, Tree, is_settled};
 use crate::error::{GuestError, WorkspaceError};
 use crate::fast_import::{Content, FastImport};
-use crate::files::git_mode;
 use crate::git;
 use crate::guest_git;
 use crate::kept::{Kept, WORK};
 use crate::repository::Workspace;
 use crate::snapshot::BASE;
+use crate::tip::{TIP, build_tip};
 
-const TIP: &str = "refs/banger/tip";
 const COMPARED: &str = "refs/banger/compared";
 
-/// Most bytes of changed files, and of `.gitignore` files.
-const FILES_LIMIT: u64 = 8 << 30;
+/// Most bytes of `.gitignore` files.
 const IGNORE_LIMIT: u64 = 16 << 20;
 
 /// Most bytes of one new file: a core dump is no work.
@@ -222,20 +220,7 @@ impl Work {
     /// Says in short what would be lost if `next` came in the place of `there`, which the guest has;
     /// `None` for nothing. A new file of the guest's that `next` does not have stays.
     pub(crate) fn lost(&self, there: &Tree, next: &Tree) -> Option<String> {
-        let names = self.changes.iter().flat_map(|change| {
-            let new = (change.kind, &change.name);
-            [new].into_iter().chain(change.from.as_ref().map(|from| (ChangeKind::Deleted, from)))
-        });
-        let directories = directories(next);
-        let lost: Vec<&Vec<u8>> = names
-            .filter(|(kind, name)| {
-                let stays = matches!(kind, ChangeKind::Added | ChangeKind::Renamed)
-                    && !meets(name, next, &directories);
-                there.get(*name) != next.get(*name) && !stays
-            })
-            .map(|(_, name)| name)
-            .chain(self.too_large.iter().filter(|name| meets(name, next, &directories)))
-            .collect();
+        let lost = self.lost_names(there, next);
         let mut parts: Vec<String> = lost
             .iter()
             .take(SHOWN)
@@ -247,6 +232,25 @@ impl Work {
         let branches = self.moved_branches.iter().take(SHOWN);
         parts.extend(branches.map(|name| format!("branch {}", printable_excerpt(name, 100))));
         (!parts.is_empty()).then(|| parts.join(", "))
+    }
+
+    /// Returns the files of the guest that would be lost if `next` came in the place of `there`.
+    pub(crate) fn lost_names(&self, there: &Tree, next: &Tree) -> Vec<Vec<u8>> {
+        let names = self.changes.iter().flat_map(|change| {
+            let new = (change.kind, &change.name);
+            [new].into_iter().chain(change.from.as_ref().map(|from| (ChangeKind::Deleted, from)))
+        });
+        let directories = directories(next);
+        names
+            .filter(|(kind, name)| {
+                let stays = matches!(kind, ChangeKind::Added | ChangeKind::Renamed)
+                    && !meets(name, next, &directories);
+                there.get(*name) != next.get(*name) && !stays
+            })
+            .map(|(_, name)| name)
+            .chain(self.too_large.iter().filter(|name| meets(name, next, &directories)))
+            .cloned()
+            .collect()
     }
 
     /// Returns whether a file of the guest is the one that was looked at.
@@ -328,7 +332,7 @@ fn is_gits(path: &Path) -> bool {
 }
 
 /// Makes a repository that has the objects of what was carried, and goes with its value.
-fn throw_away(kept: &Kept) -> Result<tempfile::TempDir, WorkspaceError> {
+pub(crate) fn throw_away(kept: &Kept) -> Result<tempfile::TempDir, WorkspaceError> {
     let base = kept.base();
     let directory = tempfile::Builder::new()
         .prefix(WORK)
@@ -481,60 +485,6 @@ fn not_ignored(
     let ignored: HashSet<&[u8]> =
         git::records(&answer.stdout).map(|name| name.strip_prefix(b"./").unwrap_or(name)).collect();
     Ok(new.into_iter().filter(|name| !ignored.contains(&name[..])).collect())
-}
-
-/// Makes the commit that has the guest's files.
-fn build_tip(
-    repository: &Path,
-    guest: &mut AgentGuest,
-    root: &GuestPath,
-    tree: &Tree,
-    fetched: &[Vec<u8>],
-    gone: &mut BTreeSet<Vec<u8>>,
-) -> Result<(), WorkspaceError> {
-    let mut import = FastImport::start(repository)?;
-    let mut blobs = Vec::new();
-    let mut missing: HashSet<&[u8]> = fetched.iter().map(Vec::as_slice).collect();
-    let mut git_failed = None;
-    let got = guest.get(root, fetched, FILES_LIMIT, &mut |name, (kind, mode), size, content| {
-        match import.blob(size, content) {
-            Ok(mark) => blobs.push((name.to_vec(), git_mode(kind, mode), mark)),
-            Err(error) => {
-                let kind = error.kind();
-                git_failed = Some(error);
-                return Err(kind.into());
-            }
-        }
-        missing.remove(name);
-        Ok(())
-    });
-    match (got, git_failed) {
-        (Ok(()), _) => {}
-        (Err(_), Some(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-            return Err(import.failed(error));
-        }
-        (Err(error), _) => {
-            return Err(WorkspaceError::guest("read the machine's files")(error));
-        }
-    }
-    // Removed since they were listed.
-    let late = missing.into_iter().filter(|name| tree.contains_key(*name)).map(<[u8]>::to_vec);
-    gone.extend(late);
-    let mut commit = || {
-        import.commit(TIP, Some(&format!("{BASE}^0")))?;
-        // First, so that a directory may come where a file was.
-        for name in gone.iter() {
-            import.delete(name)?;
-        }
-        for (name, mode, mark) in &blobs {
-            import.set(*mode, &Content::Mark(*mark), name)?;
-        }
-        Ok(())
-    };
-    match commit() {
-        Ok(()) => import.finish(),
-        Err(error) => Err(import.failed(error)),
-    }
 }
 
 fn changes(repository: &Path, against: &str) -> Result<Vec<Change>, WorkspaceError> {

@@ -388,6 +388,7 @@ fn call_name(call: &Call) -> &'static str {
         Call::Ssh(_) => "ssh",
         Call::ListTree(_) => "list tree",
         Call::GetEntries(_) => "get entries",
+        Call::ListEntries(_) => "list entries",
         Call::Ports => "ports",
         Call::Connect(_) => "connect",
         Call::Sync => "sync",

@@ -44,9 +44,10 @@ pub use listing::{
 pub use main_process::{AttachMainCall, ConfigureCall, MainProcess};
 pub use message::{
     AgentError, Call, ConnectCall, Empty, ErrorCode, ExecCall, ExecStarted, FileKind,
-    GetEntriesCall, GetTreeCall, HealthReply, InitKind, ListTreeCall, ListTreeReply, ListeningPort,
-    NetworkState, Outcome, PortsReply, PowerOffCall, PtyCall, PutTreeCall, PutTreeReply, Request,
-    Response, SetIdentityCall, SpawnBenchCall, SpawnBenchReply, StatCall, StatReply, StatsReply,
+    GetEntriesCall, GetTreeCall, HealthReply, InitKind, ListEntriesCall, ListTreeCall,
+    ListTreeReply, ListeningPort, NetworkState, Outcome, PortsReply, PowerOffCall, PtyCall,
+    PutTreeCall, PutTreeReply, Request, Response, SetIdentityCall, SpawnBenchCall, SpawnBenchReply,
+    StatCall, StatReply, StatsReply,
 };
 pub use ssh::{PublicKey, PublicKeyError, SshCall, SshReply};
 pub use wire::{

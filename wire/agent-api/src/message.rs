@@ -54,6 +54,9 @@ pub enum Call {
     /// [`Empty`], then data frames of names in, each ended by a NUL, data end; then data frames of a
     /// tar of those that are there out, and data end or an error frame.
     GetEntries(GetEntriesCall),
+    /// [`ListTreeReply`], then names in as for [`Call::GetEntries`], then data frames of
+    /// [`crate::Listed`] records of those that are there out, and data end or an error frame.
+    ListEntries(ListEntriesCall),
     /// [`PortsReply`].
     Ports,
     /// [`Empty`], then both ways: of TCP its bytes as data frames and, for each direction, data end;
@@ -162,6 +165,13 @@ pub struct ListTreeReply {
 /// Packs some files and links below a directory as a tar stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GetEntriesCall {
+    /// The directory that the names are relative to.
+    pub path: GuestPath,
+}
+
+/// Lists some names below a directory, of directories the name only; no link is followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListEntriesCall {
     /// The directory that the names are relative to.
     pub path: GuestPath,
 }

@@ -17,6 +17,7 @@ mod set;
 mod show;
 mod ssh;
 mod stats;
+mod sync;
 mod top;
 mod variables;
 mod wait;
@@ -85,6 +86,8 @@ pub enum VmCommand {
     Prune(prune::PruneArgs),
     /// Print what a machine wrote to its console
     Logs(logs::LogsArgs),
+    /// Have a machine's repository follow this host's, once or for as long as it is watched
+    Sync(sync::SyncArgs),
     /// Bring a repository into a machine, and the machine's work back
     #[command(subcommand)]
     Workspace(workspace::WorkspaceCommand),
@@ -119,6 +122,7 @@ impl VmCommand {
             Self::Wait(args) => wait::run(ui, &args).await?,
             Self::Prune(args) => prune::run(ui, &args).await?,
             Self::Logs(args) => logs::run(ui, &args).await?,
+            Self::Sync(args) => sync::run(ui, args).await?,
             Self::Workspace(command) => command.run(ui).await?,
         }
         Ok(0)

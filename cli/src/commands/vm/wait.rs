@@ -48,6 +48,26 @@ pub async fn run(ui: &Ui, args: &WaitArgs) -> Result<(), CliError> {
     artifacts::report_all(ui, failures)
 }
 
+/// Returns whether a machine still runs, and was not started anew meanwhile.
+fn is_same_run(now: &Vm, before: &Vm) -> bool {
+    let started = |vm: &Vm| vm.runtime.as_ref().map(|runtime| runtime.started_at);
+    is_up(now) && started(now) == started(before)
+}
+
+/// Waits until a machine does not run any more as it did, also where it was started anew at once; `None`
+/// where it is deleted then.
+pub async fn end_of_run(client: &Client, vm: &Vm) -> Result<Option<Vm>, CliError> {
+    let path = routes::vm(&(&vm.id).into(), "/wait");
+    loop {
+        match client.get::<Vm>(&path).await {
+            Ok(now) if is_same_run(&now, vm) => {}
+            Ok(now) => return Ok(Some(now)),
+            Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => return Ok(None),
+            Err(error) => return Err(client.explain(error)),
+        }
+    }
+}
+
 /// Waits until a machine does not run any more; `None` where it is deleted then.
 pub async fn end_of(client: &Client, vm: &Vm) -> Result<Option<Vm>, CliError> {
     let path = routes::vm(&(&vm.id).into(), "/wait");

@@ -147,6 +147,7 @@ impl Server {
             Call::Stat(call) => answer(&mut stream, tree::stat(&call)).await,
             Call::ListTree(call) => tree_list::run(call, stream).await,
             Call::GetEntries(call) => tree_get::run_entries(call, stream).await,
+            Call::ListEntries(call) => tree_list::run_entries(call, stream).await,
             Call::Connect(call) => connect::run(&call, stream).await,
             Call::Ssh(call) => ssh::run(&self, call, stream).await,
             Call::Ports => answer(&mut stream, Ok(ports::listening())).await,

@@ -67,6 +67,21 @@ where
     };
     begin(&mut stream, Empty {}).await?;
     let (reader, writer) = tokio::io::split(stream);
+    let mut writer = FrameWriter::new(writer);
+    let names = match read_names(reader).await? {
+        Ok(names) => names,
+        Err(error) => {
+            writer.send(&Frame::Error(error)).await?;
+            return writer.shutdown().await;
+        }
+    };
+    send(writer, path, move |packer| each_name(&names, |name| packer.named(&tree, name))).await
+}
+
+/// Reads the names that a call is about, each ended by a NUL.
+pub(super) async fn read_names(
+    reader: impl AsyncRead + Unpin,
+) -> Result<Result<Vec<u8>, AgentError>, WireError> {
     let mut reader = FrameReader::new(reader);
     let mut names: Vec<u8> = Vec::new();
     loop {
@@ -75,23 +90,26 @@ where
                 names.extend_from_slice(&bytes);
             }
             Some(Frame::Data(_)) => {
-                let error = AgentError::new(ErrorCode::BadRequest, "too many names are asked for");
-                let mut writer = FrameWriter::new(writer);
-                writer.send(&Frame::Error(error)).await?;
-                return writer.shutdown().await;
+                let text = "too many names are asked for";
+                return Ok(Err(AgentError::new(ErrorCode::BadRequest, text)));
             }
-            Some(Frame::DataEnd) => break,
+            Some(Frame::DataEnd) => return Ok(Ok(names)),
             Some(_) => {}
             None => return Err(WireError::Truncated),
         }
     }
-    send(FrameWriter::new(writer), path, move |packer| {
-        for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
-            packer.named(&tree, Path::new(std::ffi::OsStr::from_bytes(name)))?;
-        }
-        Ok(())
-    })
-    .await
+}
+
+/// Calls `act` with each of the names, up to the first that fails.
+pub(super) fn each_name(
+    names: &[u8],
+    mut act: impl FnMut(&Path) -> Result<(), AgentError>,
+) -> Result<(), AgentError> {
+    let names = names.split(|&byte| byte == 0).filter(|name| !name.is_empty());
+    for name in names {
+        act(Path::new(std::ffi::OsStr::from_bytes(name)))?;
+    }
+    Ok(())
 }
 
 /// Sends the tar that `fill` makes on a thread of its own, and its end.
@@ -258,7 +276,7 @@ impl Packer {
 }
 
 /// Whether a directory on the way is gone, or is a file or a link now.
-fn is_gone(error: &io::Error) -> bool {
+pub(super) fn is_gone(error: &io::Error) -> bool {
     use rustix::io::Errno;
     matches!(
         error.raw_os_error().map(Errno::from_raw_os_error),

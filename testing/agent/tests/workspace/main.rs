@@ -12,3 +12,4 @@ mod hostile;
 mod into;
 mod round_trip;
 mod support;
+mod sync;

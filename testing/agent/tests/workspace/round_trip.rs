@@ -138,6 +138,36 @@ proptest! {
         apply(&repository.path(), &guest.patch());
         prop_assert_eq!(taken(&repository.path()), taken(&guest.path()));
     }
+
+    #[test]
+    fn a_guest_follows_whatever_the_host_does(
+        committed in edits(8),
+        rounds in prop::collection::vec(edits(4), 1..5),
+    ) {
+        let repository = Repository::new();
+        repository.write(".gitignore", "*.o\ntarget/\n");
+        make(&repository.path(), &committed);
+        repository.commit();
+        let Some(mut guest) = Guest::new() else { return Ok(()) };
+        let options = Options { include_untracked: true, ..Options::default() };
+        let mut mirror = guest.sync(&repository, options, false);
+        mirror.whole(mirror.open().unwrap()).unwrap();
+        for edits in rounds {
+            make(&repository.path(), &edits);
+            // As a watch tells: the directories in which something comes or goes, too.
+            let names = edits.iter().map(|(name, _)| Path::new(OsStr::from_bytes(name)));
+            let changed = names.flat_map(Path::ancestors).filter(|path| *path != Path::new(""));
+            let round = mirror.some(&changed.map(Path::to_owned).collect()).unwrap();
+            let round = match round {
+                Some(round) => round,
+                None => mirror.whole(mirror.open().unwrap()).unwrap(),
+            };
+            prop_assert!(round.prepared.left.is_empty(), "{:?}", round.prepared.left);
+            prop_assert_eq!(taken(&guest.path()), taken(&repository.path()));
+        }
+        mirror.finish().unwrap();
+        prop_assert_eq!(guest.work().changes().len(), 0);
+    }
 }
 
 #[test]

@@ -7,14 +7,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Command, Output};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use banger_agent_api::{Call, GuestPath};
 use banger_guest_client::{AgentClient, GuestChannel, SerialChannel};
 use banger_workspace::{
-    AgentGuest, Dial, GuestError, Keeping, Kept, Options, Plan, Prepared, Snapshot, Stream, Work,
-    Workspace, WorkspaceError, prepare,
+    AgentGuest, Dial, GuestError, Keeping, Kept, Mirror, Newer, Options, Plan, Prepared, Snapshot,
+    Stream, Work, Workspace, WorkspaceError, prepare,
 };
 
 /// A repository of the user's.
@@ -79,6 +79,8 @@ pub fn try_git(directory: &Path, arguments: &[&str]) -> Output {
 
 struct InProcess {
     client: AgentClient,
+    /// The calls that were made.
+    calls: Arc<Mutex<Vec<&'static str>>>,
 }
 
 impl Dial for InProcess {
@@ -92,6 +94,13 @@ impl Dial for InProcess {
                 + '_,
         >,
     > {
+        self.calls.lock().unwrap().push(match &call {
+            Call::ListTree(_) => "list tree",
+            Call::ListEntries(_) => "list entries",
+            Call::GetEntries(_) => "get entries",
+            Call::PutTree(_) => "put tree",
+            _ => "another",
+        });
         Box::pin(async move {
             match self.client.open_raw::<serde_json::Value>(call).await {
                 Ok((value, stream)) => Ok((value, Box::new(stream) as Box<dyn Stream>)),
@@ -111,8 +120,9 @@ pub struct Guest {
     pub directory: tempfile::TempDir,
     kept: tempfile::TempDir,
     guest: AgentGuest,
-    _runtime: tokio::runtime::Runtime,
-    _channel: Arc<SerialChannel>,
+    runtime: tokio::runtime::Runtime,
+    channel: Arc<SerialChannel>,
+    calls: Arc<Mutex<Vec<&'static str>>>,
 }
 
 impl Guest {
@@ -147,14 +157,31 @@ impl Guest {
             channel
         });
         let client = AgentClient::new(channel.clone());
-        let guest = AgentGuest::new(Box::new(InProcess { client }), runtime.handle().clone());
+        let calls = Arc::default();
+        let dial = InProcess { client, calls: Arc::clone(&calls) };
+        let guest = AgentGuest::new(Box::new(dial), runtime.handle().clone());
         Some(Self {
             directory: tempfile::tempdir().unwrap(),
             kept: tempfile::tempdir().unwrap(),
             guest,
-            _runtime: runtime,
-            _channel: channel,
+            runtime,
+            channel,
+            calls,
         })
+    }
+
+    /// Returns the calls that were made since it was asked last.
+    pub fn calls(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+
+    /// What has the guest follow a repository.
+    pub fn sync(&self, repository: &Repository, options: Options, force: bool) -> Mirror {
+        let client = AgentClient::new(self.channel.clone());
+        let dial = InProcess { client, calls: Arc::clone(&self.calls) };
+        let guest = AgentGuest::new(Box::new(dial), self.runtime.handle().clone());
+        let source = (repository.path(), options);
+        Mirror::new((self.keeping(), "0123".to_owned()), source, guest, self.root(), force)
     }
 
     /// Where the repository is.
@@ -185,7 +212,8 @@ impl Guest {
     ) -> Result<Prepared, WorkspaceError> {
         let kept = self.kept();
         let snapshot = Snapshot::take(&kept, workspace)?;
-        let plan = Plan { guest_path: self.root(), force };
+        let newer = if force { Newer::Overwrite } else { Newer::Refuse };
+        let plan = Plan { guest_path: self.root(), newer };
         prepare(&kept, &snapshot, &mut self.guest, &plan, &|_| {})
     }
 
@@ -193,7 +221,7 @@ impl Guest {
     pub fn prepare_while(&mut self, workspace: Workspace, meanwhile: &(dyn Fn(u64) + Sync)) {
         let kept = self.kept();
         let snapshot = Snapshot::take(&kept, workspace).unwrap();
-        let plan = Plan { guest_path: self.root(), force: false };
+        let plan = Plan { guest_path: self.root(), newer: Newer::Refuse };
         prepare(&kept, &snapshot, &mut self.guest, &plan, meanwhile).unwrap();
     }
 

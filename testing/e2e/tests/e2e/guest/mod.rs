@@ -18,6 +18,7 @@ mod ports;
 mod pull;
 mod run;
 mod ssh;
+mod sync;
 mod terminal;
 mod upstream_images;
 mod user;
