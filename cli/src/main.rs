@@ -5,6 +5,7 @@
 mod agent;
 mod artifacts;
 mod beneath;
+mod bootstrap;
 mod bridges;
 mod client;
 mod commands;
@@ -16,6 +17,7 @@ mod debian;
 mod environment;
 mod error;
 mod exec;
+mod file_sync;
 mod firewall;
 mod host;
 mod host_checks;
@@ -30,6 +32,7 @@ mod subordinate_ids;
 mod table;
 mod terminal;
 mod ui;
+mod user_config;
 mod vm_creation;
 mod workspace;
 

@@ -37,6 +37,9 @@ pub struct WorkspaceArgs {
     /// Begin it at this commit, with its files instead of those of the working tree
     #[arg(long, value_name = "COMMIT", requires = "branch")]
     pub from: Option<String>,
+    /// Install nothing of what mise.toml or .tool-versions in the repository ask for
+    #[arg(long, requires = "path")]
+    pub no_bootstrap: bool,
     /// Print what would be taken along, and do nothing
     #[arg(long, requires = "path")]
     pub dry_run: bool,

@@ -43,6 +43,8 @@ pub struct HostTree {
     pub is_directory: bool,
     /// Whether only what the directory holds is meant.
     pub contents: bool,
+    /// The permissions that it is to have there, where it is a file.
+    file_mode: Option<u32>,
 }
 
 impl HostTree {
@@ -81,7 +83,14 @@ impl HostTree {
             shown: path.to_owned(),
             is_directory: kind == FileType::Directory,
             contents: ending.contents,
+            file_mode: None,
         })
+    }
+
+    /// Gives it other permissions there, where it is a file.
+    pub fn with_file_mode(mut self, mode: u32) -> Self {
+        self.file_mode = Some(mode).filter(|_| !self.is_directory);
+        self
     }
 
     /// The name that it has here; `None` of the root directory.
@@ -95,6 +104,7 @@ impl HostTree {
             builder: tar::Builder::new(writer),
             linked: HashMap::new(),
             tally: Tally::default(),
+            file_mode: self.file_mode,
         };
         let root = match arrival {
             Arrival::Named(name) => name.clone(),
@@ -116,6 +126,8 @@ struct Packer<W: Write> {
     /// Files with more than one name, by device and inode, and a name each was packed under.
     linked: HashMap<(u64, u64), PathBuf>,
     tally: Tally,
+    /// Permissions in place of a file's own.
+    file_mode: Option<u32>,
 }
 
 impl<W: Write> Packer<W> {
@@ -191,6 +203,7 @@ impl<W: Write> Packer<W> {
         }
         let size = metadata.len();
         header.set_size(size);
+        self.file_mode.iter().for_each(|mode| header.set_mode(*mode));
         self.tally.bytes += size;
         // The size is written already: a file that shrinks meanwhile is filled up, one that grows cut.
         let content = file.take(size).chain(io::repeat(0)).take(size);

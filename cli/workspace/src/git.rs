@@ -216,6 +216,20 @@ pub(crate) fn setting(
     Ok((output.status.success() && !value.is_empty()).then_some(value))
 }
 
+/// Returns settings of the user's own whose names match a pattern, in their order.
+pub(crate) fn user_settings(pattern: &str) -> Result<Vec<(String, Vec<u8>)>, WorkspaceError> {
+    let output = bare()
+        .args(["config", "--global", "--includes", "-z", "--get-regexp", pattern])
+        .output()
+        .map_err(WorkspaceError::NoGit)?;
+    // `<name> LF <value> NUL` (git-config(1)); without any, and without such a file, nothing.
+    let settings = records(&output.stdout).filter_map(|record| {
+        let end = record.iter().position(|&byte| byte == b'\n')?;
+        Some((String::from_utf8_lossy(&record[..end]).into_owned(), record[end + 1..].to_vec()))
+    });
+    Ok(settings.collect())
+}
+
 /// One entry of an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Indexed {

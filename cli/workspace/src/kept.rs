@@ -8,6 +8,8 @@
 //!                  /host, /guest    listings after it was carried: what has changed since is seen
 //!                  /refs            branches that the guest was given
 //!                  /options         what of the repository was wanted
+//!                  /options         what was wanted of the repository
+//!                  /bootstrapped    there where its tools were installed
 //!                  /unfinished      there while files are on their way
 //!                  /work-*          a throw-away repository of the command that has the lock
 //! ```
@@ -44,6 +46,7 @@ pub struct Wanted {
 }
 
 const OPTIONS: &str = "options";
+const BOOTSTRAPPED: &str = "bootstrapped";
 
 /// What is kept of one workspace, locked.
 #[derive(Debug)]
@@ -118,6 +121,18 @@ impl Keeping {
             include_untracked: json["include_untracked"].as_bool().unwrap_or_default(),
             from: json["from"].as_str().map(str::to_owned),
         }
+    }
+
+    /// Notes that tools were installed for the repository in a machine.
+    pub fn set_bootstrapped(&self, vm: &str) -> Result<(), WorkspaceError> {
+        let path = self.root.join(vm).join(BOOTSTRAPPED);
+        fs::write(&path, "").map_err(WorkspaceError::keep("write", path))
+    }
+
+    /// Returns whether they were.
+    #[must_use]
+    pub fn is_bootstrapped(&self, vm: &str) -> bool {
+        self.root.join(vm).join(BOOTSTRAPPED).exists()
     }
 
     /// Removes what is kept of a machine that is gone, or was never made. What another command works on

@@ -233,6 +233,12 @@ impl Workspace {
         names
     }
 
+    /// Returns whether a file is carried under this name.
+    #[must_use]
+    pub fn has_file(&self, name: &Path) -> bool {
+        self.files.iter().any(|file| file == name)
+    }
+
     /// Returns the repository and its submodules, each with its place below the top.
     pub(crate) fn modules(&self) -> Vec<(PathBuf, &Workspace)> {
         let mut all = vec![(PathBuf::new(), self)];

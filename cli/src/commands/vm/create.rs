@@ -5,6 +5,7 @@ use clap::Args;
 use super::main_process::MainArgs;
 use crate::daemon;
 use crate::error::CliError;
+use crate::file_sync::Belongings;
 use crate::interrupt::Interrupts;
 use crate::ui::Ui;
 use crate::vm_creation::{self, CreationArgs};
@@ -24,9 +25,21 @@ pub struct CreateArgs {
 /// Makes a machine, starts it and prints its name.
 pub async fn run(ui: &Ui, args: &CreateArgs) -> Result<(), CliError> {
     let main = args.main.options()?;
+    let belongings = Belongings::read()?;
     let mut interrupts = Interrupts::install()?;
     let client = daemon::connect(ui).await?;
     let vm =
         vm_creation::create(ui, &client, &mut interrupts, &args.creation, None, None, main).await?;
+    let given = tokio::select! {
+        given = belongings.give(ui, &client, &vm) => given,
+        interrupt = interrupts.next() => Err(CliError::interrupted(
+            interrupt,
+            format!("interrupted, VM {} is deleted", vm.name),
+        )),
+    };
+    if let Err(error) = given {
+        vm_creation::delete(&client, &vm.id).await?;
+        return Err(error);
+    }
     ui.line(&vm.name)
 }

@@ -15,7 +15,7 @@ use crate::exec::{self, Exec};
 use crate::interrupt::Interrupts;
 use crate::ui::Ui;
 use crate::workspace::{self, WorkspaceArgs};
-use crate::{daemon, terminal};
+use crate::{bootstrap, daemon, terminal};
 
 /// How a command runs; shared by `vm run` and `vm exec`.
 #[derive(Args, Debug)]
@@ -135,12 +135,17 @@ pub async fn run(ui: &Ui, args: ExecArgs) -> Result<u8, CliError> {
         }
         _ => None,
     };
-    let exec = args.command.into_exec(directory)?;
+    let is_in_it = directory.is_some();
+    let mut exec = args.command.into_exec(directory)?;
+    if is_in_it {
+        exec = bootstrap::with_tools(&client, &vm.id, exec)?;
+    }
     if args.auto_prepare {
         let record = workspace::recorded(&vm)?;
         let wanted = workspace::keeping(&client)?.wanted(vm.id.as_str());
         let taken = WorkspaceArgs::default().reopen(ui, record, wanted)?;
         workspace::prepare_again(ui, &client, &mut interrupts, &vm, taken, false).await?;
+        bootstrap::trust(&client, &vm.id, &mut interrupts).await?;
     } else if let Some(record) = &vm.workspace
         && workspace::moved_head(record).is_some()
     {

@@ -34,6 +34,7 @@ use clap::{Args, Subcommand};
 
 use crate::client::{Client, ClientError};
 use crate::error::CliError;
+use crate::file_sync::Belongings;
 use crate::interrupt::Interrupts;
 use crate::progress::Progress;
 use crate::ui::Ui;
@@ -245,6 +246,8 @@ fn edits(from: &str, to: &str) -> usize {
 enum Act<'a> {
     /// Begins an operation by `POST` to this part of its path, with this body.
     Post(&'a str, &'a serde_json::Value),
+    /// As that, and then gives it what every machine gets that starts.
+    Start(&'a str, &'a serde_json::Value, &'a Belongings),
     /// Deletes it.
     Delete,
 }
@@ -277,7 +280,7 @@ async fn for_each(
         match result {
             Ok(()) => {
                 ui.line(&vm.name)?;
-                if let Act::Post(part, _) = act {
+                if let Act::Post(part, _) | Act::Start(part, ..) = act {
                     warn_of_it(ui, client, vm, part != "/stop").await;
                 }
             }
@@ -312,7 +315,9 @@ async fn act_on(
     let what = format!("VM {}", vm.name);
     let reference = VmReference::from(&vm.id);
     let started: OperationStarted = match act {
-        Act::Post(part, body) => client.post(&routes::vm(&reference, part), body).await,
+        Act::Post(part, body) | Act::Start(part, body, _) => {
+            client.post(&routes::vm(&reference, part), body).await
+        }
         Act::Delete => client.delete(&routes::vm(&reference, "")).await,
     }
     .map_err(|error| client.explain(error))?;
@@ -321,7 +326,17 @@ async fn act_on(
         operation::follow(client, started, &|latest| progress.operation(latest), &mut interrupts)
             .await?;
     drop(progress);
-    end.into_result(&what)
+    end.into_result(&what)?;
+    match act {
+        Act::Start(.., belongings) => tokio::select! {
+            given = belongings.give(ui, client, vm) => given,
+            interrupt = interrupts.next() => Err(CliError::interrupted(
+                interrupt,
+                format!("interrupted; {what} runs without the files of file_sync"),
+            )),
+        },
+        Act::Post(..) | Act::Delete => Ok(()),
+    }
 }
 
 #[cfg(test)]

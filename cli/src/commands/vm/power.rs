@@ -8,6 +8,7 @@ use banger_daemon_api::vm::{LEFTOVERS_NOTE, StopVm, Vm};
 use super::{Act, SomeVms, for_each};
 use crate::daemon;
 use crate::error::CliError;
+use crate::file_sync::Belongings;
 use crate::ui::Ui;
 
 /// Arguments of `banger vm start`.
@@ -43,9 +44,10 @@ impl StopArgs {
 
 /// Starts machines.
 pub async fn start(ui: &Ui, args: &StartArgs) -> Result<(), CliError> {
+    let belongings = Belongings::read()?;
     let client = daemon::connect(ui).await?;
     let vms = args.vms.resolve(&client, |vm| !super::is_up(vm)).await?;
-    for_each(ui, &client, &vms, Act::Post("/start", &json!({}))).await
+    for_each(ui, &client, &vms, Act::Start("/start", &json!({}), &belongings)).await
 }
 
 /// Stops machines.
@@ -58,7 +60,8 @@ pub async fn stop(ui: &Ui, args: &StopArgs) -> Result<(), CliError> {
 
 /// Stops and starts machines.
 pub async fn restart(ui: &Ui, args: &StopArgs) -> Result<(), CliError> {
+    let belongings = Belongings::read()?;
     let client = daemon::connect(ui).await?;
     let vms = args.vms.resolve(&client, super::is_up).await?;
-    for_each(ui, &client, &vms, Act::Post("/restart", &args.body()?)).await
+    for_each(ui, &client, &vms, Act::Start("/restart", &args.body()?, &belongings)).await
 }

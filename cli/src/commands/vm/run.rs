@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   look at the repository ─► daemon ─► image and kernel ─► lease (--rm) ─► create and start
-//!     ─► repository ─► command ─► its exit code;  --rm: delete, and close the lease
+//!     ─► files of [[file_sync]] ─► repository ─► its tools ─► command ─► its exit code;  --rm: delete, and close the lease
 //! ```
 //! Until the command begins, a failure or a signal undoes everything.
 
@@ -20,11 +20,12 @@ use super::exec::CommandArgs;
 use super::main_process::EntrypointArgs;
 use crate::client::Client;
 use crate::error::{CliError, ErrorKind};
+use crate::file_sync::Belongings;
 use crate::interrupt::Interrupts;
 use crate::ui::Ui;
 use crate::vm_creation::{self, CreationArgs, Lease};
 use crate::workspace::{self, WorkspaceArgs};
-use crate::{artifacts, daemon, exec};
+use crate::{artifacts, bootstrap, daemon, exec};
 
 /// Arguments of `banger vm run`.
 #[derive(Args, Debug)]
@@ -38,6 +39,8 @@ use crate::{artifacts, daemon, exec};
 With PATH, the git repository around it is put at /root/repo: the tracked files as they are in
 the working tree, and a repository with the last 10 commits. The command runs there, in the
 same subdirectory as PATH. banger vm workspace export brings its work back as a patch.
+Where the repository has a mise.toml, .mise.toml or .tool-versions, the machine's mise installs
+what it asks for first; that wants --nat, or --no-bootstrap to do without.
 Without a command, standard input goes to a login shell.
 
 An image that is an application (an OCI image whose entrypoint or command is more than a
@@ -75,6 +78,10 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
         workspace::print_dry_run(ui, workspace)?;
         return Ok(0);
     }
+    let tools = workspace.as_ref().filter(|_| !args.workspace.no_bootstrap);
+    let tools = tools.and_then(bootstrap::asks);
+    bootstrap::check(tools, args.creation.nat)?;
+    let belongings = Belongings::read()?;
     let directory = workspace.as_ref().map(Workspace::guest_directory).map(GuestPath::new);
     let directory = directory.transpose().map_err(|error| {
         CliError::new("cannot name the repository's directory in the machine").because(&error)
@@ -106,12 +113,27 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
         main,
     )
     .await?;
-    if let Some(taking) = taking {
-        let put = async {
+    let fill = async {
+        let mut exec = exec;
+        tokio::select! {
+            given = belongings.give(ui, &client, &vm) => given?,
+            interrupt = interrupts.next() => {
+                return Err(CliError::interrupted(interrupt, "interrupted"));
+            }
+        }
+        if let Some(taking) = taking {
             let taken = taking.finish(&mut interrupts, &vm.id).await?;
-            workspace::put(ui, &client, &mut interrupts, &vm, taken, false).await
-        };
-        if let Err(mut error) = put.await {
+            workspace::put(ui, &client, &mut interrupts, &vm, taken, false).await?;
+        }
+        if let Some(file) = tools {
+            bootstrap::install(ui, &client, &vm.id, &mut interrupts, file).await?;
+            exec = bootstrap::with_tools(&client, &vm.id, exec)?;
+        }
+        Ok(exec)
+    };
+    let exec = match fill.await {
+        Ok(exec) => exec,
+        Err(mut error) => {
             // What fails or is interrupted here takes the machine with it.
             finish(ui, &client, &vm.id).await;
             forget(keeping.as_ref(), &vm);
@@ -120,7 +142,7 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
             }
             return Err(error);
         }
-    }
+    };
     if args.detach {
         ui.line(&vm.name)?;
         return Ok(0);

@@ -16,7 +16,7 @@ use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::ui::Ui;
 use crate::workspace::{self, WorkspaceArgs};
-use crate::{daemon, table};
+use crate::{bootstrap, daemon, table};
 
 /// Verbs of `banger vm workspace`.
 #[derive(Subcommand, Debug)]
@@ -127,13 +127,26 @@ async fn prepare(ui: &Ui, args: PrepareArgs) -> Result<(), CliError> {
             args.workspace.clone().reopen(ui, record, wanted)?
         }
     };
+    let tools = bootstrap::asks(&taken).filter(|_| !args.workspace.no_bootstrap);
     let prepared =
         workspace::prepare_again(ui, &client, &mut interrupts, &vm, taken, args.force).await?;
     ui.status(format_args!(
         "VM {}: {} files sent, {} names removed",
         vm.name, prepared.sent, prepared.removed
     ));
-    Ok(())
+    match tools {
+        Some(file) if vm.spec.nat => {
+            bootstrap::install(ui, &client, &vm.id, &mut interrupts, file).await
+        }
+        Some(file) => {
+            ui.warning(format_args!(
+                "what {file} asks for is not installed: VM {} does not reach the network (--nat)",
+                vm.name
+            ));
+            bootstrap::trust(&client, &vm.id, &mut interrupts).await
+        }
+        None => Ok(()),
+    }
 }
 
 /// Looks at a machine's work.

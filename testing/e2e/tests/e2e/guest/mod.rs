@@ -4,6 +4,7 @@
 //! has what needs a distribution.
 
 mod applications;
+mod belongings;
 mod copy;
 mod crash;
 mod crash_matrix;
