@@ -10,10 +10,13 @@ use std::path::{Path, PathBuf};
 
 use super::config::{file_path, quoted};
 use super::{Options, Store, home, replace};
+use crate::environment;
 use crate::error::CliError;
 
 const BEGIN: &str = "# >>> banger >>>";
 const END: &str = "# <<< banger <<<";
+/// Between them in a file that was not there before.
+const MADE: &str = "# banger made this file";
 /// Larger than anybody's configuration.
 const LARGEST: u64 = 4 << 20;
 
@@ -21,6 +24,7 @@ const LARGEST: u64 = 4 << 20;
 pub fn install(store: &Store) -> Result<Option<PathBuf>, CliError> {
     // ssh looks for the key before it starts the proxy.
     store.public_key()?;
+    let _lock = store.lock()?;
     let own = file_path()?;
     let text = Options::new(store, false)?.file();
     let failed =
@@ -32,15 +36,26 @@ pub fn install(store: &Store) -> Result<Option<PathBuf>, CliError> {
         replace(&own, text.as_bytes(), 0o600).map_err(|error| failed(&error))?;
     }
     let include = quoted(&own)?;
-    let path = change(|text| with_block(text, &include))?;
+    let path = change(|text| {
+        let is_new = text.is_none();
+        with_block(text.unwrap_or_default(), &include, is_new).map(Some)
+    })?;
     changed |= path.1;
     Ok(changed.then_some(path.0))
 }
 
 /// Takes back what [`install`] did; the key and the known hosts stay.
 pub fn uninstall() -> Result<Option<PathBuf>, CliError> {
+    let store = Store::at(environment::ssh_directory()?)?;
+    let _lock = store.lock()?;
     let own = file_path()?;
-    let (path, mut changed) = change(|text| without_block(text).map(|(text, _)| text))?;
+    let (path, mut changed) = change(|text| {
+        let Some(text) = text else { return Ok(None) };
+        let (rest, block) = without_block(text)?;
+        // Nothing but what install made: then the file goes, too.
+        let is_made = block == Some(Block { is_of_made_file: true }) && rest.is_empty();
+        Ok((!is_made).then_some(rest))
+    })?;
     match std::fs::remove_file(&own) {
         Ok(()) => changed = true,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -52,8 +67,10 @@ pub fn uninstall() -> Result<Option<PathBuf>, CliError> {
     Ok(changed.then_some(path))
 }
 
-/// Edits `~/.ssh/config`; returns the file and whether it changed.
-fn change(edit: impl FnOnce(&str) -> Result<String, String>) -> Result<(PathBuf, bool), CliError> {
+/// Edits `~/.ssh/config`, of which nothing stands for no file; returns the file and whether it changed.
+fn change(
+    edit: impl FnOnce(Option<&str>) -> Result<Option<String>, String>,
+) -> Result<(PathBuf, bool), CliError> {
     let named = home()?.join(".ssh/config");
     let failed = |error: &io::Error| {
         CliError::new(format!("cannot change {}", named.display())).because(error)
@@ -69,9 +86,8 @@ fn change(edit: impl FnOnce(&str) -> Result<String, String>) -> Result<(PathBuf,
         }
         Err(error) => return Err(failed(&error)),
     };
-    let text = read(&path).map_err(|error| failed(&error))?;
-    let before = text.clone().unwrap_or_default();
-    let after = edit(&before).map_err(|error| {
+    let before = read(&path).map_err(|error| failed(&error))?;
+    let after = edit(before.as_deref()).map_err(|error| {
         failed(&io::Error::other(error))
             .hint("repair it by hand; banger changes nothing else in it")
     })?;
@@ -80,9 +96,7 @@ fn change(edit: impl FnOnce(&str) -> Result<String, String>) -> Result<(PathBuf,
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
     let write = || {
-        if after.is_empty() && !named.is_symlink() {
-            return std::fs::remove_file(&path);
-        }
+        let Some(after) = &after else { return std::fs::remove_file(&path) };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         replace(&path, after.as_bytes(), 0o600)
     };
@@ -104,22 +118,30 @@ fn read(path: &Path) -> io::Result<Option<String>> {
     std::fs::read_to_string(path).map(Some)
 }
 
+/// What is found between the markers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Block {
+    is_of_made_file: bool,
+}
+
 /// Returns the text with the block first; one that is there is brought up to date.
-fn with_block(text: &str, include: &str) -> Result<String, String> {
+fn with_block(text: &str, include: &str, is_new: bool) -> Result<String, String> {
     let (rest, found) = without_block(text)?;
-    let block = format!("{BEGIN}\nInclude {include}\n{END}\n");
+    let is_made = found.map_or(is_new, |block| block.is_of_made_file);
+    let made = if is_made { format!("{MADE}\n") } else { String::new() };
+    let block = format!("{BEGIN}\n{made}Include {include}\n{END}\n");
     // Where the user has moved it, it stays, unless it says something else.
-    if found && text.contains(&block) {
+    if found.is_some() && text.contains(&block) {
         return Ok(text.to_owned());
     }
     Ok(block + &rest)
 }
 
-/// Returns the text without the block, and whether there was one.
-fn without_block(text: &str) -> Result<(String, bool), String> {
+/// Returns the text without the block, and the block, if there was one.
+fn without_block(text: &str) -> Result<(String, Option<Block>), String> {
     let mut rest = String::new();
     let mut begun: Option<usize> = None;
-    let mut found = false;
+    let (mut found, mut is_of_made_file) = (false, false);
     for (number, line) in text.split_inclusive('\n').enumerate() {
         match (line.trim(), begun) {
             (BEGIN, None) if !found => begun = Some(number),
@@ -130,13 +152,13 @@ fn without_block(text: &str) -> Result<(String, bool), String> {
             (BEGIN | END, _) => {
                 return Err(format!("line {}: a marker of banger is out of place", number + 1));
             }
-            (_, Some(_)) => {}
+            (inside, Some(_)) => is_of_made_file |= inside == MADE,
             (_, None) => rest.push_str(line),
         }
     }
     match begun {
         Some(number) => Err(format!("line {}: the end of banger's lines is missing", number + 1)),
-        None => Ok((rest, found)),
+        None => Ok((rest, found.then_some(Block { is_of_made_file }))),
     }
 }
 
@@ -147,15 +169,21 @@ mod tests {
     #[test]
     fn in_and_out_again_changes_nothing_else() {
         for text in ["", "Host a\n  User b", "# no end of line", "\r\nHost x\r\n", "\n\n"] {
-            let with = with_block(text, "\"/x\"").unwrap();
+            let with = with_block(text, "\"/x\"", false).unwrap();
             assert!(with.starts_with("# >>> banger >>>\nInclude \"/x\"\n"), "{with}");
-            assert_eq!(with_block(&with, "\"/x\"").unwrap(), with);
-            assert_eq!(without_block(&with).unwrap(), (text.to_owned(), true));
-            let moved = with_block(&with, "\"/y\"").unwrap();
+            assert_eq!(with_block(&with, "\"/x\"", true).unwrap(), with);
+            let block = Some(Block { is_of_made_file: false });
+            assert_eq!(without_block(&with).unwrap(), (text.to_owned(), block));
+            let moved = with_block(&with, "\"/y\"", true).unwrap();
             assert!(!moved.contains("/x") && moved.ends_with(text));
         }
         let own_place = format!("Host a\n{BEGIN}\nInclude \"/x\"\n{END}\nHost b\n");
-        assert_eq!(with_block(&own_place, "\"/x\"").unwrap(), own_place);
+        assert_eq!(with_block(&own_place, "\"/x\"", true).unwrap(), own_place);
+        // Whose the file is, is remembered over an update.
+        let made = with_block("", "\"/x\"", true).unwrap();
+        let moved = with_block(&made, "\"/y\"", false).unwrap();
+        let block = Some(Block { is_of_made_file: true });
+        assert_eq!(without_block(&moved).unwrap(), (String::new(), block));
     }
 
     #[test]
@@ -167,7 +195,7 @@ mod tests {
             (format!("{BEGIN}\n{END}\n{BEGIN}\n{END}\n"), "line 3"),
         ] {
             assert!(without_block(&text).unwrap_err().contains(line), "{text}");
-            assert!(with_block(&text, "\"/x\"").is_err());
+            assert!(with_block(&text, "\"/x\"", false).is_err());
         }
     }
 }

@@ -38,10 +38,7 @@ impl Store {
                 .because(error)
         };
         let _lock = self.lock()?;
-        let text = match std::fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            other => other.map_err(|error| failed(&error))?,
-        };
+        let text = self.known_hosts().map_err(|error| failed(&error))?;
         match look(&text, host, (vm, key), accept) {
             Found::Same => Ok(()),
             Found::New(text) => {
@@ -61,6 +58,61 @@ impl Store {
     }
 }
 
+impl Store {
+    fn known_hosts(&self) -> io::Result<String> {
+        match std::fs::read_to_string(self.known_hosts_path()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            read => read,
+        }
+    }
+
+    /// Edits what is written down, where there is anything.
+    fn edit(&self, edit: impl FnOnce(&str) -> String) -> Result<(), CliError> {
+        let path = self.known_hosts_path();
+        let change = || {
+            let text = self.known_hosts()?;
+            let new = edit(&text);
+            if new == text { Ok(()) } else { replace(&path, new.as_bytes(), 0o600) }
+        };
+        let _lock = self.lock()?;
+        change().map_err(|error| {
+            CliError::new(format!("cannot change {}", path.display())).because(&error)
+        })
+    }
+
+    /// Takes out the keys of machines that are gone.
+    pub fn forget(&self, vms: &[VmId]) -> Result<(), CliError> {
+        self.edit(|text| without(text, vms))
+    }
+
+    /// Writes a machine's key to its new name, in place of what was known of that.
+    pub fn rename(&self, vm: &VmId, host: &str) -> Result<(), CliError> {
+        self.edit(|text| with_name(text, vm, host))
+    }
+}
+
+/// Returns whose key a line has.
+fn machine_of(line: &str) -> Option<&str> {
+    line.rsplit(' ').next().and_then(|comment| comment.strip_prefix(COMMENT))
+}
+
+fn without(text: &str, vms: &[VmId]) -> String {
+    let is_gone = |line: &&str| vms.iter().any(|vm| machine_of(line) == Some(vm.as_str()));
+    text.split_inclusive('\n').filter(|line| !is_gone(&line.trim_end_matches('\n'))).collect()
+}
+
+fn with_name(text: &str, vm: &VmId, host: &str) -> String {
+    let is_its = |line: &&str| machine_of(line) == Some(vm.as_str());
+    // The newest is the last; it has been called otherwise before.
+    let Some(line) = text.lines().filter(is_its).next_back() else { return text.to_owned() };
+    let Some((_, key)) = line.split_once(' ') else { return text.to_owned() };
+    let is_of_host = |line: &&str| line.split(' ').next() == Some(host);
+    let others = text.lines().filter(|line| !is_its(line) && !is_of_host(line));
+    let mut new: String = others.map(|line| format!("{line}\n")).collect();
+    new.push_str(&format!("{host} {key}\n"));
+    new
+}
+
 /// Compares a key with what `text` says of `host`.
 fn look(text: &str, host: &str, (vm, key): (&VmId, &PublicKey), accept: bool) -> Found {
     let line = format!("{host} {key} {COMMENT}{vm}");
@@ -69,8 +121,7 @@ fn look(text: &str, host: &str, (vm, key): (&VmId, &PublicKey), accept: bool) ->
     match (of_host.next(), of_host.next()) {
         (Some(one), None) if one == line => return Found::Same,
         (Some(one), _) if !accept => {
-            let was = one.rsplit(' ').next().and_then(|comment| comment.strip_prefix(COMMENT));
-            if was == Some(vm.as_str()) && !one.starts_with(&format!("{host} {key} ")) {
+            if machine_of(one) == Some(vm.as_str()) && !one.starts_with(&format!("{host} {key} ")) {
                 return Found::Changed;
             }
         }
@@ -104,6 +155,20 @@ mod tests {
         let both = format!("{text}boxer.vm x\n");
         let other = format!("boxer.vm x\nbox.vm ssh-ed25519 AAAAb banger:{two}\n");
         assert_eq!(look(&both, "box.vm", (&two, &b), false), Found::New(other));
+    }
+
+    #[test]
+    fn a_machine_that_is_renamed_or_gone_takes_its_key_along() {
+        let id = |digit: &str| -> VmId { digit.repeat(32).parse().unwrap() };
+        let (one, two) = (id("1"), id("2"));
+        let text = format!("a.vm k1 banger:{one}\nb.vm k2 banger:{two}\nc.vm own line\n");
+        let renamed = with_name(&text, &one, "b.vm");
+        assert_eq!(renamed, format!("c.vm own line\nb.vm k1 banger:{one}\n"));
+        assert_eq!(with_name(&text, &id("3"), "a.vm"), text, "one without a key");
+        let kept = format!("b.vm k2 banger:{two}\nc.vm own line\n");
+        assert_eq!(without(&text, std::slice::from_ref(&one)), kept);
+        assert_eq!(without(&text, &[]), text);
+        assert_eq!(without(&text, &[one, two]), "c.vm own line\n");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use std::process::{Command, Stdio};
 use banger_agent_api::PublicKey;
 use banger_daemon_api::config::{Config, SSH_KEY, Setting};
 use banger_daemon_api::routes;
+use banger_types::VmId;
 use rustix::fs::FlockOperation;
 
 pub use config::{Options, shell_word};
@@ -141,6 +142,28 @@ impl Store {
         let moved = std::fs::rename(new.with_extension("pub"), public)
             .and_then(|()| std::fs::rename(&new, private));
         moved.map_err(|error| failed(&error))
+    }
+}
+
+/// Opens the user's directory, where there is one.
+fn opened() -> Result<Option<Store>, CliError> {
+    let directory = environment::ssh_directory()?;
+    if directory.is_dir() { Store::at(directory).map(Some) } else { Ok(None) }
+}
+
+/// Forgets the keys of machines that are gone.
+pub fn deleted(vms: &[VmId]) -> Result<(), CliError> {
+    match opened()? {
+        Some(store) if !vms.is_empty() => store.forget(vms),
+        _ => Ok(()),
+    }
+}
+
+/// Knows a machine by its new name.
+pub fn renamed(vm: &VmId, name: &str) -> Result<(), CliError> {
+    match opened()? {
+        Some(store) => store.rename(vm, &format!("{name}{DOMAIN}")),
+        None => Ok(()),
     }
 }
 
