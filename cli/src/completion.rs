@@ -1,11 +1,15 @@
 //! What a shell's completion offers for names: asks the running daemon, never starts one.
 
+use std::ffi::OsStr;
 use std::time::Duration;
 
 use banger_daemon_api::artifact::{Image, Kernel};
+use banger_daemon_api::config::KEYS;
 use banger_daemon_api::routes;
 use banger_daemon_api::vm::Vm;
-use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::engine::{
+    ArgValueCandidates, ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter,
+};
 use serde::de::DeserializeOwned;
 
 use crate::{daemon, environment};
@@ -23,12 +27,35 @@ pub fn vms() -> ArgValueCandidates {
     })
 }
 
+/// Offers what `vm cp` takes: VM names with a colon, and files of this host.
+pub fn vms_and_files() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| {
+        let begun = current.to_string_lossy().into_owned();
+        let mut all = list(routes::VMS, |vm: Vm| {
+            CompletionCandidate::new(format!("{}:", vm.name))
+                .help(Some(vm.state.to_string().into()))
+        });
+        all.retain(|one| one.get_value().to_string_lossy().starts_with(&begun));
+        all.extend(PathCompleter::any().complete(current));
+        all
+    })
+}
+
 /// Offers image names.
 pub fn images() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
         list(routes::IMAGES, |image: Image| {
             CompletionCandidate::new(image.name.as_str().to_owned())
         })
+    })
+}
+
+/// Offers the daemon's settings, which need no daemon.
+pub fn settings() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        KEYS.iter()
+            .map(|(key, what)| CompletionCandidate::new(*key).help(Some((*what).into())))
+            .collect()
     })
 }
 

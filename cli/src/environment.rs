@@ -144,6 +144,45 @@ pub fn site() -> Result<Site, CliError> {
     }
 }
 
+/// The word for where a value is from that nobody has set.
+pub const DEFAULT: &str = "default";
+
+/// Returns what says which daemon is used, and how: name, value, and where it is from.
+pub fn origins() -> Result<Vec<(&'static str, String, String)>, CliError> {
+    let from = |variable: &'static str, otherwise: &str| match env::var_os(variable) {
+        Some(_) => variable.to_owned(),
+        None => otherwise.to_owned(),
+    };
+    let site = site()?;
+    let install = crate::install::PATH;
+    let (word, otherwise) = match &site {
+        Site::System { .. } => ("system", install),
+        Site::Direct(_) => ("direct", DEFAULT),
+    };
+    let named =
+        [STATE_DIR, CACHE_DIR, RUNTIME_DIR].into_iter().find(|name| env::var_os(name).is_some());
+    let origin = match (DIRECT.get(), named) {
+        (Some(true), _) => "--direct".to_owned(),
+        (_, Some(named)) if env::var_os(MODE).is_none() => named.to_owned(),
+        _ => from(MODE, otherwise),
+    };
+    let mut all = vec![("mode", word.to_owned(), origin)];
+    if let Site::Direct(DirectMode { directories, .. }) = &site {
+        for (key, path, variable) in [
+            ("state", &directories.state, STATE_DIR),
+            ("cache", &directories.cache, CACHE_DIR),
+            ("runtime", &directories.runtime, RUNTIME_DIR),
+        ] {
+            all.push((key, path.display().to_string(), from(variable, DEFAULT)));
+        }
+        for (key, variable) in [("bangerd", BANGERD), ("log level", LOG_LEVEL)] {
+            let value = env::var_os(variable).unwrap_or_else(|| "auto".into());
+            all.push((key, value.display().to_string(), from(variable, DEFAULT)));
+        }
+    }
+    Ok(all)
+}
+
 /// Returns whether colours are allowed at all.
 pub fn color_allowed() -> bool {
     allows_color(env::var_os(NO_COLOR), env::var_os(TERM))

@@ -339,6 +339,14 @@ fn completion_offers_verbs_without_a_daemon() {
             .env("_CLAP_IFS", "\n"),
     );
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let outcome = place.outcome(
+        place
+            .banger(&["--", "banger", "config", "get", "network.s"])
+            .env("COMPLETE", "bash")
+            .env("_CLAP_COMPLETE_INDEX", "3")
+            .env("_CLAP_IFS", "\n"),
+    );
+    assert_eq!(outcome.stdout.trim(), "network.subnet", "{}", outcome.stderr);
     assert!(!place.path("run").exists());
 }
 

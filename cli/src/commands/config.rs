@@ -3,12 +3,13 @@
 use banger_daemon_api::config::{Config, KERNEL_DEFAULT, KEYS, Setting};
 use banger_daemon_api::routes;
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use super::JsonArgs;
 use crate::client::Client;
 use crate::error::CliError;
 use crate::ui::Ui;
-use crate::{artifacts, daemon, table};
+use crate::{artifacts, completion, daemon, environment, table};
 
 /// What can be done with settings.
 #[derive(Debug, Subcommand)]
@@ -20,13 +21,20 @@ pub enum ConfigCommand {
     /// Print all settings
     #[command(visible_alias = "ls")]
     List(JsonArgs),
+    /// Print what is in force, and where each value is from
+    #[command(
+        after_help = "A value is from an option, a variable of the environment, a line of a file, or is the default.
+An option goes before a variable, and that before a file. Lines of a file that banger does not
+know stop bangerd at its start, with their names."
+    )]
+    Show(JsonArgs),
 }
 
 /// Arguments of `banger config get`.
 #[derive(Args, Debug)]
 pub struct GetArgs {
     /// The setting, such as network.subnet
-    #[arg(value_parser = key)]
+    #[arg(value_parser = key, add = completion::settings())]
     key: String,
 }
 
@@ -43,7 +51,7 @@ pub struct GetArgs {
   ssh.key            your private key for machines, or auto: one of banger's own")]
 pub struct SetArgs {
     /// The setting, such as network.subnet
-    #[arg(value_parser = key)]
+    #[arg(value_parser = key, add = completion::settings())]
     key: String,
     /// Its new value; auto brings the default back
     value: String,
@@ -69,7 +77,7 @@ impl ConfigCommand {
                     CliError::usage(error.to_string()).hint("banger config set --help")
                 })?;
                 let client = daemon::connect(ui).await?;
-                let setting = Setting { key: args.key, value: args.value };
+                let setting = Setting { key: args.key, value: args.value, origin: None };
                 let set: Result<Vec<Setting>, _> = client.patch(routes::CONFIG, &setting).await;
                 set.map(drop).map_err(|error| client.explain(error))?;
                 warn(ui, &client, &setting).await
@@ -88,8 +96,39 @@ impl ConfigCommand {
                     .collect();
                 ui.line(table::facts(&facts))
             }
+            Self::Show(json) => {
+                let all = in_force(ui).await?;
+                if json.json {
+                    return ui.json(&all);
+                }
+                let rows: Vec<[String; 3]> =
+                    all.into_iter().map(|one| [one.key, one.value, one.origin]).collect();
+                ui.line(table::table(["SETTING", "VALUE", "FROM"], &rows))
+            }
         }
     }
+}
+
+/// A value that is in force.
+#[derive(Debug, Serialize)]
+struct InForce {
+    key: String,
+    value: String,
+    origin: String,
+}
+
+/// Lists how this program finds its daemon, and that daemon's settings.
+async fn in_force(ui: &Ui) -> Result<Vec<InForce>, CliError> {
+    let found = environment::origins()?.into_iter();
+    let mut all: Vec<InForce> =
+        found.map(|(key, value, origin)| InForce { key: key.to_owned(), value, origin }).collect();
+    let settings = settings(&daemon::connect(ui).await?).await?;
+    all.extend(settings.into_iter().map(|Setting { key, value, origin }| InForce {
+        key,
+        value,
+        origin: origin.unwrap_or_else(|| environment::DEFAULT.to_owned()),
+    }));
+    Ok(all)
 }
 
 /// Says what a new value does not do yet.

@@ -1,6 +1,7 @@
 //! `config.toml` in the state directory: the daemon's settings, changed by `banger config set` or by
 //! hand while the daemon does not run.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -44,6 +45,17 @@ impl ConfigFile {
         self.config.lock().await.clone()
     }
 
+    /// Returns where a setting is from, as `FILE:LINE`, for each that the file has.
+    pub async fn origins(&self) -> BTreeMap<String, String> {
+        // It is changed under this lock.
+        let _config = self.config.lock().await;
+        // One that cannot be read any more is said at the next start.
+        let text = tokio::fs::read_to_string(&self.path).await.unwrap_or_default();
+        let lines = lines(&text);
+        let place = |line| format!("{}:{line}", self.path.display());
+        lines.into_iter().map(|(key, line)| (key, place(line))).collect()
+    }
+
     /// Changes a setting: `apply` is told the settings before they are written, and its failure
     /// leaves everything as it was.
     pub async fn set(
@@ -81,6 +93,20 @@ impl ConfigFile {
     }
 }
 
+/// Returns the line of each setting, from 1.
+fn lines(text: &str) -> Vec<(String, usize)> {
+    type Sections = BTreeMap<String, BTreeMap<String, toml::Spanned<toml::Value>>>;
+    let sections: Sections = toml::from_str(text).unwrap_or_default();
+    let line = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
+    let of_section = |(section, settings): (String, BTreeMap<String, toml::Spanned<_>>)| {
+        let settings = settings.into_iter();
+        let named = settings.map(|(key, value)| (format!("{section}.{key}"), value.span().start));
+        named.collect::<Vec<_>>()
+    };
+    let places = sections.into_iter().flat_map(of_section);
+    places.map(|(key, start)| (key, line(start))).collect()
+}
+
 fn broken(path: &std::path::Path, error: &toml::de::Error) -> ApiError {
     let mut broken =
         ApiError::new(ErrorCode::Corrupt, format!("{} cannot be read", path.display()));
@@ -109,6 +135,32 @@ mod tests {
         drop(file);
         assert_eq!(ConfigFile::open(directory.path()).unwrap().now().await, set);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn where_a_setting_is_from_is_told_by_its_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.toml");
+        let text = "# mine\n[network]\nmode = \"user\"\n\ndns = [\n \"1.1.1.1\",\n]\n[kernel]\ndefault = \"own\"\n";
+        std::fs::write(&path, text).unwrap();
+        let file = ConfigFile::open(directory.path()).unwrap();
+        let origins = file.origins().await;
+        for (key, line) in [("network.mode", 3), ("network.dns", 5), ("kernel.default", 9)] {
+            assert_eq!(origins[key], format!("{}:{line}", path.display()), "{key}");
+        }
+        assert_eq!(origins.len(), 3);
+        file.set("kernel.default", "auto", async |_| Ok(())).await.unwrap();
+        assert!(!file.origins().await.contains_key("kernel.default"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.toml");
+        std::fs::write(&path, "[network]\nmode = \"user\"\nsubnett = \"x\"\n").unwrap();
+        let error = ConfigFile::open(directory.path()).unwrap_err().to_api_error();
+        let causes = error.causes.join("\n");
+        assert!(causes.contains("subnett") && causes.contains("line 3"), "{causes}");
     }
 
     #[test]

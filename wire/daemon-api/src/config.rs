@@ -294,6 +294,10 @@ pub struct Setting {
     pub key: String,
     /// Its value; `auto` is the default.
     pub value: String,
+    /// Where the value is from, in an answer: a file and a line of it, `FILE:LINE`; nothing for the
+    /// default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::progress::Progress;
 use crate::ui::Ui;
-use crate::{daemon, table};
+use crate::{completion, daemon, table};
 
 /// Arguments of `banger vm cp`.
 #[derive(Args, Debug)]
@@ -45,10 +45,10 @@ set-user-id bit. Sockets, fifos and devices are left out."
 )]
 pub struct CopyArgs {
     /// What to copy: a path, VM:PATH, or - for a tar stream on standard input
-    #[arg(value_name = "SRC")]
+    #[arg(value_name = "SRC", add = completion::vms_and_files())]
     source: OsString,
     /// Where to: a path, VM:PATH, or - for a tar stream on standard output
-    #[arg(value_name = "DST")]
+    #[arg(value_name = "DST", add = completion::vms_and_files())]
     destination: OsString,
     /// Copy what SRC leads to, where it is a symbolic link
     #[arg(short = 'L', long)]

@@ -5,13 +5,13 @@ use axum::extract::State;
 use banger_daemon_api::config::{Config, KEYS, Setting};
 use banger_daemon_api::error::ApiError;
 
-use super::Shared;
+use super::{Api, Shared};
 use crate::server::{Answer, JsonBody};
 
 /// Lists the settings.
 #[utoipa::path(get, path = "/v1/config", responses((status = 200, body = Vec<Setting>)))]
 pub async fn list(State(api): Shared) -> Json<Vec<Setting>> {
-    Json(settings(&api.services.config().now().await))
+    Json(settings(&api).await)
 }
 
 /// Changes a setting, at once; `auto` brings its default back.
@@ -30,14 +30,16 @@ pub async fn set(
     JsonBody(setting): JsonBody<Setting>,
 ) -> Answer<Json<Vec<Setting>>> {
     let apply = async |config: &Config| api.services.apply(config).await;
-    let config = api.services.config().set(&setting.key, &setting.value, apply).await?;
-    Ok(Json(settings(&config)))
+    api.services.config().set(&setting.key, &setting.value, apply).await?;
+    Ok(Json(settings(&api).await))
 }
 
-fn settings(config: &Config) -> Vec<Setting> {
+async fn settings(api: &Api) -> Vec<Setting> {
+    let file = api.services.config();
+    let (config, origins) = (file.now().await, file.origins().await);
     let setting = |key: &str| {
         let value = config.get(key).unwrap_or_default();
-        Setting { key: key.to_owned(), value }
+        Setting { key: key.to_owned(), value, origin: origins.get(key).cloned() }
     };
     KEYS.iter().map(|(key, _)| setting(key)).collect()
 }
