@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use banger_daemon_api::routes;
-use banger_daemon_api::stats::VmStats;
+use banger_daemon_api::stats::{GuestUse, HostUse, VmStats};
 use clap::Args;
 use tokio::time::MissedTickBehavior;
 
@@ -80,11 +80,26 @@ async fn measure(ui: &Ui, client: &Client, args: &StatsArgs) -> Result<(), CliEr
     artifacts::report_all(ui, failures)
 }
 
+/// What of the processors a VMM took, of one as 100.
+pub(super) fn cpu(host: &HostUse) -> String {
+    format!("{} %", host.cpu_milli / 10)
+}
+
+/// A guest's load average.
+pub(super) fn load(guest: &GuestUse) -> String {
+    format!("{}.{:02}", guest.load_milli / 1000, guest.load_milli % 1000 / 10)
+}
+
+/// How much of a whole is not free.
+pub(super) fn used(total: u64, free: u64) -> String {
+    table::size(total.saturating_sub(free))
+}
+
 fn render(stats: &VmStats) -> String {
     let mut facts = vec![("name", stats.name.to_string()), ("state", stats.state.to_string())];
     if let Some(host) = &stats.host {
         facts.extend([
-            ("CPU", format!("{} % of {} vCPUs", host.cpu_milli / 10, host.vcpus)),
+            ("CPU", format!("{} of {} vCPUs", cpu(host), host.vcpus)),
             ("CPU time", format!("{}.{:03} s", host.cpu_time_ms / 1000, host.cpu_time_ms % 1000)),
             (
                 "memory on the host",
@@ -97,12 +112,10 @@ fn render(stats: &VmStats) -> String {
         ]);
     }
     if let Some(guest) = &stats.guest {
-        let used = |total: u64, free: u64| {
-            format!("{} of {} used", table::size(total.saturating_sub(free)), table::size(total))
-        };
+        let used = |total, free| format!("{} of {} used", used(total, free), table::size(total));
         facts.extend([
             ("memory in the guest", used(guest.memory_total_bytes, guest.memory_available_bytes)),
-            ("load", format!("{}.{:02}", guest.load_milli / 1000, guest.load_milli % 1000 / 10)),
+            ("load", load(guest)),
             ("processes", guest.processes.to_string()),
             ("/", used(guest.root_total_bytes, guest.root_free_bytes)),
             ("/root", used(guest.work_total_bytes, guest.work_free_bytes)),

@@ -13,7 +13,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
-use super::is_up;
+use super::{is_up, stats};
 use crate::client::Client;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
@@ -133,26 +133,21 @@ fn screen(machines: &[VmStats], size: WindowSize) -> String {
     format!("{HOME}{}{CLEAR_BELOW}", drawn.join("\r\n"))
 }
 
-fn row(stats: &VmStats) -> [String; 9] {
-    let host = stats.host.as_ref();
-    let guest = stats.guest.as_ref();
+fn row(machine: &VmStats) -> [String; 9] {
+    let host = machine.host.as_ref();
+    let guest = machine.guest.as_ref();
     [
-        stats.name.to_string(),
-        stats.state.to_string(),
-        host.map(|host| format!("{} %", host.cpu_milli / 10)).unwrap_or_default(),
+        machine.name.to_string(),
+        machine.state.to_string(),
+        host.map(stats::cpu).unwrap_or_default(),
         host.map(|host| table::size(host.memory_bytes)).unwrap_or_default(),
         host.map(|host| table::size(host.memory_limit_bytes)).unwrap_or_default(),
         guest
-            .map(|guest| {
-                let free = guest.memory_available_bytes;
-                table::size(guest.memory_total_bytes.saturating_sub(free))
-            })
+            .map(|guest| stats::used(guest.memory_total_bytes, guest.memory_available_bytes))
             .unwrap_or_default(),
-        guest
-            .map(|guest| format!("{}.{:02}", guest.load_milli / 1000, guest.load_milli % 1000 / 10))
-            .unwrap_or_default(),
+        guest.map(stats::load).unwrap_or_default(),
         guest.map(|guest| guest.processes.to_string()).unwrap_or_default(),
-        table::size(stats.disks.iter().map(|disk| disk.allocated).sum()),
+        table::size(machine.disks.iter().map(|disk| disk.allocated).sum()),
     ]
 }
 
