@@ -60,7 +60,7 @@ impl ConsoleText {
 }
 
 /// Returns how many bytes end on a character's boundary; a character cut at the end waits.
-fn complete_length(bytes: &[u8]) -> usize {
+pub(crate) fn complete_length(bytes: &[u8]) -> usize {
     for back in 1..=bytes.len().min(3) {
         let byte = bytes[bytes.len() - back];
         let length = match byte {

@@ -99,7 +99,7 @@ pub async fn attach_main(
 }
 
 /// This process's terminal, as a guest's program is to have one.
-fn pty() -> PtyCall {
+pub fn pty() -> PtyCall {
     PtyCall {
         size: terminal::size(),
         term: environment::terminal_type()
@@ -344,15 +344,7 @@ async fn explain_lost(client: &Client, vm: &VmId, error: CliError) -> CliError {
     if error.message != LOST {
         return error;
     }
-    let path = routes::vm(&vm.into(), "");
-    let mut now = client.get::<Vm>(&path).await;
-    let deadline = Instant::now() + END_DEADLINE;
-    // The connection of a machine that dies ends before its death is noticed and recorded.
-    while matches!(&now, Ok(vm) if vm.state == VmState::Running) && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        now = client.get::<Vm>(&path).await;
-    }
-    match now {
+    match settled(client, &routes::vm(&vm.into(), "")).await {
         Err(ClientError::Api(_)) => CliError::new("the machine was deleted while the command ran"),
         Err(_) => {
             CliError::new("bangerd ended while the command ran, so the command was ended too")
@@ -367,6 +359,18 @@ async fn explain_lost(client: &Client, vm: &VmId, error: CliError) -> CliError {
             error.hint(format!("banger vm logs {}", vm.name))
         }
     }
+}
+
+/// Returns a machine to which a connection has ended: that of one that dies ends before its death is
+/// noticed and recorded.
+pub async fn settled(client: &Client, path: &str) -> Result<Vm, ClientError> {
+    let mut now = client.get::<Vm>(path).await;
+    let deadline = Instant::now() + END_DEADLINE;
+    while matches!(&now, Ok(vm) if vm.state == VmState::Running) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        now = client.get::<Vm>(path).await;
+    }
+    now
 }
 
 #[cfg(test)]

@@ -116,6 +116,10 @@ impl VmmProcess for Process {
         Arc::new(StandIn(Arc::clone(&self.0)))
     }
 
+    async fn console(&self) -> Result<BoxedStream, VmmError> {
+        self.0.console().await
+    }
+
     fn state(&self) -> VmmState {
         self.0.state()
     }

@@ -1,7 +1,9 @@
 //! The engine's handle: what the daemon calls.
 
 mod change;
+mod console;
 mod ports;
+mod rename;
 mod shown;
 mod stats;
 
@@ -241,13 +243,12 @@ impl Engine {
         let id = std::iter::repeat_with(VmId::random)
             .find(|id| !is_taken(id))
             .ok_or(EngineError::Defect("no id is free"))?;
-        let taken = |name: &VmName| table.vms.values().any(|entry| entry.name == *name);
         let name = match request.name {
-            Some(name) if taken(&name) => return Err(EngineError::NameTaken { name }),
+            Some(name) if table.is_taken(&name) => return Err(EngineError::NameTaken { name }),
             Some(name) => name,
             None => (0..)
                 .map(|attempt| names::generate(names::random(), attempt >= NAME_TRIES))
-                .find(|name| !taken(name))
+                .find(|name| !table.is_taken(name))
                 .ok_or(EngineError::Defect("no name is free"))?,
         };
         let record = VmRecord {

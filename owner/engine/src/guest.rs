@@ -10,6 +10,7 @@ use banger_agent_api::{
 use banger_daemon_api::stats::GuestUse;
 use banger_daemon_api::vm::MainExit;
 use banger_guest_client::{AgentClient, ClientError, Deadlines, GuestChannel};
+use banger_types::VmName;
 
 use crate::error::EngineError;
 
@@ -53,6 +54,15 @@ pub(crate) async fn greet(channel: &Arc<dyn GuestChannel>) -> Result<(), ClientE
         time_nanos: u64::try_from(jiff::Timestamp::now().as_nanosecond()).ok(),
         entropy: entropy.parse().ok(),
     };
+    AgentClient::new(Arc::clone(channel)).set_identity(identity).await
+}
+
+/// Tells the guest its name.
+pub(crate) async fn set_name(
+    channel: &Arc<dyn GuestChannel>,
+    name: VmName,
+) -> Result<(), ClientError> {
+    let identity = SetIdentityCall { hostname: Some(name), ..SetIdentityCall::default() };
     AgentClient::new(Arc::clone(channel)).set_identity(identity).await
 }
 

@@ -44,9 +44,18 @@ pub(crate) struct Entry {
 #[derive(Default)]
 pub(crate) struct Table {
     pub(crate) vms: HashMap<VmId, Entry>,
+    /// Names that VMs are about to have.
+    pub(crate) wanted_names: HashSet<VmName>,
     pub(crate) leases: HashSet<LeaseId>,
     pub(crate) reconciled: bool,
     pub(crate) closing: bool,
+}
+
+impl Table {
+    /// Whether a VM has this name, or is about to.
+    pub(crate) fn is_taken(&self, name: &VmName) -> bool {
+        self.wanted_names.contains(name) || self.vms.values().any(|entry| entry.name == *name)
+    }
 }
 
 /// Memory promised to a VM that runs or is being started.

@@ -399,6 +399,10 @@ fn call_name(call: &Call) -> &'static str {
         Call::Configure(_) => "configure",
         Call::AttachMain(_) => "attach to the main process",
         Call::WaitMain => "wait for the main process",
+        Call::Detach(_) => "start a detached command",
+        Call::Detached => "list detached commands",
+        Call::DetachedOutput(_) => "output of a detached command",
+        Call::Console(_) => "answer on the console",
         Call::Unknown => "an unknown call",
     }
 }

@@ -168,12 +168,7 @@ impl Store {
                 params![id.as_str(), name.as_str(), text.get(), Timestamp::now().to_string()],
             );
             match inserted {
-                Err(error)
-                    if error.sqlite_error_code()
-                        == Some(rusqlite::ErrorCode::ConstraintViolation) =>
-                {
-                    Ok(Err(StoreError::NameTaken { name }))
-                }
+                Err(error) if is_taken(&error) => Ok(Err(StoreError::NameTaken { name })),
                 other => other.map(|_| Ok(())),
             }
         })
@@ -216,6 +211,35 @@ impl Store {
             };
             let durable = durability == Durability::Power;
             if let Err(error) = mirror::write(vms_dir, &id, &name, &text, durable) {
+                tracing::warn!(vm = %id, error = %chain(&error), "the mirror of a VM was not written");
+            }
+            Ok(Ok(()))
+        })
+        .await
+    }
+
+    /// Changes a VM's name, and its document with it; the name must be free. Survives a power cut.
+    pub async fn rename_vm<T: Serialize>(
+        &self,
+        id: &VmId,
+        name: &VmName,
+        document: &T,
+    ) -> Result<(), StoreError> {
+        let text = encode(id, document)?;
+        let (id, name) = (id.clone(), name.clone());
+        self.call("renaming a VM", move |connection, vms_dir| {
+            set_durability(connection, Durability::Power)?;
+            let changed = connection.execute(
+                "UPDATE vms SET name = ?2, document = ?3, updated_at = ?4 WHERE id = ?1",
+                params![id.as_str(), name.as_str(), text.get(), Timestamp::now().to_string()],
+            );
+            match changed {
+                Ok(0) => return Ok(Err(StoreError::NoSuchVm { id })),
+                Ok(_) => {}
+                Err(error) if is_taken(&error) => return Ok(Err(StoreError::NameTaken { name })),
+                Err(error) => return Err(error),
+            }
+            if let Err(error) = mirror::write(vms_dir, &id, &name, &text, true) {
                 tracing::warn!(vm = %id, error = %chain(&error), "the mirror of a VM was not written");
             }
             Ok(Ok(()))
@@ -329,6 +353,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 fn encode<T: Serialize>(id: &VmId, document: &T) -> Result<Box<RawValue>, StoreError> {
     serde_json::value::to_raw_value(document)
         .map_err(|source| StoreError::Encode { id: id.clone(), source })
+}
+
+/// Whether a name that is another's is what was wrong with a statement.
+fn is_taken(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation)
 }
 
 fn type_row<T: DeserializeOwned>(id: &str, name: &str, document: &str) -> Result<VmRow<T>, String> {

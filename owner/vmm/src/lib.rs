@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod console_log;
+mod console_port;
 pub mod disk;
 pub mod firecracker;
 mod held;

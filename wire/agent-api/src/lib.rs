@@ -21,6 +21,9 @@
 
 mod boot;
 mod bytes_text;
+mod connection;
+mod console;
+mod detached;
 mod frame;
 mod listing;
 mod main_process;
@@ -34,6 +37,9 @@ pub use boot::{BootConfig, BootConfigError, InitChoice, MachineEnd, SessionToken
 pub use bytes_text::{
     Argument, EnvironmentEntry, GuestPath, Hex, TextError, UserSpec, printable_excerpt,
 };
+pub use connection::carry_connection;
+pub use console::{ConsoleCall, ConsoleReply};
+pub use detached::{DetachReply, DetachedCommand, DetachedOutputCall, DetachedReply};
 pub use frame::{
     ExitStatus, FRAME_HEADER, Frame, FrameDecoder, FrameError, FrameKind, MAX_FRAME_PAYLOAD,
     STDIN_WINDOW, SignalNumber, WindowSize, encode_chunks, encode_frame,

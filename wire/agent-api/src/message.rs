@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::PROTOCOL_VERSION;
 use crate::bytes_text::{Argument, EnvironmentEntry, GuestPath, Hex, UserSpec, printable_excerpt};
+use crate::console::ConsoleCall;
+use crate::detached::DetachedOutputCall;
 use crate::frame::WindowSize;
 use crate::main_process::{AttachMainCall, ConfigureCall};
 use crate::ssh::SshCall;
@@ -80,6 +82,16 @@ pub enum Call {
     /// [`Empty`], then an exit frame once the main process has ended. The agent ends the machine when
     /// it has been taken, or when nobody takes it.
     WaitMain,
+    /// [`DetachReply`](crate::DetachReply): as [`Call::Exec`] on pipes without input, and it goes on
+    /// whoever goes away.
+    Detach(ExecCall),
+    /// [`DetachedReply`](crate::DetachedReply).
+    Detached,
+    /// [`Empty`], then stdout and stderr frames out, and an exit frame, or data end where the command
+    /// runs and is not followed.
+    DetachedOutput(DetachedOutputCall),
+    /// [`ConsoleReply`](crate::ConsoleReply).
+    Console(ConsoleCall),
     /// [`SpawnBenchReply`]: the guest's own cost of running a command, without any channel.
     SpawnBench(SpawnBenchCall),
     /// A call that this build does not know.

@@ -20,7 +20,8 @@
 //! | `POST /v1/vms` | `CreateVm` → 202 `OperationStarted` |
 //! | `GET /v1/vms/{vm}` | → `Vm` |
 //! | `PATCH /v1/vms/{vm}` | `ChangeVm` → `Vm` |
-//! | `DELETE /v1/vms/{vm}` | → 202 `OperationStarted` |
+//! | `DELETE /v1/vms/{vm}?idle=true` | → 202 `OperationStarted`; idle: refused if it runs, or is about to |
+//! | `POST /v1/vms/{vm}/rename` | `RenameVm` → `Vm` |
 //! | `POST /v1/vms/{vm}/start` | → 202 `OperationStarted` |
 //! | `POST /v1/vms/{vm}/stop` | `StopVm` → 202 `OperationStarted` |
 //! | `POST /v1/vms/{vm}/restart` | `StopVm` → 202 `OperationStarted` |
@@ -31,6 +32,7 @@
 //! | `GET /v1/vms/{vm}/stats` | → `VmStats` |
 //! | `GET /v1/vms/{vm}/logs?follow=true` | → console bytes |
 //! | `GET /v1/vms/{vm}/wait` | → `Vm`, once it does not run |
+//! | `POST /v1/vms/{vm}/console` | upgrade to [`CONSOLE_PROTOCOL`]: the serial console's bytes |
 //! | `POST /v1/vms/{vm}/agent` | upgrade to [`AGENT_PROTOCOL`]: bytes of the guest agent's protocol |
 //! | `GET /v1/images`, `GET /v1/images/{name}` | → `[Image]`, `Image` |
 //! | `POST /v1/images` | `ImportImage` → 202 `OperationStarted` |
@@ -60,6 +62,9 @@ pub const API_VERSION_HEADER: &str = "banger-api-version";
 
 /// `Upgrade` token of the guest agent's byte stream.
 pub const AGENT_PROTOCOL: &str = "banger-agent";
+
+/// `Upgrade` token of a serial console's byte stream.
+pub const CONSOLE_PROTOCOL: &str = "banger-console";
 
 /// `Upgrade` token of a lease: no bytes flow; the lease ends when the connection closes.
 pub const LEASE_PROTOCOL: &str = "banger-lease";

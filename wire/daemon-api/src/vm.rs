@@ -281,8 +281,11 @@ pub const SPACE_NOTE: &str = "disk space";
 /// The note of a VM on a bridge whose subnet another network of the host overlaps: which.
 pub const SUBNET_NOTE: &str = "subnet";
 
+/// The note of a running VM whose guest has not taken its new name.
+pub const HOSTNAME_NOTE: &str = "host name";
+
 /// The notes that who starts or changes a VM is told at once.
-pub const WARNING_NOTES: [&str; 2] = [SPACE_NOTE, SUBNET_NOTE];
+pub const WARNING_NOTES: [&str; 3] = [SPACE_NOTE, SUBNET_NOTE, HOSTNAME_NOTE];
 
 /// The note of a VM that does not run and of which something is left on the host: what failed.
 pub const LEFTOVERS_NOTE: &str = "leftovers";
@@ -442,6 +445,15 @@ pub struct ChangeVm {
     /// The workspace that the client has put into the VM.
     #[serde(default)]
     pub workspace: Option<Workspace>,
+}
+
+/// Body of `POST /v1/vms/{vm}/rename`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RenameVm {
+    /// The name it is to have.
+    #[schema(value_type = String)]
+    pub name: VmName,
 }
 
 /// Body of `POST /v1/vms/{vm}/ports`: what is published from now on, and what no longer.

@@ -4,18 +4,17 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
-use banger_agent_api::{Argument, GuestPath, UserSpec};
+use banger_agent_api::{Argument, GuestPath};
 use clap::Args;
 
 use super::OneVm;
-use super::main_process::Said;
-use super::variables::VariableArgs;
+use super::main_process::{PlaceArgs, Said};
 use crate::error::CliError;
 use crate::exec::{self, Exec};
 use crate::interrupt::Interrupts;
 use crate::ui::Ui;
 use crate::workspace::{self, WorkspaceArgs};
-use crate::{bootstrap, daemon, terminal};
+use crate::{bootstrap, daemon, detached, terminal};
 
 /// How a command runs; shared by `vm run` and `vm exec`.
 #[derive(Args, Debug)]
@@ -33,14 +32,8 @@ pub struct CommandArgs {
     /// Do not pass standard input on
     #[arg(short = 'n', long, conflicts_with = "interactive")]
     no_stdin: bool,
-    /// Run as this user of the machine: NAME or UID, with an optional :GROUP
-    #[arg(short, long)]
-    user: Option<UserSpec>,
-    /// Run in this directory of the machine
-    #[arg(short, long, value_name = "DIRECTORY")]
-    workdir: Option<GuestPath>,
     #[command(flatten)]
-    variables: VariableArgs,
+    place: PlaceArgs,
     /// End the command after this long (30, 30s, 5m, 1h), with exit code 124
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
@@ -73,12 +66,7 @@ impl CommandArgs {
 
     /// Returns what of it counts for a main process.
     pub fn said(&self) -> Said<'_> {
-        Said {
-            command: &self.command,
-            env: self.variables.entries(),
-            workdir: self.workdir.as_ref(),
-            user: self.user.as_ref(),
-        }
+        self.place.said(&self.command)
     }
 
     /// Returns what to run; `directory` is used where none was asked for.
@@ -94,9 +82,9 @@ impl CommandArgs {
         };
         Ok(Exec {
             argv,
-            env: self.variables.entries(),
-            cwd: self.workdir.or(directory),
-            user: self.user,
+            env: self.place.variables.entries(),
+            cwd: self.place.workdir.or(directory),
+            user: self.place.user,
             tty: self.tty || (!self.no_tty && !self.no_stdin && terminal::is_interactive()),
             stdin: !self.no_stdin,
             timeout: self.timeout,
@@ -109,6 +97,9 @@ impl CommandArgs {
 #[command(after_help = "Examples:
   echo data | banger vm exec box -- tee /root/f
   banger vm exec --auto-prepare box -- make test
+  banger vm exec -d box -- make server    prints an ID, such as 1
+  banger vm exec --list box
+  banger vm logs --exec 1 --follow box    its output; banger vm wait --exec 1 box waits for its end
 
 Standard input, output and error pass unchanged; the exit code is the command's.
 In a machine with a workspace root's commands run in it. Where the host has other commits than
@@ -119,6 +110,15 @@ pub struct ExecArgs {
     /// Bring the machine's workspace up to date first
     #[arg(long)]
     auto_prepare: bool,
+    /// Let the command go on without this one, and print its ID
+    #[arg(short, long, requires = "command", conflicts_with_all = ["tty", "interactive", "timeout"])]
+    detach: bool,
+    /// List the machine's detached commands: those that run, and those that ended last
+    #[arg(long, conflicts_with_all = ["command", "detach", "auto_prepare"])]
+    list: bool,
+    /// List them as JSON
+    #[arg(long, requires = "list")]
+    json: bool,
     #[command(flatten)]
     command: CommandArgs,
 }
@@ -128,9 +128,13 @@ pub async fn run(ui: &Ui, args: ExecArgs) -> Result<u8, CliError> {
     let mut interrupts = Interrupts::install()?;
     let client = daemon::connect(ui).await?;
     let vm = super::get_running(&client, &args.vm.vm).await?;
+    if args.list {
+        ui.line(detached::list(&client, &vm, args.json).await?)?;
+        return Ok(0);
+    }
     // Another user than root cannot enter root's home.
     let directory = match &vm.workspace {
-        Some(record) if args.command.user.is_none() => {
+        Some(record) if args.command.place.user.is_none() => {
             Some(workspace::guest_path(&record.guest_path)?)
         }
         _ => None,
@@ -155,6 +159,10 @@ pub async fn run(ui: &Ui, args: ExecArgs) -> Result<u8, CliError> {
             vm.name,
             vm.name
         ));
+    }
+    if args.detach {
+        ui.line(detached::start(&client, &vm, exec).await?)?;
+        return Ok(0);
     }
     exec::exec(&client, &vm.id, exec, &mut interrupts).await
 }

@@ -3,18 +3,15 @@
 use std::io;
 use std::time::Duration;
 
-use banger_agent_api::{
-    Call, ConnectCall, Empty, ErrorCode, Frame, FrameReader, FrameWriter, PortProtocol, WireError,
-};
+use banger_agent_api::{Call, ConnectCall, Empty, ErrorCode, PortProtocol, carry_connection};
 use banger_daemon_api::vm::Vm;
 use banger_types::{Publication, VmId};
 use clap::Args;
-use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::OneVm;
-use crate::client::{Client, UpgradedStream};
+use crate::client::Client;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::ui::Ui;
@@ -117,7 +114,11 @@ async fn connection(
 ) {
     let port = call.port;
     let ended = match agent::call::<Empty>(client, vm, Call::Connect(call)).await {
-        Ok((Empty {}, stream)) => carry(&mut socket, stream).await.unwrap_or(false),
+        Ok((Empty {}, stream)) => {
+            // A failure only makes it slower.
+            let _ = socket.set_nodelay(true);
+            carry_connection(socket.split(), stream).await.unwrap_or(false)
+        }
         Err(error) => {
             if error.is_guest_code(ErrorCode::Refused) {
                 ui.warning(format_args!("nobody in the machine listens on port {port}"));
@@ -131,42 +132,4 @@ async fn connection(
         // What the guest refused or broke off is not to look like an end.
         let _ = socket.set_zero_linger();
     }
-}
-
-/// Carries bytes until both directions have ended, which is true, or one broke off.
-async fn carry(socket: &mut TcpStream, stream: UpgradedStream) -> Result<bool, WireError> {
-    // A failure only makes it slower.
-    let _ = socket.set_nodelay(true);
-    let (from_guest, to_guest) = tokio::io::split(stream);
-    let (mut from_guest, mut to_guest) = (FrameReader::new(from_guest), FrameWriter::new(to_guest));
-    let (mut from_client, mut to_client) = socket.split();
-    let down = async {
-        while let Some(frame) = from_guest.next().await? {
-            let written = match frame {
-                Frame::Data(bytes) => to_client.write_all(&bytes).await,
-                Frame::DataEnd => return Ok(to_client.shutdown().await.is_ok()),
-                _ => Ok(()),
-            };
-            if written.is_err() {
-                break;
-            }
-        }
-        Ok::<bool, WireError>(false)
-    };
-    let up = to_guest.send_all_of(&mut from_client);
-    {
-        let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
-        let (mut client_ended, mut guest_ended) = (false, false);
-        while !(client_ended && guest_ended) {
-            let whole = tokio::select! {
-                ended = &mut down, if !guest_ended => { guest_ended = true; ended? }
-                ended = &mut up, if !client_ended => { client_ended = true; ended? }
-            };
-            if !whole {
-                return Ok(false);
-            }
-        }
-    }
-    // Without it the stream's end would overtake what the guest has not read yet.
-    to_guest.shutdown().await.map(|()| true)
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 
+use banger_agent_api::DetachedOutputCall;
 use banger_daemon_api::routes;
 use banger_daemon_api::vm::Vm;
 use bytes::Buf;
@@ -10,15 +11,18 @@ use clap::Args;
 use super::OneVm;
 use crate::client::Client;
 use crate::console_text::ConsoleText;
-use crate::daemon;
 use crate::error::CliError;
 use crate::ui::Ui;
+use crate::{daemon, detached};
 
 /// Arguments of `banger vm logs`.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "On a terminal, escape sequences of the guest are taken out; a pipe or file gets them unchanged."
-)]
+#[command(after_help = "Examples:
+  banger vm logs -n 20 -f box
+  banger vm logs --exec 1 box             what banger vm exec -d started, to our two streams
+
+Of a detached command the last MiB is kept, in the machine's memory, until it stops.
+On a terminal, escape sequences of the guest are taken out; a pipe or file gets them unchanged.")]
 pub struct LogsArgs {
     #[command(flatten)]
     vm: OneVm,
@@ -28,11 +32,19 @@ pub struct LogsArgs {
     /// Begin with the last so many lines [default: all that is kept]
     #[arg(short = 'n', long, value_name = "COUNT")]
     lines: Option<usize>,
+    /// The output of a detached command instead, by its ID
+    #[arg(long, value_name = "ID", conflicts_with = "lines")]
+    exec: Option<u32>,
 }
 
 /// Prints the console log.
 pub async fn run(ui: &Ui, args: &LogsArgs) -> Result<(), CliError> {
     let client = daemon::connect(ui).await?;
+    if let Some(id) = args.exec {
+        let vm = super::get_running(&client, &args.vm.vm).await?;
+        let call = DetachedOutputCall { id, follow: args.follow, skip_kept: false };
+        return detached::output(&client, &vm, call).await.map(drop);
+    }
     let vm = super::get(&client, &args.vm.vm).await?;
     let mut skip = match args.lines {
         Some(lines) => before_last(lines, &everything(&client, &vm).await?),

@@ -16,17 +16,36 @@ use crate::error::CliError;
 pub struct MainArgs {
     #[command(flatten)]
     entrypoint: EntrypointArgs,
-    /// Run it as this user of the image: NAME or UID, with an optional :GROUP
-    #[arg(short, long)]
-    user: Option<UserSpec>,
-    /// Run it in this directory of the machine
-    #[arg(short, long, value_name = "DIRECTORY")]
-    workdir: Option<GuestPath>,
     #[command(flatten)]
-    variables: VariableArgs,
+    place: PlaceArgs,
     /// The command, in place of the image's
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+/// Whose, where and with which environment a command or a main process is.
+#[derive(Args, Debug)]
+pub struct PlaceArgs {
+    /// Run as this user of the machine: NAME or UID, with an optional :GROUP
+    #[arg(short, long)]
+    pub user: Option<UserSpec>,
+    /// Run in this directory of the machine
+    #[arg(short, long, value_name = "DIRECTORY")]
+    pub workdir: Option<GuestPath>,
+    #[command(flatten)]
+    pub variables: VariableArgs,
+}
+
+impl PlaceArgs {
+    /// Returns what of `command` and this counts for a main process.
+    pub fn said<'a>(&'a self, command: &'a [OsString]) -> Said<'a> {
+        Said {
+            command,
+            env: self.variables.entries(),
+            workdir: self.workdir.as_ref(),
+            user: self.user.as_ref(),
+        }
+    }
 }
 
 /// The one option that makes a main process of any image.
@@ -48,13 +67,7 @@ impl EntrypointArgs {
 impl MainArgs {
     /// Returns what the daemon is asked for: a main process if anything is said of one.
     pub fn options(&self) -> Result<MainOptions, CliError> {
-        let said = Said {
-            command: &self.command,
-            env: self.variables.entries(),
-            workdir: self.workdir.as_ref(),
-            user: self.user.as_ref(),
-        };
-        let options = said.options()?;
+        let options = self.place.said(&self.command).options()?;
         let required = options != MainOptions::default();
         Ok(MainOptions { entrypoint: self.entrypoint.words(), required, ..options })
     }

@@ -1,5 +1,6 @@
 //! `banger vm`: make, use and delete machines.
 
+mod console;
 mod copy;
 mod create;
 mod delete;
@@ -12,6 +13,7 @@ mod main_process;
 mod ports;
 mod power;
 mod prune;
+mod rename;
 mod run;
 mod set;
 mod show;
@@ -49,6 +51,8 @@ pub enum VmCommand {
     Exec(exec::ExecArgs),
     /// Log in to a running machine, or run a command there, by OpenSSH
     Ssh(ssh::SshArgs),
+    /// Read and type at a machine's serial console
+    Console(console::ConsoleArgs),
     /// Copy files and directories into a running machine, or out of it
     #[command(name = "cp")]
     Copy(copy::CopyArgs),
@@ -63,6 +67,8 @@ pub enum VmCommand {
     /// Change the CPUs, memory, disks or limits of stopped machines, and what machines may on the
     /// network
     Set(set::SetArgs),
+    /// Give a machine another name, running or not
+    Rename(rename::RenameArgs),
     /// Send a signal to machines' VMM; KILL ends them at once
     Kill(kill::KillArgs),
     /// Delete machines and their disks
@@ -106,11 +112,13 @@ impl VmCommand {
             Self::Run(args) => return run::run(ui, args).await,
             Self::Exec(args) => return exec::run(ui, args).await,
             Self::Ssh(args) => return ssh::run(ui, args).await,
+            Self::Console(args) => console::run(ui, &args).await?,
             Self::Copy(args) => copy::run(ui, args).await?,
             Self::Create(args) => create::run(ui, &args).await?,
             Self::Start(args) => power::start(ui, &args).await?,
             Self::Stop(args) => power::stop(ui, &args).await?,
             Self::Restart(args) => power::restart(ui, &args).await?,
+            Self::Rename(args) => rename::run(ui, &args).await?,
             Self::Kill(args) => kill::run(ui, &args).await?,
             Self::Set(args) => set::run(ui, &args).await?,
             Self::Delete(args) => delete::run(ui, &args).await?,
@@ -250,6 +258,8 @@ enum Act<'a> {
     Start(&'a str, &'a serde_json::Value, &'a Belongings),
     /// Deletes it.
     Delete,
+    /// Deletes it, unless it runs or is about to.
+    DeleteIdle,
 }
 
 /// Does the same to several machines at once; prints their names in the order given.
@@ -276,16 +286,23 @@ async fn for_each(
     let results =
         futures::future::join_all(targets.iter().map(|vm| act_on(ui, client, vm, act, alone)))
             .await;
+    let mut deleted = Vec::new();
     for (vm, result) in targets.iter().zip(results) {
         match result {
             Ok(()) => {
                 ui.line(&vm.name)?;
-                if let Act::Post(part, _) | Act::Start(part, ..) = act {
-                    warn_of_it(ui, client, vm, part != "/stop").await;
+                match act {
+                    Act::Post(part, _) | Act::Start(part, ..) => {
+                        warn_of_it(ui, client, vm, part != "/stop").await;
+                    }
+                    Act::Delete | Act::DeleteIdle => deleted.push(vm.id.clone()),
                 }
             }
             Err(error) => failures.push(error),
         }
+    }
+    if let Err(error) = crate::ssh::deleted(&deleted) {
+        ui.warning(format_args!("keys of machines that are gone are still known: {error}"));
     }
     artifacts::report_all(ui, failures)
 }
@@ -319,6 +336,7 @@ async fn act_on(
             client.post(&routes::vm(&reference, part), body).await
         }
         Act::Delete => client.delete(&routes::vm(&reference, "")).await,
+        Act::DeleteIdle => client.delete(&routes::vm(&reference, "?idle=true")).await,
     }
     .map_err(|error| client.explain(error))?;
     let progress = if alone { Progress::new(ui, what.clone()) } else { Progress::hidden() };

@@ -45,11 +45,8 @@ pub async fn run(ui: &Ui, args: &PruneArgs) -> Result<(), CliError> {
             return Ok(());
         }
     }
-    // The question may have stood there for long.
-    let vms: Vec<Vm> = client.get(routes::VMS).await.map_err(|error| client.explain(error))?;
-    let still = unused(&vms).0;
-    let idle: Vec<VmReference> = idle.into_iter().filter(|vm| still.contains(vm)).collect();
-    for_each(ui, &client, &idle, Act::Delete).await
+    // The question may have stood there for long: what runs by then, the daemon keeps.
+    for_each(ui, &client, &idle, Act::DeleteIdle).await
 }
 
 /// The machines that have nothing to lose but their disks, and their names.

@@ -1,15 +1,17 @@
 //! `banger vm wait`.
 
+use banger_agent_api::DetachedOutputCall;
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::routes;
 use banger_daemon_api::vm::Vm;
+use banger_types::VmReference;
 use clap::Args;
 
 use super::{SomeVms, is_up};
 use crate::client::{Client, ClientError};
 use crate::error::CliError;
 use crate::ui::Ui;
-use crate::{artifacts, daemon};
+use crate::{artifacts, daemon, detached};
 
 /// Arguments of `banger vm wait`.
 #[derive(Args, Debug)]
@@ -21,11 +23,17 @@ Example: banger vm wait job && banger vm logs job"
 pub struct WaitArgs {
     #[command(flatten)]
     vms: SomeVms,
+    /// Wait for a detached command of one machine instead, by its ID
+    #[arg(long, value_name = "ID", conflicts_with = "all")]
+    exec: Option<u32>,
 }
 
 /// Waits until every machine has ended.
 pub async fn run(ui: &Ui, args: &WaitArgs) -> Result<(), CliError> {
     let client = daemon::connect(ui).await?;
+    if let Some(id) = args.exec {
+        return wait_for_command(ui, &client, &args.vms.vms, id).await;
+    }
     let vms = args.vms.resolve(&client, is_up).await?;
     let mut failures = Vec::new();
     let waits = vms.iter().map(async |reference| {
@@ -65,6 +73,24 @@ pub async fn end_of_run(client: &Client, vm: &Vm) -> Result<Option<Vm>, CliError
             Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => return Ok(None),
             Err(error) => return Err(client.explain(error)),
         }
+    }
+}
+
+/// Waits until a detached command has ended, and prints its exit code.
+async fn wait_for_command(
+    ui: &Ui,
+    client: &Client,
+    vms: &[VmReference],
+    id: u32,
+) -> Result<(), CliError> {
+    let [vm] = vms else {
+        return Err(CliError::usage("--exec is for one machine"));
+    };
+    let vm = super::get_running(client, vm).await?;
+    let call = DetachedOutputCall { id, follow: true, skip_kept: true };
+    match detached::silent_end(client, &vm, call).await? {
+        Some(code) => ui.line(format_args!("{id} {code}")),
+        None => Err(CliError::new("the machine did not say how the command ended")),
     }
 }
 

@@ -18,12 +18,17 @@ pub(super) fn write(root: &Path, config: &BootConfig) {
     attempt("make /tmp", make_directory(root, "tmp", 0o1777));
     if let Some(name) = &config.hostname {
         attempt("set the host name", rustix::system::sethostname(name.as_str().as_bytes()));
-        attempt("write /etc/hostname", replace(&root.join("etc/hostname"), &format!("{name}\n")));
-        attempt("write /etc/hosts", write_hosts(&root.join("etc/hosts"), name.as_str()));
+        attempt("write /etc/hostname and /etc/hosts", write_name(root, name.as_str()));
     }
     if let Some(network) = config.network.as_ref().filter(|network| !network.dns.is_empty()) {
         attempt("write /etc/resolv.conf", write_resolver(root, network));
     }
+}
+
+/// Writes the machine's name into its image's own files.
+pub(crate) fn write_name(root: &Path, name: &str) -> std::io::Result<()> {
+    replace(&root.join("etc/hostname"), &format!("{name}\n"))?;
+    write_hosts(&root.join("etc/hosts"), name)
 }
 
 /// Makes a directory where there is none. Where a link leads nowhere, what it names is made: it says

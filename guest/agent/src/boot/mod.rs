@@ -10,6 +10,8 @@ mod handover;
 mod modules;
 mod network;
 
+pub(crate) use files::write_name;
+
 use std::convert::Infallible;
 use std::process::{ExitCode, Stdio};
 

@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
 use super::{
-    connect, exec, identity, main_process, ports, power_off, ssh, stats, tree, tree_get, tree_list,
-    tree_put,
+    connect, console_shell, detached, exec, identity, main_process, ports, power_off, ssh, stats,
+    tree, tree_get, tree_list, tree_put,
 };
 use crate::console;
 
@@ -33,10 +33,13 @@ pub struct Server {
     pub(super) cgroups: super::cgroup::Cgroups,
     pub(super) execs: Cell<u32>,
     pub(super) main: main_process::Main,
+    pub(super) detached: detached::Detached,
     /// The image's environment.
     pub(super) environment: RefCell<Vec<EnvironmentEntry>>,
     /// Held while the machine's host key is made.
     pub(super) ssh_key: tokio::sync::Mutex<()>,
+    /// Whether the console's shell is one that this agent started.
+    pub(super) has_console_shell: Cell<bool>,
     /// How many SSH connections there have been.
     pub(super) ssh_connections: Cell<u64>,
 }
@@ -67,8 +70,10 @@ impl Server {
             cgroups,
             execs: Cell::new(0),
             main: main_process::Main::default(),
+            detached: detached::Detached::default(),
             environment: RefCell::default(),
             ssh_key: tokio::sync::Mutex::new(()),
+            has_console_shell: Cell::new(false),
             ssh_connections: Cell::new(0),
         }
     }
@@ -170,6 +175,13 @@ impl Server {
                 answer(&mut stream, main_process::configure(&self, call)).await
             }
             Call::AttachMain(call) => main_process::attach(&self, call, stream).await,
+            Call::Detach(call) => {
+                self.network_settled(NETWORK_PATIENCE).await;
+                answer(&mut stream, detached::start(&self, &call)).await
+            }
+            Call::Detached => answer(&mut stream, Ok(self.detached.list())).await,
+            Call::DetachedOutput(call) => detached::output(&self, &call, stream).await,
+            Call::Console(call) => answer(&mut stream, console_shell::ensure(&self, call)).await,
             Call::WaitMain => main_process::wait(&self, stream).await,
             Call::Unknown => {
                 let error = AgentError::new(

@@ -1,7 +1,11 @@
 //! Telling the guest who and when it is.
 
+use std::path::Path;
+
 use banger_agent_api::{AgentError, Empty, ErrorCode, SetIdentityCall};
 use rustix::time::{ClockId, Timespec};
+
+use crate::boot;
 
 /// Applies every field that is given, the clock last.
 pub(super) fn set(call: SetIdentityCall) -> Result<Empty, AgentError> {
@@ -11,8 +15,8 @@ pub(super) fn set(call: SetIdentityCall) -> Result<Empty, AgentError> {
     if let Some(name) = &call.hostname {
         rustix::system::sethostname(name.as_str().as_bytes())
             .map_err(|error| failed("host name", error.into()))?;
-        std::fs::write("/etc/hostname", format!("{name}\n"))
-            .map_err(|error| failed("host name in /etc/hostname", error))?;
+        boot::write_name(Path::new("/"), name.as_str())
+            .map_err(|error| failed("host name in /etc/hostname and /etc/hosts", error))?;
     }
     if let Some(entropy) = &call.entropy {
         banger_guest_sys::credit_entropy(entropy.as_bytes())

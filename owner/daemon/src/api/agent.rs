@@ -2,8 +2,6 @@
 //!
 //! The daemon does not look into it: client and agent speak the agent's own protocol.
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::response::Response;
 use banger_daemon_api::error::ApiError;
@@ -31,20 +29,7 @@ pub async fn post(
     upgrade: Upgrade,
 ) -> Answer<Response> {
     upgrade.expect(AGENT_PROTOCOL)?;
-    let session = api.open_session()?;
     let guest = api.services.open_agent(&vm).await?;
-    let ending = Arc::clone(&api);
-    api.sessions.spawn(async move {
-        if let Some(connection) = upgrade.connection().await {
-            let ended = tokio::select! {
-                ended = connection.splice(guest) => ended,
-                () = ending.end.cancelled() => Ok(()),
-            };
-            if let Err(error) = ended {
-                tracing::debug!(op_id = op_id.as_str(), %error, "agent stream");
-            }
-        }
-        drop(session);
-    });
+    api.splice(upgrade, guest, "agent", op_id)?;
     Ok(Upgrade::answer(AGENT_PROTOCOL))
 }

@@ -2,6 +2,7 @@
 
 mod agent;
 mod config;
+mod console;
 mod doctor;
 mod image_files;
 mod images;
@@ -25,7 +26,9 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::Request;
 use banger_daemon_api::error::ErrorCode;
+use banger_guest_client::BoxedStream;
 use banger_helper_client::HelperClient;
+use banger_types::OperationId;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +40,7 @@ use utoipa_axum::routes;
 use crate::arguments::Arguments;
 use crate::directories::Directories;
 use crate::process::Identity;
-use crate::server::{Answer, Failure};
+use crate::server::{Answer, Failure, Upgrade};
 use crate::services::Services;
 
 /// What the handlers share.
@@ -104,6 +107,32 @@ impl Api {
             Failure::new(ErrorCode::Unavailable, message).hint("end some clients")
         })
     }
+
+    /// Carries bytes between a client that leaves HTTP and `guest`, the stream `what` of it, until one
+    /// side or the daemon ends.
+    fn splice(
+        self: &Arc<Self>,
+        upgrade: Upgrade,
+        guest: BoxedStream,
+        what: &'static str,
+        op_id: OperationId,
+    ) -> Answer<()> {
+        let session = self.open_session()?;
+        let ending = Arc::clone(self);
+        self.sessions.spawn(async move {
+            if let Some(connection) = upgrade.connection().await {
+                let ended = tokio::select! {
+                    ended = connection.splice(guest) => ended,
+                    () = ending.end.cancelled() => Ok(()),
+                };
+                if let Err(error) = ended {
+                    tracing::debug!(op_id = op_id.as_str(), %error, what, "a guest's stream");
+                }
+            }
+            drop(session);
+        });
+        Ok(())
+    }
 }
 
 /// Returns the router.
@@ -141,10 +170,12 @@ fn documented_router() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(set::post))
         .routes(routes!(ports::get, ports::change))
         .routes(routes!(vms::kill))
+        .routes(routes!(vms::rename))
         .routes(routes!(stats::get))
         .routes(routes!(logs::get))
         .routes(routes!(wait::get))
         .routes(routes!(agent::post))
+        .routes(routes!(console::post))
         .routes(routes!(leases::post))
         .routes(routes!(doctor::get))
         .routes(routes!(orphans::list, orphans::remove))

@@ -5,12 +5,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use banger_daemon_api::error::ApiError;
 use banger_daemon_api::operation::OperationStarted;
-use banger_daemon_api::vm::{ChangeVm, CreateVm, KillVm, StopVm, Vm};
+use banger_daemon_api::vm::{ChangeVm, CreateVm, KillVm, RenameVm, StopVm, Vm};
 use banger_engine::{EngineError, Started};
 use banger_types::VmReference;
+use serde::Deserialize;
 
 use super::{Nothing, Shared};
-use crate::server::{Answer, JsonBody, OpId, OptionalJsonBody, PathPart};
+use crate::server::{Answer, JsonBody, OpId, OptionalJsonBody, PathPart, Query};
 
 /// An act that goes on after the answer.
 pub(super) type Accepted = Answer<(StatusCode, Json<OperationStarted>)>;
@@ -123,19 +124,59 @@ pub async fn restart(
     accepted(api.services.engine().restart(&vm, &how, op_id).await)
 }
 
+/// What of a VM is to be deleted only on a condition.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DeleteWhen {
+    /// Not if it runs, or if anything is under way that could make it.
+    #[serde(default)]
+    idle: bool,
+}
+
 /// Deletes a VM and its disks, running or not.
 #[utoipa::path(
     delete,
     path = "/v1/vms/{vm}",
-    params(("vm" = String, Path)),
-    responses((status = 202, body = OperationStarted), (status = 404, body = ApiError))
+    params(("vm" = String, Path), DeleteWhen),
+    responses(
+        (status = 202, body = OperationStarted),
+        (status = 404, body = ApiError),
+        (status = 409, body = ApiError)
+    )
 )]
 pub async fn delete(
     State(api): Shared,
     PathPart(vm): PathPart<VmReference>,
+    Query(when): Query<DeleteWhen>,
     OpId(op_id): OpId,
 ) -> Accepted {
-    accepted(api.services.engine().delete(&vm, op_id).await)
+    let engine = api.services.engine();
+    accepted(match when.idle {
+        true => engine.delete_idle(&vm, op_id).await,
+        false => engine.delete(&vm, op_id).await,
+    })
+}
+
+/// Gives a VM another name, running or not.
+#[utoipa::path(
+    post,
+    path = "/v1/vms/{vm}/rename",
+    params(("vm" = String, Path)),
+    request_body = RenameVm,
+    responses(
+        (status = 200, body = Vm),
+        (status = 404, body = ApiError),
+        (status = 409, body = ApiError)
+    )
+)]
+pub async fn rename(
+    State(api): Shared,
+    PathPart(vm): PathPart<VmReference>,
+    JsonBody(RenameVm { name }): JsonBody<RenameVm>,
+) -> Answer<Json<Vm>> {
+    let renamed = api.services.engine().rename(&vm, name).await;
+    Ok(Json(renamed.map_err(|error| error.to_api())?))
 }
 
 /// Sends a signal to the VM's VMM.

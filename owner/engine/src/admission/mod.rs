@@ -12,6 +12,9 @@
 //! | set | accept | accept | deny | deny | deny |
 //! | clean | already so | accept | already so | already so | already so |
 //! | delete | accept | accept | accept; forces what is under way, overtakes what waits | already so | accept |
+//!
+//! A deletion of what is idle is a deletion where the VM is off and nothing is admitted, and else
+//! denied.
 
 mod change;
 mod host;
@@ -47,6 +50,8 @@ pub enum Request {
     Clean,
     /// Remove it and its disks.
     Delete,
+    /// The same, if it does not run and nothing is under way or waits.
+    DeleteIdle,
 }
 
 /// What can be under way for a VM.
@@ -127,6 +132,8 @@ pub enum DenyReason {
     NotRunning(VmState),
     /// It runs, or will.
     NotStopped,
+    /// It runs, or something is under way.
+    NotIdle,
 }
 
 impl DenyReason {
@@ -134,9 +141,11 @@ impl DenyReason {
     #[must_use]
     pub const fn code(self) -> ErrorCode {
         match self {
-            Self::BeingDeleted | Self::HalfDeleted | Self::Busy | Self::NotStopped => {
-                ErrorCode::InUse
-            }
+            Self::BeingDeleted
+            | Self::HalfDeleted
+            | Self::Busy
+            | Self::NotStopped
+            | Self::NotIdle => ErrorCode::InUse,
             Self::Deleted => ErrorCode::NotFound,
             Self::NotRunning(_) => ErrorCode::NotRunning,
         }
@@ -169,6 +178,7 @@ impl fmt::Display for DenyReason {
             Self::NotStopped => {
                 formatter.write_str("runs, and what it is made of changes only while it does not")
             }
+            Self::NotIdle => formatter.write_str("is in use by now, and is kept"),
         }
     }
 }
@@ -228,7 +238,7 @@ impl Admission {
             Some((_, Action::Asked(Request::Stop { .. } | Request::Set | Request::Clean))) => {
                 Settled::Off
             }
-            Some((_, Action::Asked(Request::Delete))) => Settled::Gone,
+            Some((_, Action::Asked(Request::Delete | Request::DeleteIdle))) => Settled::Gone,
         }
     }
 
@@ -260,6 +270,10 @@ impl Admission {
             }
             // Nobody waits for what else makes it so.
             (Request::Clean, _) => Decision::AlreadySo { joins: None, interrupt: Interrupt::No },
+            (Request::DeleteIdle, _) if self.last().is_some() || target == Settled::On => {
+                Decision::Deny(DenyReason::NotIdle)
+            }
+            (Request::DeleteIdle, _) => self.admit(Request::Delete),
             (Request::Delete, Settled::Gone) => {
                 Decision::AlreadySo { joins, interrupt: Interrupt::No }
             }
@@ -302,7 +316,10 @@ impl Admission {
             None
             | Some((
                 _,
-                Action::Create | Action::Asked(Request::Delete | Request::Set | Request::Clean),
+                Action::Create
+                | Action::Asked(
+                    Request::Delete | Request::DeleteIdle | Request::Set | Request::Clean,
+                ),
             )) => Interrupt::No,
             Some(_) if force => Interrupt::Force,
             Some((_, Action::Asked(Request::Start | Request::Restart))) => Interrupt::Cancel,

@@ -26,6 +26,24 @@ fn asking_for_what_is_so_changes_nothing() {
 }
 
 #[test]
+fn only_what_is_off_and_will_be_is_deleted_as_idle() {
+    for settled in [Settled::Off, Settled::NotCleaned, Settled::HalfDeleted] {
+        let mut admission = Admission::new(settled);
+        accepted(admission.admit(Request::DeleteIdle));
+        let deletion = admission.take_next().unwrap().1;
+        assert_eq!(deletion, Action::Asked(Request::Delete));
+    }
+    let mut admission = Admission::new(Settled::On);
+    assert_eq!(admission.admit(Request::DeleteIdle), Decision::Deny(DenyReason::NotIdle));
+    // Also where a stop is under way, which a start may follow.
+    accepted(admission.admit(STOP));
+    assert_eq!(admission.admit(Request::DeleteIdle), Decision::Deny(DenyReason::NotIdle));
+    let mut admission = Admission::new(Settled::Off);
+    accepted(admission.admit(Request::Start));
+    assert_eq!(admission.admit(Request::DeleteIdle), Decision::Deny(DenyReason::NotIdle));
+}
+
+#[test]
 fn a_second_start_joins_the_first() {
     let mut admission = Admission::new(Settled::Off);
     let (ticket, _) = accepted(admission.admit(Request::Start));

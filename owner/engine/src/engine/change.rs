@@ -1,13 +1,14 @@
 //! What changes while a VM runs: what its guest may on the network, and which of its ports are
-//! published.
+//! published. And the deletion of one that does not.
 
 use banger_daemon_api::vm::{ChangePorts, ChangeVm, Vm};
 use banger_types::{OperationId, VmReference};
 use tokio::sync::oneshot;
 
-use super::Engine;
+use super::{Engine, Started};
+use crate::admission::Request;
 use crate::error::EngineError;
-use crate::vm::{self, Message, NetworkChange};
+use crate::vm::{self, Change, Details, Message, NetworkChange};
 
 impl Engine {
     /// Changes what the guest may on the network, at once where it is on the bridge, notes what a client
@@ -48,10 +49,27 @@ impl Engine {
         self.order_change(vm, change).await
     }
 
+    /// Deletes a VM and its disks, unless it runs or anything is under way that could make it.
+    pub async fn delete_idle(
+        &self,
+        vm: &VmReference,
+        op_id: OperationId,
+    ) -> Result<Started, EngineError> {
+        self.order(vm, Request::DeleteIdle, Details::default(), op_id).await
+    }
+
     async fn order_change(
         &self,
         vm: &VmReference,
         change: NetworkChange,
+    ) -> Result<Vm, EngineError> {
+        self.order_any_change(vm, Change::Network(change)).await
+    }
+
+    pub(super) async fn order_any_change(
+        &self,
+        vm: &VmReference,
+        change: Change,
     ) -> Result<Vm, EngineError> {
         let (id, entry) = self.resolve(vm)?;
         let (sender, answer) = oneshot::channel();

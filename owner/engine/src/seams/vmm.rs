@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use banger_daemon_api::orphan::Orphan;
 use banger_daemon_api::vm::{DiskLimits, NetLimits};
-use banger_guest_client::GuestChannel;
+use banger_guest_client::{BoxedStream, GuestChannel};
 use banger_types::{MemoryMib, OperationId, VcpuCount, VmId, VmName};
 
 use super::root_disk::DiskImage;
@@ -204,6 +204,17 @@ pub trait VmmProcess: Send + Sync {
 
     /// Returns the channel to the guest's agent; the same one at each call.
     fn channel(&self) -> Arc<dyn GuestChannel>;
+
+    /// Attaches to the guest's serial console: what it prints from now on can be read, what is written
+    /// is typed. Any number may be attached; a slow one misses output and holds up nobody. The stream
+    /// ends with the VMM.
+    async fn console(&self) -> Result<BoxedStream, VmmError> {
+        Err(VmmError::Unavailable {
+            what: "the serial console".to_owned(),
+            why: "this VMM has none".to_owned(),
+            hint: "banger vm exec reaches the guest by its agent".to_owned(),
+        })
+    }
 
     /// Returns whether the process is still there, without waiting.
     fn state(&self) -> VmmState;

@@ -8,6 +8,7 @@ mod main_process;
 mod network;
 mod orphans;
 mod ports;
+mod rename;
 mod set;
 mod stats;
 mod undo;

@@ -11,6 +11,7 @@ mod delete;
 mod main_exit;
 mod network;
 pub(crate) mod ports;
+mod rename;
 mod set;
 mod start;
 mod stop;
@@ -40,7 +41,7 @@ pub(crate) use delete::delete;
 pub(crate) use main_exit::watch as watch_main;
 pub(crate) use network::NetworkChange;
 pub(crate) use stop::{clean_runtime, end_process, read_handles};
-pub(crate) use task::{Begin, Details, Message, Order, spawn, task_gone};
+pub(crate) use task::{Begin, Change, Details, Message, Order, spawn, task_gone};
 
 /// What others see of a VM.
 #[derive(Clone)]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{BootConfig, InitChoice, MachineEnd, SessionToken, StaticNetwork};
-use banger_daemon_api::vm::{DiskLimits, PORTS_NOTE, SUBNET_NOTE, VmState};
+use banger_daemon_api::vm::{DiskLimits, HOSTNAME_NOTE, PORTS_NOTE, SUBNET_NOTE, VmState};
 use banger_guest_client::GuestChannel;
 use banger_types::DiskSize;
 use uuid::Uuid;
@@ -149,6 +149,7 @@ impl Run<'_> {
         notes.remove("network");
         notes.remove(PORTS_NOTE);
         notes.remove(SUBNET_NOTE);
+        notes.remove(HOSTNAME_NOTE);
         if let Some(why) = no_bridge {
             notes.insert("network".to_owned(), why);
         }

@@ -9,13 +9,14 @@ use std::time::Duration;
 use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::operation::OperationKind;
 use banger_daemon_api::vm::{SetVm, VmState};
-use banger_types::OperationId;
+use banger_types::{OperationId, VmName};
 use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::delete::{delete, discard};
 use super::network::{NetworkChange, change_network};
+use super::rename::rename;
 use super::set::set;
 use super::start::start;
 use super::stop::{Stop, clean_again, reap, stop};
@@ -56,8 +57,14 @@ pub(crate) struct Answer {
 pub(crate) enum Message {
     Order(Order, oneshot::Sender<Result<Answer, EngineError>>),
     Signal(Signal, oneshot::Sender<Result<(), EngineError>>),
-    /// What its guest may, to be changed between two actions.
-    Change(NetworkChange, oneshot::Sender<Result<(), EngineError>>),
+    /// What its guest may, or its name, to be changed between two actions.
+    Change(Change, oneshot::Sender<Result<(), EngineError>>),
+}
+
+/// What changes between two actions, whether the VM runs or not.
+pub(crate) enum Change {
+    Network(NetworkChange),
+    Name(VmName),
 }
 
 /// How a VM's task begins.
@@ -85,7 +92,7 @@ struct Task {
     waiting: HashMap<Ticket, (Reporter, Details)>,
     handles: HashMap<Ticket, OperationHandle>,
     /// Changes that wait for the action under way to end.
-    changes: VecDeque<(NetworkChange, oneshot::Sender<Result<(), EngineError>>)>,
+    changes: VecDeque<(Change, oneshot::Sender<Result<(), EngineError>>)>,
     /// A signal that ends the VMM was sent: its end is no failure.
     end_expected: bool,
 }
@@ -143,7 +150,12 @@ impl Task {
                     return self.end();
                 }
                 while let Some((change, answer)) = self.changes.pop_front() {
-                    let _ = answer.send(change_network(&mut body, change).await);
+                    let changed = match change {
+                        Change::Network(change) => change_network(&mut body, change).await,
+                        Change::Name(name) => rename(&mut body, name).await,
+                    };
+                    self.record_of = Arc::new(body.record.clone());
+                    let _ = answer.send(changed);
                 }
                 match self.admission.take_next() {
                     Some((ticket, action)) => active = self.begin(body, ticket, action),
@@ -236,7 +248,7 @@ impl Task {
             Request::Stop { .. } | Request::Clean => OperationKind::VmStop { vm },
             Request::Restart => OperationKind::VmRestart { vm },
             Request::Set => OperationKind::VmSet { vm },
-            Request::Delete => OperationKind::VmDelete { vm },
+            Request::Delete | Request::DeleteIdle => OperationKind::VmDelete { vm },
         };
         self.shared.operations.begin(kind, order.op_id.clone())
     }
@@ -369,7 +381,9 @@ async fn act(mut body: Body, control: Control, action: Action, details: Details)
             Action::Asked(Request::Set) => {
                 set(&mut body, &control, &details.change).await.map_err(Failure::from)
             }
-            Action::Asked(Request::Delete) => delete(&mut body, &control).await,
+            Action::Asked(Request::Delete | Request::DeleteIdle) => {
+                delete(&mut body, &control).await
+            }
         }
     };
     let result = result.map_err(|failure| failure.to_api());

@@ -1,8 +1,7 @@
 //! A published TCP port.
 
-use banger_agent_api::{ConnectCall, Frame, FrameReader, FrameWriter, WireError};
-use banger_guest_client::{AgentClient, BoxedStream};
-use tokio::io::AsyncWriteExt;
+use banger_agent_api::{ConnectCall, carry_connection};
+use banger_guest_client::AgentClient;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
@@ -48,7 +47,11 @@ pub(super) async fn serve(listener: TcpListener, mut way: Way) {
 async fn connection(mut socket: TcpStream, client: &AgentClient, call: ConnectCall) {
     let port = call.port;
     let ended = match connect(client, call).await {
-        Ok(stream) => carry(&mut socket, stream).await,
+        Ok(stream) => {
+            // A failure only makes it slower.
+            let _ = socket.set_nodelay(true);
+            carry_connection(socket.split(), stream).await
+        }
         Err(error) => {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             tracing::debug!(port, %error, cause, "a client was not connected to the guest");
@@ -59,42 +62,4 @@ async fn connection(mut socket: TcpStream, client: &AgentClient, call: ConnectCa
         // What the guest refused or broke off is not to look like an end.
         let _ = socket.set_zero_linger();
     }
-}
-
-/// Carries bytes until both directions have ended, which is true, or one broke off.
-async fn carry(socket: &mut TcpStream, stream: BoxedStream) -> Result<bool, WireError> {
-    // A failure only makes it slower.
-    let _ = socket.set_nodelay(true);
-    let (from_guest, to_guest) = tokio::io::split(stream);
-    let (mut from_guest, mut to_guest) = (FrameReader::new(from_guest), FrameWriter::new(to_guest));
-    let (mut from_client, mut to_client) = socket.split();
-    let down = async {
-        while let Some(frame) = from_guest.next().await? {
-            let written = match frame {
-                Frame::Data(bytes) => to_client.write_all(&bytes).await,
-                Frame::DataEnd => return Ok(to_client.shutdown().await.is_ok()),
-                _ => Ok(()),
-            };
-            if written.is_err() {
-                break;
-            }
-        }
-        Ok::<bool, WireError>(false)
-    };
-    let up = to_guest.send_all_of(&mut from_client);
-    {
-        let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
-        let (mut client_ended, mut guest_ended) = (false, false);
-        while !(client_ended && guest_ended) {
-            let whole = tokio::select! {
-                ended = &mut down, if !guest_ended => { guest_ended = true; ended? }
-                ended = &mut up, if !client_ended => { client_ended = true; ended? }
-            };
-            if !whole {
-                return Ok(false);
-            }
-        }
-    }
-    // Without it the stream's end would overtake what the guest has not read yet.
-    to_guest.shutdown().await.map(|()| true)
 }

@@ -117,6 +117,24 @@ async fn a_row_that_cannot_be_typed_is_told_and_kept() {
 }
 
 #[tokio::test]
+async fn a_vm_gets_another_name_that_nobody_has_and_keeps_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path()).await;
+    let name = |text: &str| -> VmName { text.parse().unwrap() };
+    let (one, two) = (add(&store, "one").await, add(&store, "two").await);
+    let taken = store.rename_vm(&one, &name("two"), &document("x")).await;
+    assert!(matches!(taken, Err(StoreError::NameTaken { .. })));
+    store.rename_vm(&one, &name("three"), &document("y")).await.unwrap();
+    store.rename_vm(&two, &name("one"), &document("z")).await.unwrap();
+    let rows = store.vms::<Document>().await.unwrap().rows;
+    let seen: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.id.clone())).collect();
+    assert_eq!(seen, [("one", two.clone()), ("three", one)]);
+    store.delete_vm(&two).await.unwrap();
+    let gone = store.rename_vm(&two, &name("four"), &document("")).await;
+    assert!(matches!(gone, Err(StoreError::NoSuchVm { .. })));
+}
+
+#[tokio::test]
 async fn names_are_taken_once_and_free_again_after_deletion() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path()).await;

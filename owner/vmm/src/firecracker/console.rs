@@ -1,22 +1,36 @@
-//! Keeps a machine's log within its cap. Firecracker writes the serial console, and its own words, to
+//! A machine's serial console: its log, kept within its cap, and whoever is attached.
+//!
+//! Who is attached reads the log from its end on, each at its own pace, and types into the pipe that
+//! is Firecracker's standard input (`console` in the jail's root, which is root's).
+//! Firecracker writes the serial console, and its own words, to
 //! the file that the helper opened for it, at its end; what is too much is moved to the older half
 //! here, by a copy, because Firecracker keeps the file it has. While no daemon runs, the helper cuts
 //! the file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use banger_guest_client::BoxedStream;
+use bytes::Bytes;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
 
 use crate::console_log::{LOG_CAP, older_half};
+use crate::console_port::console_stream;
+use crate::held::HeldProcess;
 
 /// The least time between two looks at a log that is written to.
 const PACE: Duration = Duration::from_millis(200);
+/// The most that a reader takes at once, and the least time from one read to the next.
+const CHUNK: usize = 16 * 1024;
+const READ_PACE: Duration = Duration::from_millis(1);
 
 /// Watches the log until dropped.
 pub(super) async fn follow(log: PathBuf) {
@@ -27,6 +41,18 @@ pub(super) async fn follow(log: PathBuf) {
 }
 
 async fn watch(log: &Path) -> io::Result<()> {
+    let events = changes_of(log)?;
+    loop {
+        let path = log.to_owned();
+        let moved = tokio::task::spawn_blocking(move || move_older_half(&path, LOG_CAP / 2)).await;
+        moved.map_err(io::Error::other)??;
+        tokio::time::sleep(PACE).await;
+        change(&events).await?;
+    }
+}
+
+/// Begins to listen for writes to a log.
+fn changes_of(log: &Path) -> io::Result<AsyncFd<OwnedFd>> {
     let descriptor = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
     inotify::add_watch(&descriptor, log, WatchFlags::MODIFY)?;
     #[expect(
@@ -34,17 +60,71 @@ async fn watch(log: &Path) -> io::Result<()> {
         reason = "its successor is unsafe because a type could change its descriptor; OwnedFd keeps \
                   one and the same until it is dropped"
     )]
-    let events = AsyncFd::with_interest(descriptor, Interest::READABLE)?;
-    loop {
-        let path = log.to_owned();
-        let moved = tokio::task::spawn_blocking(move || move_older_half(&path, LOG_CAP / 2)).await;
-        moved.map_err(io::Error::other)??;
-        tokio::time::sleep(PACE).await;
-        // Events that are alike are one while nobody has read them (inotify(7)).
-        events.readable().await?.clear_ready();
-        let mut buffer = [0; 4096];
-        while matches!(rustix::io::read(events.get_ref(), &mut buffer), Ok(1..)) {}
+    AsyncFd::with_interest(descriptor, Interest::READABLE)
+}
+
+/// Waits for a write since the last call.
+async fn change(events: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    // Events that are alike are one while nobody has read them (inotify(7)).
+    events.readable().await?.clear_ready();
+    let mut buffer = [0; 4096];
+    while matches!(rustix::io::read(events.get_ref(), &mut buffer), Ok(1..)) {}
+    Ok(())
+}
+
+/// What somebody reads of a log.
+struct Reader {
+    file: File,
+    position: u64,
+    changes: AsyncFd<OwnedFd>,
+    held: Arc<HeldProcess>,
+}
+
+impl Reader {
+    fn at_end_of(log: &Path, held: Arc<HeldProcess>) -> io::Result<Self> {
+        let changes = changes_of(log)?;
+        let file = File::open(log)?;
+        Ok(Self { position: file.metadata()?.len(), file, changes, held })
     }
+
+    /// Returns what was written since the last call, waiting for it; `None` once Firecracker has ended.
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        loop {
+            // Asked first: what was written before the end is then read after it.
+            let has_ended = self.held.has_ended();
+            let mut chunk = vec![0; CHUNK];
+            let count = self.file.read_at(&mut chunk, self.position)?;
+            if count > 0 {
+                self.position += count as u64;
+                chunk.truncate(count);
+                tokio::time::sleep(READ_PACE).await;
+                return Ok(Some(chunk.into()));
+            }
+            if self.file.metadata()?.len() < self.position {
+                // What was too much was moved to the older half.
+                self.position = 0;
+            } else if has_ended {
+                return Ok(None);
+            } else {
+                tokio::select! {
+                    changed = change(&self.changes) => changed?,
+                    () = self.held.ended() => {}
+                }
+            }
+        }
+    }
+}
+
+/// Attaches to the console of the machine whose API socket `api` leads to.
+pub(super) fn attach(log: &Path, api: &Path, held: Arc<HeldProcess>) -> io::Result<BoxedStream> {
+    let socket = std::fs::canonicalize(api)?;
+    let root = socket.parent().and_then(Path::parent).ok_or(io::ErrorKind::NotFound)?;
+    let keys = pipe::OpenOptions::new().open_sender(root.join("console"))?;
+    let reader = Reader::at_end_of(log, held)?;
+    let pieces = futures::stream::try_unfold(reader, |mut reader| async move {
+        Ok::<_, io::Error>(reader.next().await?.map(|piece| (piece, reader)))
+    });
+    Ok(console_stream(pieces, keys))
 }
 
 /// Moves what a log holds to its older half if it is more than `most` bytes. What is written between
@@ -126,5 +206,28 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         following.abort();
+    }
+
+    #[tokio::test]
+    async fn who_is_attached_reads_on_when_the_log_is_cut_and_until_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("console.log");
+        let mut writer = OpenOptions::new().append(true).create(true).open(&log).unwrap();
+        writer.write_all(b"before\n").unwrap();
+        let mut child = std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap();
+        let held = Arc::new(HeldProcess::open(child.id()).unwrap().unwrap());
+        let mut reader = Reader::at_end_of(&log, held).unwrap();
+        writer.write_all(b"one\n").unwrap();
+        assert_eq!(reader.next().await.unwrap().unwrap(), "one\n");
+        let waiting = tokio::spawn(async move { (reader.next().await.unwrap().unwrap(), reader) });
+        move_older_half(&log, 1).unwrap();
+        writer.write_all(b"two\n").unwrap();
+        let (text, mut reader) = waiting.await.unwrap();
+        assert_eq!(text, "two\n");
+        writer.write_all(b"last").unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(reader.next().await.unwrap().unwrap(), "last");
+        assert!(reader.next().await.unwrap().is_none());
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct FirecrackerProcess {
     channel: Arc<Channel>,
     api: Api,
     log: PathBuf,
+    /// The link to its API's socket, which lies in its jail.
+    socket: PathBuf,
     /// We killed it, so that its silent end is no surprise.
     killed: AtomicBool,
     room: Room,
@@ -57,6 +59,7 @@ impl FirecrackerProcess {
             held,
             api: Api::at(&files.api),
             log: console_log.to_owned(),
+            socket: files.api.clone(),
             killed: AtomicBool::new(false),
             room: Room::keep(Api::at(&files.api), disks, is_paused),
             _console: Task::spawn(console::follow(console_log.to_owned())),
@@ -95,6 +98,14 @@ impl VmmProcess for FirecrackerProcess {
 
     fn channel(&self) -> Arc<dyn GuestChannel> {
         Arc::clone(&self.channel) as Arc<dyn GuestChannel>
+    }
+
+    async fn console(&self) -> Result<BoxedStream, VmmError> {
+        let attached = console::attach(&self.log, &self.socket, Arc::clone(&self.held));
+        attached.map_err(|source| VmmError::Io {
+            act: format!("attaching to the console of Firecracker, process {}", self.identity.pid),
+            source,
+        })
     }
 
     fn state(&self) -> VmmState {

@@ -1,6 +1,10 @@
-//! The guest's serial console, written to a log that cannot grow past its cap.
+//! The guest's serial console: a log that cannot grow past its cap, and whoever is attached.
 //!
-//! QEMU offers the console on a unix socket and throws output away while nobody is connected, so the
+//! ```text
+//!   QEMU ──► log ──► attached consoles, each with a bounded queue
+//!   QEMU ◄── keys ── one queue for all of them
+//! ```
+//! The log comes first and waits for no console, so it is whole whoever is attached. QEMU offers the console on a unix socket and throws output away while nobody is connected, so the
 //! guest never waits for the daemon. The log's files are those of [`crate::console_log`].
 
 use std::io;
@@ -8,11 +12,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::fs::{File, OpenOptions};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 
 use crate::console_log::{LOG_CAP, older_half};
+use crate::console_port::{GuestSide, Printed};
 
 /// The most bytes taken from the console at once.
 const CHUNK: usize = 2 * 1024;
@@ -22,8 +27,27 @@ const CHUNK: usize = 2 * 1024;
 /// some 300.
 const PACE: Duration = Duration::from_millis(1);
 
-/// Copies the console to the log until QEMU closes it.
-pub(crate) async fn follow(mut console: UnixStream, log: PathBuf) {
+/// Copies the console to the log and to whoever is attached, and what they type to the guest, until
+/// QEMU closes it.
+pub(crate) async fn follow(console: UnixStream, log: PathBuf, guest: GuestSide) {
+    let GuestSide { printed, mut typed } = guest;
+    let (output, mut input) = console.into_split();
+    let keys = async {
+        while let Some(keys) = typed.recv().await {
+            // A guest that takes no keys holds up those who type and nothing else.
+            if input.write_all(&keys).await.is_err() {
+                break;
+            }
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = keep(output, log, &printed) => {}
+        () = keys => {}
+    }
+}
+
+async fn keep(mut console: impl AsyncRead + Unpin, log: PathBuf, printed: &Printed) {
     let mut chunk = vec![0; CHUNK];
     let mut writer = LogWriter::new(log, LOG_CAP / 2);
     let mut complained = false;
@@ -37,6 +61,7 @@ pub(crate) async fn follow(mut console: UnixStream, log: PathBuf) {
             }
             writer.file = None;
         }
+        printed.send(&chunk[..length]);
         sleep(PACE).await;
     }
 }
@@ -77,6 +102,7 @@ impl LogWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::console_port::ConsolePort;
 
     #[tokio::test]
     async fn the_log_keeps_the_newest_output_below_its_cap() {
@@ -100,7 +126,7 @@ mod tests {
         let log = directory.path().join("console.log");
         std::fs::write(&log, "before\n").unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let task = tokio::spawn(follow(ours, log.clone()));
+        let task = tokio::spawn(follow(ours, log.clone(), ConsolePort::new().1));
         theirs.write_all(b"after\n").await.unwrap();
         drop(theirs);
         task.await.unwrap();
@@ -112,9 +138,49 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("no-such-directory/console.log");
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let task = tokio::spawn(follow(ours, log));
+        let task = tokio::spawn(follow(ours, log, ConsolePort::new().1));
         theirs.write_all(&vec![b'x'; 300_000]).await.unwrap();
         drop(theirs);
         task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_is_attached_reads_and_types_and_the_log_is_whole_beside_one_that_does_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("console.log");
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (port, guest) = ConsolePort::new();
+        let task = tokio::spawn(follow(ours, log.clone(), guest));
+        let (mut one, mut two) = (port.attach().unwrap(), port.attach().unwrap());
+        let never_reads = port.attach().unwrap();
+        theirs.write_all(b"login: ").await.unwrap();
+        for console in [&mut one, &mut two] {
+            let mut text = [0; 7];
+            console.read_exact(&mut text).await.unwrap();
+            assert_eq!(&text, b"login: ");
+        }
+        one.write_all(b"ro").await.unwrap();
+        one.flush().await.unwrap();
+        let mut keys = [0; 2];
+        theirs.read_exact(&mut keys).await.unwrap();
+        assert_eq!(&keys, b"ro");
+        two.write_all(b"ot\r").await.unwrap();
+        two.flush().await.unwrap();
+        let mut keys = [0; 3];
+        theirs.read_exact(&mut keys).await.unwrap();
+        assert_eq!(&keys, b"ot\r");
+        let flood: Vec<u8> =
+            (0..200_000_u32).flat_map(|n| format!("{n:06}\n").into_bytes()).collect();
+        theirs.write_all(&flood).await.unwrap();
+        drop(theirs);
+        task.await.unwrap();
+        let mut logged = b"login: ".to_vec();
+        logged.extend(&flood);
+        assert!(std::fs::read(&log).unwrap() == logged);
+        let mut rest = Vec::new();
+        one.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.ends_with(b"199999\n"));
+        assert!(port.attach().is_none(), "it has ended");
+        drop(never_reads);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use banger_engine::seams::{VmmError, VmmIdentity, VmmKind, VmmProcess, VmmState};
-use banger_guest_client::{GuestChannel, SerialChannel};
+use banger_guest_client::{BoxedStream, GuestChannel, SerialChannel};
 use rustix::process::Signal;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -21,6 +21,7 @@ use super::last_words::LastWords;
 use super::qmp::{Command, Monitor, QmpError, Shutdown};
 use super::version::QemuVersion;
 use crate::HELD_FOR_ROOM;
+use crate::console_port::ConsolePort;
 use crate::held::{self, HeldProcess};
 use crate::task::Task;
 
@@ -41,6 +42,7 @@ pub(crate) struct QemuProcess {
     words: LastWords,
     /// Copies the console to its log until QEMU ends.
     console: Task,
+    console_port: ConsolePort,
     /// We killed it, so that its death by signal 9 is no surprise.
     killed: AtomicBool,
     /// The exit status, where QEMU is our own child; `None` inside until it has ended.
@@ -82,11 +84,12 @@ impl QemuProcess {
             }
         };
         let console = connect(&files.console, "the guest's console").await?;
-        let console = Task::spawn(console::follow(console, console_log.to_owned()));
+        let (console_port, guest) = ConsolePort::new();
+        let console = Task::spawn(console::follow(console, console_log.to_owned(), guest));
         let agent = connect(&files.agent, "the agent's port").await?;
         let channel = Arc::new(SerialChannel::over(agent));
         let killed = AtomicBool::new(false);
-        Ok(Self { identity, held, monitor, channel, words, console, killed, exit })
+        Ok(Self { identity, held, monitor, channel, words, console, console_port, killed, exit })
     }
 
     /// Returns QEMU's version.
@@ -147,6 +150,14 @@ impl VmmProcess for QemuProcess {
 
     fn channel(&self) -> Arc<dyn GuestChannel> {
         Arc::clone(&self.channel)
+    }
+
+    async fn console(&self) -> Result<BoxedStream, VmmError> {
+        self.console_port.attach().ok_or_else(|| VmmError::Ended {
+            vmm: "QEMU",
+            act: "attaching to its console",
+            reason: self.words.reason().unwrap_or_else(|| "it was told to end".to_owned()),
+        })
     }
 
     fn state(&self) -> VmmState {

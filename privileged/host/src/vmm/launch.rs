@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, fchown};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use banger_gates::request::Launch;
@@ -22,7 +22,7 @@ use super::executable::Executable;
 use super::jail::{self, Jail};
 use super::process::{Executed, Process, is_readable};
 use super::record::{Identity, Launched};
-use super::{API_SOCKET, cgroup, config, mounts, sockets};
+use super::{API_SOCKET, cgroup, config, mounts, sockets, staging};
 use crate::disk::{check_loops, identity};
 use crate::{During, Host, HostError, Result, chain, descriptor_path, tool};
 
@@ -91,7 +91,10 @@ impl Host {
             let root = jail.root()?;
             self.stage(&root, launch, &sources)?;
             self.make_links(launch)?;
-            self.run_jailer(launch, &firecracker, &jailer, &log, &mut group)?;
+            let console = staging::make_console(&root, self.policy.owner);
+            let console = console.during("make the console of", launch.id.as_str())?;
+            let streams = (console, &log);
+            self.run_jailer(launch, &firecracker, &jailer, streams, &mut group)?;
             let process = self.take_over(launch, &root, &log, &mut launched)?;
             jail.take_root(&root)?;
             let executed = launched.process.map(|it| it.file);
@@ -167,7 +170,7 @@ impl Host {
         launch: &Launch,
         firecracker: &Executable,
         jailer: &Executable,
-        log: &Log,
+        (console, log): (OwnedFd, &Log),
         group: &mut Option<Pid>,
     ) -> Result<()> {
         let (owner, id) = (self.policy.owner, launch.id.as_str());
@@ -192,7 +195,7 @@ impl Host {
             .env_clear()
             .current_dir("/")
             .process_group(0)
-            .stdin(Stdio::null())
+            .stdin(console)
             .stdout(log.file.try_clone().during(RUN, id)?)
             .stderr(log.file.try_clone().during(RUN, id)?);
         let subreaper = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));

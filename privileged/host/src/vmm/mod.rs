@@ -18,3 +18,5 @@ pub(crate) use record::Use;
 const API_SOCKET: &str = "/run/firecracker.socket";
 /// The vsock's socket as Firecracker sees it.
 const VSOCK_SOCKET: &str = "/run/vsock.socket";
+/// The pipe in a jail's root by which its owner types at the guest's serial console.
+const CONSOLE: &str = "console";

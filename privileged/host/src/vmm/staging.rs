@@ -7,13 +7,13 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use banger_gates::request::{Disk, Launch, Volume};
-use banger_gates::{Name, Refusal};
+use banger_gates::{Name, Owner, Refusal};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use super::executable::Executable;
-use super::{config, record};
+use super::{CONSOLE, config, record};
 use crate::disk::identity;
 use crate::{During, Host, Result, descriptor_path};
 
@@ -115,6 +115,18 @@ impl Host {
         }
         Ok(())
     }
+}
+
+/// Makes the pipe that is Firecracker's standard input, in a root that is nobody's but root's yet. It
+/// is open for writing too, so that it never ends, and is not waited for: Firecracker also reads where
+/// there is nothing.
+pub(super) fn make_console(root: &OwnedFd, owner: Owner) -> io::Result<OwnedFd> {
+    rustix::fs::mknodat(root, CONSOLE, FileType::Fifo, OWNERS_ONLY, 0)?;
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let pipe = rustix::fs::openat(root, CONSOLE, flags, Mode::empty())?;
+    let (user, group) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
+    rustix::fs::fchown(&pipe, Some(user), Some(group))?;
+    Ok(pipe)
 }
 
 fn create(root: &OwnedFd, name: &str, mode: Mode) -> io::Result<File> {

@@ -2,7 +2,7 @@
 //! guests.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::Inside;
 use crate::installation::{Installed, OWNER, banger_as, main_pid, said, wait_until};
@@ -245,5 +245,55 @@ fn a_firecracker_machine_has_a_network_and_a_name_and_keeps_both() {
     let rules = run("nft", ["list", "ruleset"]);
     assert!(!rules.contains(&address), "{rules}");
     assert!(!run("ip", ["-o", "link"]).contains(": tap-fc-"));
+    drop(ready);
+}
+
+/// Attached to the console, and typed at, over a pipe in the jail.
+#[test]
+fn a_firecracker_machine_has_a_console() {
+    use std::io::{Read, Write};
+    let Some(inside) = Inside::get() else { return };
+    let ready = Ready::new(&inside);
+    banger(&["vm", "run", "-d", "--vmm", "firecracker", "--image", "busybox", "--name", "box"]);
+    let attach = || {
+        let mut command = ready.command(&["vm", "console", "box"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut console = command.spawn().expect("banger starts");
+        let (keys, output) = (console.stdin.take().expect("a pipe"), console.stdout.take());
+        (console, keys, output.expect("a pipe"))
+    };
+    let until = |output: &mut dyn Read, text: &str| {
+        let (mut shown, mut byte) = (Vec::new(), [0]);
+        while !shown.ends_with(text.as_bytes()) {
+            let count = output.read(&mut byte).expect("a pipe is read");
+            assert!(count == 1, "it ended with {}", String::from_utf8_lossy(&shown));
+            shown.push(byte[0]);
+        }
+    };
+    let (mut one, mut keys, mut output) = attach();
+    until(&mut output, "# ");
+    let (mut two, mut other_keys, mut other_output) = attach();
+    keys.write_all(b"echo is-$((1+1))\r").expect("a pipe is written");
+    until(&mut output, "is-2");
+    until(&mut other_output, "is-2");
+    // More than the port's 64 bytes at once, and the pipe is never waited for by Firecracker.
+    let long = format!("echo {} | wc -c\r", "x".repeat(600));
+    other_keys.write_all(long.as_bytes()).expect("a pipe is written");
+    until(&mut output, "\n601\r\n");
+    assert_eq!(banger(&["vm", "exec", "box", "--", "echo", "answers"]), "answers\n");
+    // The next daemon finds it again.
+    run("systemctl", ["restart", "bangerd.service"]);
+    for console in [&mut one, &mut two] {
+        assert!(!console.wait().expect("it ends").success(), "its daemon ended");
+    }
+    wait_until("the daemon answers", || banger_as(OWNER, &["vm", "list"]).status.success());
+    let (mut one, mut keys, mut output) = attach();
+    keys.write_all(b"echo is-$((2+1))\r").expect("a pipe is written");
+    until(&mut output, "is-3");
+    assert!(banger(&["vm", "logs", "box"]).contains("is-2"), "the log has it too");
+    banger(&["vm", "stop", "box"]);
+    assert!(one.wait().expect("it ends").success(), "the machine has ended");
+    banger(&["vm", "delete", "box"]);
+    assert_no_jail();
     drop(ready);
 }

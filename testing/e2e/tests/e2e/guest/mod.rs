@@ -5,10 +5,12 @@
 
 mod applications;
 mod belongings;
+mod console;
 mod copy;
 mod crash;
 mod crash_matrix;
 mod debian;
+mod detached;
 mod disks;
 mod doctor;
 mod exec;
@@ -17,6 +19,7 @@ mod lifecycle;
 mod network;
 mod ports;
 mod pull;
+mod rename;
 mod run;
 mod ssh;
 mod sync;

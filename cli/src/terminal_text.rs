@@ -1,0 +1,235 @@
+//! Lets a guest draw on the user's terminal, and nothing more.
+//!
+//! A shell or an editor on a console moves the cursor, erases and colours; those sequences (ECMA-48,
+//! and the private modes that full-screen programs use) pass. What makes a terminal answer as if the
+//! user had typed, report the mouse, change keys, set its title or clipboard or load anything is taken
+//! out. What was switched on is known, so that it can be switched off at the end.
+
+use std::collections::BTreeSet;
+
+use crate::console_text::complete_length;
+
+/// Longest control sequence that passes, in characters.
+const LONGEST: usize = 64;
+/// Final characters of the sequences that draw: moving, erasing, inserting, deleting, scrolling,
+/// tabs, colours, the scrolling region, saving and restoring the cursor.
+const DRAWING: &str = "@ABCDEFGHIJKLMPSTXZ`abdefgmrsu";
+/// Private modes that may be switched: cursor keys, origin, wrapping, blinking, the cursor, the other
+/// screen, bracketed paste.
+const MODES: [u16; 10] = [1, 6, 7, 12, 25, 47, 1047, 1048, 1049, 2004];
+/// Those that are on in a terminal that nobody has touched.
+const USUALLY_ON: [u16; 2] = [7, 25];
+
+/// Takes out what does more than draw, across chunk boundaries.
+#[derive(Debug, Default)]
+pub struct TerminalText {
+    partial: Vec<u8>,
+    state: State,
+    /// Private modes that are not as usual.
+    switched: BTreeSet<u16>,
+    has_region: bool,
+    has_charset: bool,
+    has_keypad: bool,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Text,
+    Escape,
+    /// After `ESC (` and `ESC )`.
+    Charset(char),
+    /// After `ESC [`: what came of it.
+    Sequence(String),
+    /// After `ESC ]`, `ESC P` and their like: until BEL or `ESC \`.
+    String,
+    StringEscape,
+}
+
+impl TerminalText {
+    /// Returns what of `bytes` may be shown.
+    pub fn clean(&mut self, bytes: &[u8]) -> String {
+        self.partial.extend_from_slice(bytes);
+        let complete = complete_length(&self.partial);
+        let rest = self.partial.split_off(complete);
+        let text = String::from_utf8_lossy(&self.partial).into_owned();
+        self.partial = rest;
+        let mut clean = String::with_capacity(text.len());
+        for c in text.chars() {
+            self.take(c, &mut clean);
+        }
+        clean
+    }
+
+    /// Returns what puts the terminal back as it was found.
+    pub fn restoring(&self) -> String {
+        let mut text = String::new();
+        for mode in &self.switched {
+            let letter = if USUALLY_ON.contains(mode) { 'h' } else { 'l' };
+            text.push_str(&format!("\x1b[?{mode}{letter}"));
+        }
+        if self.has_region {
+            // To set it moves the cursor.
+            text.push_str("\x1b7\x1b[r\x1b8");
+        }
+        if self.has_charset {
+            text.push_str("\x1b(B\x1b)B\x0f");
+        }
+        if self.has_keypad {
+            text.push_str("\x1b>");
+        }
+        text.push_str("\x1b[0m");
+        text
+    }
+
+    fn take(&mut self, c: char, clean: &mut String) {
+        self.state = match (std::mem::take(&mut self.state), c) {
+            (State::String, '\x1b') => State::StringEscape,
+            (State::StringEscape, '\\') | (State::String, '\x07') => State::Text,
+            (State::String | State::StringEscape, _) => State::String,
+            (_, '\x1b') => State::Escape,
+            (State::Escape, '[') => State::Sequence(String::new()),
+            (State::Escape, ']' | 'P' | 'X' | '^' | '_') => State::String,
+            (State::Escape, '(' | ')') => State::Charset(c),
+            (State::Escape, '7' | '8' | '=' | '>' | 'D' | 'E' | 'M') => {
+                self.has_keypad |= c == '=';
+                clean.extend(['\x1b', c]);
+                State::Text
+            }
+            // The rest of a short sequence, such as `ESC # 8`.
+            (State::Escape, ' '..='/') => State::Escape,
+            (State::Escape, _) => State::Text,
+            (State::Charset(which), 'A' | 'B' | '0') => {
+                self.has_charset |= c != 'B';
+                clean.extend(['\x1b', which, c]);
+                State::Text
+            }
+            (State::Charset(_), _) => State::Text,
+            (State::Sequence(mut begun), ' '..='?') => {
+                // One that is too long has no end that passes.
+                if begun.len() <= LONGEST {
+                    begun.push(c);
+                }
+                State::Sequence(begun)
+            }
+            (State::Sequence(begun), '@'..='~') => {
+                if begun.len() <= LONGEST && self.passes(&begun, c) {
+                    clean.push_str(&format!("\x1b[{begun}{c}"));
+                }
+                State::Text
+            }
+            (State::Sequence(_) | State::Text, c) => {
+                self.has_charset |= c == '\x0e';
+                if is_shown(c) {
+                    clean.push(c);
+                }
+                State::Text
+            }
+        };
+    }
+
+    /// Judges a control sequence and remembers what it switches.
+    fn passes(&mut self, parameters: &str, last: char) -> bool {
+        let is_plain = |text: &str| text.chars().all(|c| c.is_ascii_digit() || ";:".contains(c));
+        if is_plain(parameters) {
+            self.has_region |= last == 'r';
+            // Inserting instead of overwriting, and back.
+            return DRAWING.contains(last) || ("hl".contains(last) && parameters == "4");
+        }
+        let Some(modes) = parameters.strip_prefix('?').filter(|_| "hl".contains(last)) else {
+            return false;
+        };
+        let modes: Option<Vec<u16>> = modes.split(';').map(|mode| mode.parse().ok()).collect();
+        let Some(modes) = modes.filter(|modes| modes.iter().all(|mode| MODES.contains(mode)))
+        else {
+            return false;
+        };
+        for mode in modes {
+            if (last == 'h') == USUALLY_ON.contains(&mode) {
+                self.switched.remove(&mode);
+            } else {
+                self.switched.insert(mode);
+            }
+        }
+        true
+    }
+}
+
+fn is_shown(c: char) -> bool {
+    let hidden =
+        matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    matches!(c, '\n' | '\r' | '\t' | '\x07' | '\x08' | '\x0e' | '\x0f')
+        || !(c.is_control() || hidden)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clean(text: &str) -> String {
+        TerminalText::default().clean(text.as_bytes())
+    }
+
+    #[test]
+    fn what_draws_passes_unchanged() {
+        for text in [
+            "a\r\nb\tc\x08\x07",
+            "\x1b[31;1mred\x1b[0m\x1b[38;2;1;2;3mx",
+            "\x1b[H\x1b[2J\x1b[K\x1b[10;20H\x1b[3A\x1b[1;24r",
+            "\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[?7;25h\x1b[4h",
+            "\x1b7\x1b8\x1bM\x1b=\x1b(0lqk\x1b(B\x0e\x0f",
+            "\u{e9}\u{2192}\u{1f980}",
+        ] {
+            assert_eq!(clean(text), text, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_more_than_draw_is_taken_out() {
+        for (text, shown) in [
+            // Questions, whose answers are typed.
+            ("\x1b[6n\x1b[c\x1b[>c\x1b[5n\x1b[?6n\x1bZ\x1b[0c\x05", ""),
+            ("\x1b]0;title\x07x\x1b]52;c;YQ==\x1b\\y", "xy"),
+            ("\x1bP$qm\x1b\\a\x1b_Gf=1;\x1b\\b\x1b^x\x1b\\c", "abc"),
+            // The mouse, keys, the window, the printer, a reset, a private mode in a list.
+            ("\x1b[?1000h\x1b[?1006h\x1b[>4;2m\x1b[=1u\x1b[>1u\x1b[8;1;1t\x1b[5i\x1bc", ""),
+            ("\x1b[?25;1000h\x1b[!p\x1b[1 q\x1b[\"q", ""),
+            ("\u{9b}2Jx\u{202e}y\u{90}z", "2Jxyz"),
+            ("\x1b[12\nnext", "\nnext"),
+            ("\x1b[1\x1b[31mx", "\x1b[31mx"),
+        ] {
+            assert_eq!(clean(text), shown, "{text:?}");
+        }
+        assert_eq!(
+            clean(&format!("\x1b[{}mx", "1;".repeat(1 << 20))),
+            "x",
+            "and memory is bounded"
+        );
+    }
+
+    #[test]
+    fn the_result_does_not_depend_on_where_chunks_end() {
+        let text =
+            "\u{e9}\x1b[1;31m\u{fc}\x1b[0m\x1b]0;t\x1b\\\u{2192}\x1b[6n\x1b(0q\x1b(B\u{1f980}\n";
+        let whole = clean(text);
+        for step in 1..text.len() {
+            let mut cleaner = TerminalText::default();
+            let pieces: String =
+                text.as_bytes().chunks(step).map(|piece| cleaner.clean(piece)).collect();
+            assert_eq!(pieces, whole, "{step}");
+        }
+    }
+
+    #[test]
+    fn what_was_switched_is_switched_back_and_nothing_else() {
+        let mut text = TerminalText::default();
+        assert_eq!(text.restoring(), "\x1b[0m");
+        text.clean(b"\x1b[?1049h\x1b[?25l\x1b[?1h\x1b[?1l\x1b[2;5r\x1b=\x1b(0");
+        assert_eq!(
+            text.restoring(),
+            "\x1b[?25h\x1b[?1049l\x1b7\x1b[r\x1b8\x1b(B\x1b)B\x0f\x1b>\x1b[0m"
+        );
+        text.clean(b"\x1b[?1049l\x1b[?25h");
+        assert!(!text.restoring().contains('?'));
+    }
+}
