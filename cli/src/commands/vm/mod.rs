@@ -353,7 +353,7 @@ async fn act_on(
                 format!("interrupted; {what} runs without the files of file_sync"),
             )),
         },
-        Act::Post(..) | Act::Delete => Ok(()),
+        Act::Post(..) | Act::Delete | Act::DeleteIdle => Ok(()),
     }
 }
 
