@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use banger_types::{ByteSize, DiskSize, MemoryMib, VcpuCount};
+use banger_types::{DiskSize, MemoryMib, VcpuCount};
 
 /// The image of a VM unless told otherwise.
 pub const DEFAULT_IMAGE: &str = "debian-bookworm";
@@ -10,6 +10,7 @@ pub const DEFAULT_IMAGE: &str = "debian-bookworm";
 pub const DEFAULT_KERNEL: &str = "debian-6.12-cloud";
 
 const DEFAULT_DISK: u64 = 8 << 30;
+const DISK_STEP: u64 = 64 << 20;
 const MOST_MEMORY_MIB: u64 = 8 << 10;
 const LEAST_MEMORY_MIB: u64 = 512;
 const MEMORY_STEP_MIB: u64 = 256;
@@ -42,10 +43,37 @@ fn memory_for(host_mib: u64) -> MemoryMib {
         .unwrap_or_else(|| unreachable!("512 MiB to 8 GiB is a VM's memory"))
 }
 
-/// Returns the size of a disk unless told otherwise, 8 GiB.
-pub fn default_disk() -> DiskSize {
-    DiskSize::try_from(ByteSize::from_bytes(DEFAULT_DISK))
-        .unwrap_or_else(|_| unreachable!("8 GiB is a disk size"))
+/// The sizes of a new machine's disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSizes {
+    /// The root disk's.
+    pub root: DiskSize,
+    /// The work disk's.
+    pub work: DiskSize,
+    /// Whether one of them is less than usual, because the host has no more.
+    pub reduced: bool,
+}
+
+/// Returns the sizes of a machine's disks: those that are given, 8 GiB for others, and less where no more
+/// than `headroom` bytes may be taken.
+pub fn disk_sizes(
+    root: Option<DiskSize>,
+    work: Option<DiskSize>,
+    headroom: Option<u64>,
+) -> DiskSizes {
+    // Some kinds of disk take a little more than they hold.
+    let headroom = headroom.map_or(u64::MAX, |bytes| bytes - bytes / 64);
+    let given = [root, work].into_iter().flatten().map(DiskSize::bytes).sum();
+    let others = if root.is_none() && work.is_none() { 2 } else { 1 };
+    let share = headroom.saturating_sub(given) / others / DISK_STEP * DISK_STEP;
+    let bytes = share.clamp(DiskSize::LEAST.bytes(), DEFAULT_DISK);
+    let size = DiskSize::try_from(bytes)
+        .unwrap_or_else(|_| unreachable!("64 MiB to 8 GiB in steps of 64 MiB is a disk's size"));
+    DiskSizes {
+        root: root.unwrap_or(size),
+        work: work.unwrap_or(size),
+        reduced: bytes < DEFAULT_DISK && (root.is_none() || work.is_none()),
+    }
 }
 
 /// Returns the host's memory in KiB (proc(5), `MemTotal`).
@@ -73,6 +101,30 @@ mod tests {
             [(0, 512), (2048, 512), (16_384, 2048), (24_107, 2816), (1 << 20, 8192)]
         {
             assert_eq!(memory_for(host).mib(), guest, "{host}");
+        }
+    }
+
+    #[test]
+    fn disks_are_of_8g_or_of_what_fits() {
+        let gib = 1_u64 << 30;
+        for (given, headroom, sizes, reduced) in [
+            ([None, None], None, ["8G", "8G"], false),
+            ([None, None], Some(40 * gib), ["8G", "8G"], false),
+            ([None, None], Some(10 * gib), ["4992M", "4992M"], true),
+            ([None, None], Some(0), ["64M", "64M"], true),
+            ([None, Some("4G")], Some(8 * gib), ["3968M", "4G"], true),
+            ([Some("1G"), None], Some(40 * gib), ["1G", "8G"], false),
+            ([Some("1G"), None], Some(gib), ["1G", "64M"], true),
+            // What is asked for is for the daemon to refuse.
+            ([Some("90G"), Some("9G")], Some(gib), ["90G", "9G"], false),
+        ] {
+            let [root, work] = given.map(|size| size.map(|size| size.parse().unwrap()));
+            let found = disk_sizes(root, work, headroom);
+            assert_eq!([found.root, found.work], sizes.map(|size| size.parse().unwrap()));
+            assert_eq!(found.reduced, reduced, "{given:?} {headroom:?}");
+            if let (None, None, Some(room)) = (root, work, headroom.filter(|room| *room > gib)) {
+                assert!(found.root.bytes() + found.work.bytes() <= room);
+            }
         }
     }
 

@@ -8,14 +8,15 @@ use banger_daemon_api::vm::{
     CreateVm, DiskLimits, MainOptions, NetLimits, Vm, VmSpec, VmmChoice, WARNING_NOTES, Workspace,
 };
 use banger_types::{
-    BytesPerSecond, DiskSize, GroupName, KernelName, LeaseId, MemoryMib, OpsPerSecond, Publication,
-    VcpuCount, VmId, VmName, VmReference,
+    ByteSize, BytesPerSecond, DiskSize, GroupName, KernelName, LeaseId, MemoryMib, OpsPerSecond,
+    Publication, VcpuCount, VmId, VmName, VmReference,
 };
 use clap::Args;
 
 use crate::artifacts::ImageSource;
 use crate::client::{Client, ClientError, UpgradedStream};
 use crate::error::CliError;
+use crate::host::DiskSizes;
 use crate::interrupt::Interrupts;
 use crate::operation::{self, Followed};
 use crate::progress::Progress;
@@ -42,12 +43,12 @@ pub struct CreationArgs {
     /// Memory, such as 512M or 2G
     #[arg(long, value_name = "SIZE", default_value_t = host::default_memory())]
     pub memory: MemoryMib,
-    /// Size of the work disk at /root
-    #[arg(long, value_name = "SIZE", default_value_t = host::default_disk())]
-    pub disk_size: DiskSize,
-    /// Size of the root disk; an image that is larger keeps its size
-    #[arg(long, value_name = "SIZE", default_value_t = host::default_disk())]
-    pub root_size: DiskSize,
+    /// Size of the work disk at /root [default: 8G, or what fits]
+    #[arg(long, value_name = "SIZE")]
+    pub disk_size: Option<DiskSize>,
+    /// Size of the root disk; an image that is larger keeps its size [default: 8G, or what fits]
+    #[arg(long, value_name = "SIZE")]
+    pub root_size: Option<DiskSize>,
     /// Let the machine reach the network outside (on a rootless network this host's own 127.0.0.1
     /// too, as 10.0.2.2)
     #[arg(long)]
@@ -85,13 +86,13 @@ pub struct CreationArgs {
 }
 
 impl CreationArgs {
-    /// Returns size and shape, and says them in one line.
-    fn spec(&self) -> VmSpec {
+    /// Returns size and shape.
+    fn spec(&self, disks: DiskSizes) -> VmSpec {
         VmSpec {
             vcpus: self.vcpu,
             memory_mib: self.memory,
-            root_size: self.root_size,
-            work_size: self.disk_size,
+            root_size: disks.root,
+            work_size: disks.work,
             nat: self.nat,
             allow_lan: self.allow_lan,
             group: self.group.clone(),
@@ -103,8 +104,16 @@ impl CreationArgs {
     }
 }
 
-fn describe(spec: &VmSpec) -> String {
-    format!("spec: {} vcpu | {} MiB | {} disk", spec.vcpus, spec.memory_mib.mib(), spec.work_size)
+/// Says size and shape in one line. `headroom` is what the host has for the disks, in bytes, where they
+/// are smaller for want of it.
+fn describe(spec: &VmSpec, headroom: Option<u64>) -> String {
+    let VmSpec { vcpus, memory_mib, work_size, root_size, .. } = spec;
+    let mut text = format!("spec: {vcpus} vcpu | {} MiB | {work_size} disk", memory_mib.mib());
+    if let Some(headroom) = headroom {
+        let room = ByteSize::from_bytes(headroom);
+        text += &format!(" | {root_size} root (the host has room for {room:#} of disks)");
+    }
+    text
 }
 
 /// A lease: as long as this lives, so does the machine; when it is dropped, or this process dies,
@@ -151,8 +160,11 @@ pub async fn create(
         }
         None => artifacts::ensure_default_kernel(ui, client, interrupts).await?,
     };
-    let spec = args.spec();
-    ui.status(describe(&spec));
+    // Images and kernels that were pulled for it are there now.
+    let headroom = client.ping().await.map_err(|error| client.explain(error))?.disk_headroom;
+    let disks = host::disk_sizes(args.root_size, args.disk_size, headroom);
+    let spec = args.spec(disks);
+    ui.status(describe(&spec, headroom.filter(|_| disks.reduced)));
     let request = CreateVm {
         name: args.name.clone(),
         image: image.name,
@@ -301,8 +313,16 @@ mod tests {
 
     #[test]
     fn the_spec_is_said_in_one_line() {
-        let args =
-            parse(&["--vcpu", "4", "--memory", "8G", "--disk-size", "8G", "--root-size", "9G"]);
-        assert_eq!(describe(&args.unwrap().spec()), "spec: 4 vcpu | 8192 MiB | 8G disk");
+        let args = parse(&["--vcpu", "4", "--memory", "8G", "--root-size", "1G"]).unwrap();
+        let line = |headroom: Option<u64>| {
+            let disks = host::disk_sizes(args.root_size, args.disk_size, headroom);
+            describe(&args.spec(disks), headroom.filter(|_| disks.reduced))
+        };
+        assert_eq!(line(None), "spec: 4 vcpu | 8192 MiB | 8G disk");
+        assert_eq!(line(Some(90 << 30)), "spec: 4 vcpu | 8192 MiB | 8G disk");
+        assert_eq!(
+            line(Some(2 << 30)),
+            "spec: 4 vcpu | 8192 MiB | 960M disk | 1G root (the host has room for 2.0G of disks)"
+        );
     }
 }

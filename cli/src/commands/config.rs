@@ -48,7 +48,8 @@ pub struct GetArgs {
   registry.mirrors   REGISTRY=URL, with commas: asked for that registry's images before it
   registry.insecure  registries spoken to in plain HTTP, with commas
   registry.ca_file   a PEM file of certificate authorities to know registries by
-  ssh.key            your private key for machines, or auto: one of banger's own")]
+  ssh.key            your private key for machines, or auto: one of banger's own
+  storage.overcommit true lets one machine have larger disks than this host could hold")]
 pub struct SetArgs {
     /// The setting, such as network.subnet
     #[arg(value_parser = key, add = completion::settings())]

@@ -64,9 +64,10 @@ impl Services {
         helper: Option<(HelperClient, String)>,
     ) -> Result<Self, StartError> {
         let config = ConfigFile::open(&directories.state)?;
-        let settings = config.now().await.network;
+        let settings = config.now().await;
+        let overcommit = settings.storage.overcommit;
         let network = helper.map(|(helper, bridge)| {
-            Arc::new(HelperNetwork::new(helper, bridge, &directories.state, settings))
+            Arc::new(HelperNetwork::new(helper, bridge, &directories.state, settings.network))
         });
         let artifacts = ArtifactStores::open(directories)?;
         let mut vmms: Vec<Arc<dyn Vmm>> = vec![Arc::new(QemuVmm::new(acceleration))];
@@ -85,6 +86,7 @@ impl Services {
             host: Arc::new(LinuxHost),
             network: network.clone().map(|network| network as Arc<dyn Network>),
             ports: Arc::new(PublishedPorts::default()),
+            overcommit,
             timing: Timing::default(),
             faults: Faults::of_state(&directories.state),
         };
@@ -195,12 +197,15 @@ impl Services {
 
     /// Makes settings true.
     pub async fn apply(&self, config: &Config) -> Result<(), ApiError> {
-        let Some(network) = &self.network else { return Ok(()) };
-        let vms = self.engine.list().await.into_iter();
-        let users = vms.filter(|vm| vm.runtime.is_some() && vm.network == "tap");
-        let users = users.map(|vm| vm.name.to_string()).collect();
-        let applied = network.configure(config.network.clone(), users).await;
-        applied.map_err(|error| EngineError::from(error).to_api())
+        if let Some(network) = &self.network {
+            let vms = self.engine.list().await.into_iter();
+            let users = vms.filter(|vm| vm.runtime.is_some() && vm.network == "tap");
+            let users = users.map(|vm| vm.name.to_string()).collect();
+            let applied = network.configure(config.network.clone(), users).await;
+            applied.map_err(|error| EngineError::from(error).to_api())?;
+        }
+        self.engine.set_overcommit(config.storage.overcommit);
+        Ok(())
     }
 
     /// Returns what the daemon's start had to say.

@@ -59,6 +59,8 @@ pub struct EngineConfig {
     pub network: Option<Arc<dyn Network>>,
     /// The host's ports.
     pub ports: Arc<dyn Ports>,
+    /// Whether a VM may have larger disks than the host could hold once they are full.
+    pub overcommit: bool,
     /// Deadlines.
     pub timing: Timing,
     /// Failures at will, in builds for crash tests.

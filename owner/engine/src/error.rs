@@ -5,7 +5,7 @@ use banger_guest_client::{ChannelError, ClientError};
 use banger_store::StoreError;
 use banger_types::{ByteSize, DiskSize, LeaseId, Publication, PublishedPort, VmName, VmReference};
 
-use crate::admission::DenyReason;
+use crate::admission::{DenyReason, Largest};
 use crate::main_process::MainError;
 use crate::seams::{ArtifactError, DiskError, HostError, NetworkError, PortError, VmmError};
 
@@ -72,6 +72,28 @@ pub enum EngineError {
         floor: u64,
         /// The directory.
         place: String,
+    },
+    /// Disks that the host could not hold once they are full.
+    #[error(
+        "the disks (root {root}, work {work}) may grow by {:#}, and the host has {:#} free below {place}, \
+         of which {} stay free",
+        ByteSize::from_bytes(*growth), ByteSize::from_bytes(*free), ByteSize::from_bytes(*floor)
+    )]
+    DisksTooLarge {
+        /// The root disk's size.
+        root: DiskSize,
+        /// The work disk's size.
+        work: DiskSize,
+        /// Bytes that they may still take.
+        growth: u64,
+        /// Bytes free.
+        free: u64,
+        /// Bytes that must stay free.
+        floor: u64,
+        /// The directory.
+        place: String,
+        /// What would fit, where they can still be made smaller.
+        largest: Option<Largest>,
     },
     /// More than the host could ever give.
     #[error(
@@ -270,6 +292,25 @@ fn disk_numbers(needed: u64, promised: u64, free: u64, floor: u64, place: &str) 
     format!("{text}; {floor} stay free")
 }
 
+fn disks_hint(root: DiskSize, work: DiskSize, largest: Option<Largest>) -> String {
+    let fits = match largest {
+        None => String::new(),
+        Some(Largest::Work(size)) => {
+            format!("--disk-size {size} is the largest beside a root disk of {root}; or ")
+        }
+        Some(Largest::Root(size)) => {
+            format!("--root-size {size} is the largest beside a work disk of {work}; or ")
+        }
+        Some(Largest::Both(size)) => {
+            format!("--root-size and --disk-size may have {size} together; or ")
+        }
+    };
+    format!(
+        "{fits}free some disk space, or allow more than there is: \
+         banger config set storage.overcommit true"
+    )
+}
+
 fn list(names: &[VmName]) -> String {
     let mut text = names.iter().take(10).map(VmName::as_str).collect::<Vec<_>>().join(", ");
     if names.len() > 10 {
@@ -289,7 +330,7 @@ impl EngineError {
                 ErrorCode::AlreadyExists
             }
             Self::Denied { reason, .. } => reason.code(),
-            Self::NotEnoughMemory { .. } | Self::BeyondHost { .. } => {
+            Self::NotEnoughMemory { .. } | Self::BeyondHost { .. } | Self::DisksTooLarge { .. } => {
                 ErrorCode::InsufficientResources
             }
             Self::WouldShrink { .. } | Self::NothingToChange | Self::WorkDiskTooLarge { .. } => {
@@ -374,6 +415,9 @@ impl EngineError {
                 ByteSize::from_bytes(*promised)
             )),
             Self::BeyondHost { .. } => Some("ask for less memory".to_owned()),
+            Self::DisksTooLarge { root, work, largest, .. } => {
+                Some(disks_hint(*root, *work, *largest))
+            }
             Self::WorkDiskTooLarge { .. } => {
                 Some("give less with --disk-size; `vm set` makes it larger later".to_owned())
             }

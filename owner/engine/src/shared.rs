@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) operations: Operations,
     pub(crate) timing: Timing,
     pub(crate) faults: Faults,
+    /// Whether a VM may have larger disks than the host could hold (`storage.overcommit`).
+    pub(crate) overcommit: AtomicBool,
     pub(crate) vms_dir: PathBuf,
     pub(crate) runtime_root: PathBuf,
     table: Mutex<Table>,
@@ -109,6 +112,7 @@ impl Shared {
             operations: Operations::default(),
             timing: config.timing,
             faults: config.faults,
+            overcommit: AtomicBool::new(config.overcommit),
             runtime_root: config.runtime_dir.join("vms"),
             table: Mutex::default(),
             promises: Mutex::default(),

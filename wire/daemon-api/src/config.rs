@@ -18,6 +18,17 @@ pub struct Config {
     pub registry: RegistryConfig,
     /// How users log in by SSH.
     pub ssh: SshConfig,
+    /// How much of the host's disk VMs may have.
+    pub storage: StorageConfig,
+}
+
+/// How much of the host's disk VMs may have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StorageConfig {
+    /// Whether one VM may have disks that the host could not hold once they are full.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub overcommit: bool,
 }
 
 /// How users log in by SSH.
@@ -134,8 +145,11 @@ pub const KERNEL_DEFAULT: &str = "kernel.default";
 /// The key of [`SshConfig::key`].
 pub const SSH_KEY: &str = "ssh.key";
 
+/// The key of [`StorageConfig::overcommit`].
+pub const STORAGE_OVERCOMMIT: &str = "storage.overcommit";
+
 /// The settings' keys and what each is for.
-pub const KEYS: [(&str, &str); 9] = [
+pub const KEYS: [(&str, &str); 10] = [
     (
         KERNEL_DEFAULT,
         "the kernel of machines for which nothing else is said, or auto: banger's own choice",
@@ -159,6 +173,10 @@ pub const KEYS: [(&str, &str); 9] = [
     (
         SSH_KEY,
         "your private key for machines, with its .pub beside it, or auto: one of banger's own",
+    ),
+    (
+        STORAGE_OVERCOMMIT,
+        "true lets one machine have larger disks than this host could hold; false, which is auto, not",
     ),
 ];
 
@@ -190,6 +208,8 @@ impl Config {
             "registry.insecure" => list(&self.registry.insecure),
             "registry.ca_file" => path_text(self.registry.ca_file.as_ref()),
             SSH_KEY => path_text(self.ssh.key.as_ref()),
+            STORAGE_OVERCOMMIT if self.storage.overcommit => true.to_string(),
+            STORAGE_OVERCOMMIT => auto(),
             _ => list(&self.network.dns),
         })
     }
@@ -232,6 +252,11 @@ impl Config {
             "registry.ca_file" => self.registry.ca_file = Some(absolute(value).map_err(refused)?),
             SSH_KEY if value == AUTO => self.ssh.key = None,
             SSH_KEY => self.ssh.key = Some(absolute(value).map_err(refused)?),
+            STORAGE_OVERCOMMIT if value == AUTO => self.storage.overcommit = false,
+            STORAGE_OVERCOMMIT => {
+                let allowed = value.parse().map_err(|_| refused("use true or false".to_owned()))?;
+                self.storage.overcommit = allowed;
+            }
             _ if value == AUTO => self.network.dns.clear(),
             _ => self.network.dns = servers(value).map_err(refused)?,
         }
@@ -328,6 +353,7 @@ mod tests {
             ("registry.insecure", "", "no registry"),
             ("registry.ca_file", "ca.pem", "absolute"),
             ("ssh.key", "id_ed25519", "absolute"),
+            ("storage.overcommit", "yes", "true or false"),
             ("network", "auto", "no setting"),
             ("", "", "network.mode"),
         ] {
@@ -354,6 +380,7 @@ mod tests {
             ("registry.insecure", "registry.example:5000,10.0.0.1"),
             ("registry.ca_file", "/etc/ssl/corporate.pem"),
             ("ssh.key", "/home/user/.ssh/id_ed25519"),
+            ("storage.overcommit", "true"),
         ] {
             config.set(key, value).unwrap();
             assert_eq!(config.get(key).unwrap(), value);

@@ -33,6 +33,9 @@ pub struct Ping {
     pub running_vms: u32,
     /// Operations that have not ended.
     pub active_operations: u32,
+    /// Bytes that the disks of one new VM may grow to; missing where `storage.overcommit` sets no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_headroom: Option<u64>,
     /// Clients that hold a lease or a stream to a guest's agent; they would lose it if the daemon
     /// ended.
     #[serde(default)]

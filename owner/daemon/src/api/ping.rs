@@ -23,6 +23,8 @@ pub async fn get(State(api): Shared) -> Json<Ping> {
         vmms: api.services.engine().vmm_names().map(str::to_owned).collect(),
         running_vms: api.services.running_vms(),
         active_operations: api.services.active_operations(),
+        // Only for what is chosen where nobody says: a host that does not know it leaves that as it is.
+        disk_headroom: api.services.engine().disk_headroom().ok().flatten(),
         open_sessions: u32::try_from(api.sessions.len()).unwrap_or(u32::MAX),
     })
 }

@@ -12,14 +12,8 @@ pub struct Bounds {
     pub root_size: u64,
     /// Size of the work disk; 0 where there is none yet.
     pub work_size: u64,
-    /// Bytes that the root disk takes on the host now.
-    pub root_allocated: u64,
-    /// Bytes that the work disk takes on the host now.
-    pub work_allocated: u64,
     /// The host's memory.
     pub host_memory: u64,
-    /// What the file system of the disks has free.
-    pub host_disk: u64,
 }
 
 /// Returns the VM's new size and shape, or why it cannot be: nothing is asked for, a disk would
@@ -45,21 +39,6 @@ pub fn change(spec: &VmSpec, wanted: &SetVm, bounds: Bounds) -> Result<VmSpec, E
     new.root_size = grown("root disk", spec.root_size, bounds.root_size, wanted.root_size)?;
     new.work_size = grown("work disk", spec.work_size, bounds.work_size, wanted.work_size)?;
     Ok(new)
-}
-
-/// Returns a warning, with the numbers, of disks that may grow beyond what the host has free. That is
-/// no refusal: they take space as they fill, and a full host disk holds VMs without loss.
-#[must_use]
-pub fn space_warning(spec: &VmSpec, taken: u64, free: u64) -> Option<String> {
-    let most = spec.root_size.bytes().saturating_add(spec.work_size.bytes());
-    let wanted = most.saturating_sub(taken);
-    (wanted > free).then(|| {
-        format!(
-            "the disks may still grow by {:#}, and the host has {:#} free",
-            ByteSize::from_bytes(wanted),
-            ByteSize::from_bytes(free)
-        )
-    })
 }
 
 /// A disk only grows: from what it has, not from what was asked for once.
@@ -105,14 +84,7 @@ mod tests {
         }
     }
 
-    const BOUNDS: Bounds = Bounds {
-        root_size: 2 * GIB,
-        work_size: GIB,
-        root_allocated: GIB,
-        work_allocated: 0,
-        host_memory: 8 * GIB,
-        host_disk: 19 * GIB,
-    };
+    const BOUNDS: Bounds = Bounds { root_size: 2 * GIB, work_size: GIB, host_memory: 8 * GIB };
 
     fn set(change: impl FnOnce(&mut SetVm)) -> Result<VmSpec, EngineError> {
         let mut wanted = SetVm::default();
@@ -153,24 +125,12 @@ mod tests {
         assert!(error.hint().is_some());
     }
 
-    #[test]
-    fn disks_that_the_host_could_not_hold_once_full_are_warned_of_with_the_numbers() {
-        let spec = VmSpec { work_size: "900G".parse().unwrap(), ..spec() };
-        let warning = space_warning(&spec, GIB, 48 * GIB).unwrap();
-        assert!(warning.contains("900.0G") && warning.contains("48.0G"), "{warning}");
-        assert_eq!(space_warning(&spec, GIB, 900 * GIB), None);
-        assert_eq!(space_warning(&spec, 2000 * GIB, 0), None);
-        let larger = set(|set| set.work_size = Some("900G".parse().unwrap())).unwrap();
-        assert_eq!(larger.work_size, spec.work_size);
-    }
-
     proptest! {
         #[test]
         fn what_is_taken_neither_shrinks_nor_exceeds_the_host(
             root in 16_384_u64..(1 << 32), work in 16_384_u64..(1 << 32), memory in 128_u32..(1 << 20),
             root_size in 0..(1_u64 << 44), work_size in 0..(1_u64 << 44),
-            root_allocated in 0..(1_u64 << 43),
-            work_allocated in 0..(1_u64 << 43), host_memory: u64, host_disk: u64,
+            host_memory: u64,
         ) {
             let wanted = SetVm {
                 memory_mib: memory.try_into().ok(),
@@ -178,9 +138,7 @@ mod tests {
                 work_size: (work * 4096).try_into().ok(),
                 ..SetVm::default()
             };
-            let bounds = Bounds {
-                root_size, work_size, root_allocated, work_allocated, host_memory, host_disk,
-            };
+            let bounds = Bounds { root_size, work_size, host_memory };
             if let Ok(new) = change(&spec(), &wanted, bounds) {
                 prop_assert!(new.root_size.bytes() >= root_size.max(spec().root_size.bytes()));
                 prop_assert!(new.work_size.bytes() >= work_size.max(spec().work_size.bytes()));

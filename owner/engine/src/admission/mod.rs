@@ -18,6 +18,7 @@
 
 mod change;
 mod host;
+mod space;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -26,8 +27,9 @@ use banger_daemon_api::error::ErrorCode;
 use banger_daemon_api::vm::VmState;
 use banger_types::VmName;
 
-pub use change::{Bounds, change, space_warning};
+pub use change::{Bounds, change};
 pub use host::{DISK_FLOOR, disk_room, memory_room};
+pub use space::{Growth, HostSpace, Largest, SpaceRequest, disk_headroom, judge_space};
 
 /// Most actions that wait behind the one under way.
 pub const MAX_QUEUE: usize = 4;

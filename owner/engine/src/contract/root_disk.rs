@@ -93,6 +93,12 @@ async fn makes_measures_grows_and_removes(disks: &dyn RootDisk, place: &Place) {
         assert_eq!(place.left_behind(), std::slice::from_ref(&disk.path));
     }
 
+    let most = disks.most(mib * MIB);
+    assert!(most >= mib * MIB && most <= mib * MIB * 65 / 64 + MIB, "{most}");
+    let may_take = disks.may_take(&disk, mib * MIB).await.unwrap();
+    assert_eq!(may_take, most - usage.allocated, "what is taken counts as there");
+    assert!(disks.may_take(&disk, 256 * MIB).await.unwrap() >= may_take);
+
     assert!(disks.grow(&disk, size(256)).await.unwrap());
     assert_eq!(disks.measure(&disk).await.unwrap().size, 256 * MIB);
     assert!(!disks.grow(&disk, size(256)).await.unwrap());

@@ -6,11 +6,29 @@ use banger_types::{OperationId, VmReference};
 use tokio::sync::oneshot;
 
 use super::{Engine, Started};
-use crate::admission::Request;
+use crate::admission::{self, Request};
 use crate::error::EngineError;
 use crate::vm::{self, Change, Details, Message, NetworkChange};
 
 impl Engine {
+    /// Says whether a VM may have larger disks than the host could hold; of those that start, are made or
+    /// grow from now on.
+    pub fn set_overcommit(&self, overcommit: bool) {
+        self.shared.overcommit.store(overcommit, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Returns how many bytes the disks of a new VM may grow to; `None` where that is not bounded.
+    ///
+    /// # Errors
+    /// The host does not say what it has free.
+    pub fn disk_headroom(&self) -> Result<Option<u64>, EngineError> {
+        if self.shared.overcommit.load(std::sync::atomic::Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let free = self.shared.host.free_disk(&self.shared.vms_dir)?;
+        Ok(Some(admission::disk_headroom(free)))
+    }
+
     /// Changes what the guest may on the network, at once where it is on the bridge, notes what a client
     /// has put into it, and returns the VM.
     pub async fn change(

@@ -119,6 +119,17 @@ pub trait RootDisk: Send + Sync {
         Ok(0)
     }
 
+    /// Returns the most bytes that a disk of `size` bytes takes on the host, beyond its base.
+    fn most(&self, size: u64) -> u64 {
+        size
+    }
+
+    /// Returns the most bytes that the disk may still take on the host where it has `size` bytes, which
+    /// may be more or fewer than it has now. Blocks that it shares with its image count as taken.
+    async fn may_take(&self, disk: &DiskImage, size: u64) -> Result<u64, DiskError> {
+        Ok(self.most(size).saturating_sub(self.measure(disk).await?.allocated))
+    }
+
     /// Makes a copy-on-write disk of `size` bytes (at least the base's) named `stem` plus the
     /// kind's own suffix in directory `dir`, over the read-only raw file `base`.
     async fn create(

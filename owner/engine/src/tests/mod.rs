@@ -40,6 +40,7 @@ fn config(machine: &Arc<Machine>, faults: Faults, timing: Timing) -> EngineConfi
         host: Arc::new(FakeFacts(Arc::clone(machine))),
         network: Some(Arc::new(FakeNetwork(Arc::clone(machine)))),
         ports: Arc::new(FakePorts::new(machine)),
+        overcommit: false,
         timing,
         faults,
     }

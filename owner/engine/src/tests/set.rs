@@ -48,18 +48,72 @@ async fn a_stopped_vm_changes_and_keeps_it() {
     assert_eq!(machine.leftovers(), Vec::<String>::new());
 }
 
+/// Returns why an operation was refused.
+async fn refusal(operation: &OperationHandle, parts: &[&str]) {
+    let error = ended(operation).await.error.expect("it is refused");
+    assert_eq!(error.code, ErrorCode::InsufficientResources, "{error:?}");
+    let said = format!("{} {}", error.message, error.hint.clone().unwrap_or_default());
+    for part in parts.iter().chain(&["100.0G free", "storage.overcommit"]) {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
 #[tokio::test]
-async fn disks_beyond_the_hosts_are_warned_of_by_a_start_and_a_change_alike() {
+async fn disks_that_the_host_cannot_hold_are_refused_by_every_verb() {
+    let machine = Machine::new();
+    let (engine, _) = open(&machine, Faults::default()).await;
+    let mut large = request(Some("large"));
+    large.spec.work_size = "900G".parse().unwrap();
+    let created = engine.create(large.clone(), op()).unwrap();
+    // 100 GiB less the floor and the root disk, in whole MiB.
+    refusal(&created, &["work 900G", "901.0G", "--disk-size 101120M"]).await;
+    gone(&engine, "large").await;
+    assert_eq!(machine.leftovers(), Vec::<String>::new());
+    create(&engine, "box").await;
+    stop(&engine, "box").await;
+    let before = engine.get(&vm("box")).await.unwrap();
+    let work = SetVm { work_size: Some("200G".parse().unwrap()), ..SetVm::default() };
+    let root = SetVm { root_size: Some("300G".parse().unwrap()), ..SetVm::default() };
+    for (change, fits) in [(&work, "--disk-size 101120M"), (&root, "--root-size 101120M")] {
+        let changed = engine.set(&vm("box"), change.clone(), op()).await.unwrap();
+        refusal(&changed.operation, &[fits]).await;
+        assert_eq!(engine.get(&vm("box")).await.unwrap(), before, "{change:?}");
+    }
+    // What else changes is not refused for it, and a start is.
+    engine.set_overcommit(true);
+    assert_eq!(set(&engine, work).await.error, None);
+    engine.set_overcommit(false);
+    let cpus = SetVm { vcpus: Some(2.try_into().unwrap()), ..SetVm::default() };
+    assert_eq!(set(&engine, cpus).await.error, None);
+    let started = engine.start(&vm("box"), op()).await.unwrap();
+    refusal(&started.operation, &["work 200G"]).await;
+    machine.script(|script| script.disk = 300 << 30);
+    start(&engine, "box").await;
+}
+
+#[tokio::test]
+async fn what_is_allowed_and_what_all_want_together_is_warned_of() {
     let machine = Machine::new();
     let (engine, _) = open(&machine, Faults::default()).await;
     assert_eq!(create(&engine, "box").await.notes.get(SPACE_NOTE), None);
+    assert_eq!(engine.disk_headroom().unwrap(), Some((100 << 30) - (256 << 20)));
     stop(&engine, "box").await;
-    let full = SetVm { work_size: Some("200G".parse().unwrap()), ..larger() };
-    assert_eq!(set(&engine, full).await.error, None);
-    let note = engine.get(&vm("box")).await.unwrap().notes[SPACE_NOTE].clone();
-    assert!(note.contains("100.0G free"), "{note}");
+    let half = SetVm { work_size: Some("60G".parse().unwrap()), ..larger() };
+    assert_eq!(set(&engine, half).await.error, None);
+    assert_eq!(engine.get(&vm("box")).await.unwrap().notes.get(SPACE_NOTE), None);
+    let mut other = request(Some("other"));
+    other.spec.work_size = "50G".parse().unwrap();
+    succeed(&engine.create(other, op()).unwrap()).await;
+    let note = engine.get(&vm("other")).await.unwrap().notes[SPACE_NOTE].clone();
+    for part in ["51.0G", "other VMs by 61.9G", "100.0G free"] {
+        assert!(note.contains(part), "{part}: {note}");
+    }
+    delete(&engine, "other").await;
     start(&engine, "box").await;
-    assert_eq!(engine.get(&vm("box")).await.unwrap().notes[SPACE_NOTE], note);
+    assert_eq!(engine.get(&vm("box")).await.unwrap().notes.get(SPACE_NOTE), None);
+    delete(&engine, "box").await;
+    engine.set_overcommit(true);
+    assert_eq!(engine.disk_headroom().unwrap(), None);
     let mut large = request(Some("large"));
     large.spec.work_size = "900G".parse().unwrap();
     succeed(&engine.create(large, op()).unwrap()).await;

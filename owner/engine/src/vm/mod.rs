@@ -13,6 +13,7 @@ mod network;
 pub(crate) mod ports;
 mod rename;
 mod set;
+mod space;
 mod start;
 mod stop;
 mod task;

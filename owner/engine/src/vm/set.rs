@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use banger_daemon_api::vm::{SPACE_NOTE, SetVm, VmSpec};
+use banger_daemon_api::vm::{SetVm, VmSpec};
 use banger_types::DiskSize;
 use jiff::Timestamp;
 
-use super::{Body, Control, io};
+use super::space::{Asker, note_space};
+use super::{Body, Control, io, space};
 use crate::admission::{self, Bounds, DenyReason};
 use crate::error::EngineError;
 use crate::record::Disks;
@@ -27,11 +28,12 @@ pub(super) async fn set(
     }
     let bounds = bounds(body).await?;
     let spec = admission::change(&body.record.spec, wanted, bounds)?;
+    let space = space_warning(body, &spec, bounds).await?;
     if let Some(disks) = body.record.disks.clone() {
         grow(body, control, &disks, &spec).await?;
     }
     let notes = body.record.notes.clone();
-    note_space(body, &spec, bounds);
+    note_space(&mut body.record, space);
     let before = std::mem::replace(&mut body.record.spec, spec);
     let changed_at = std::mem::replace(&mut body.record.updated_at, Timestamp::now());
     if let Err(error) = body.save(true).await {
@@ -44,29 +46,31 @@ pub(super) async fn set(
     Ok(())
 }
 
-/// Notes that the disks may grow beyond what the host has free, where they may.
-pub(super) fn note_space(body: &mut Body, spec: &VmSpec, bounds: Bounds) {
-    let taken = bounds.root_allocated.saturating_add(bounds.work_allocated);
-    match admission::space_warning(spec, taken, bounds.host_disk) {
-        Some(warning) => body.record.notes.insert(SPACE_NOTE.to_owned(), warning),
-        None => body.record.notes.remove(SPACE_NOTE),
+/// Returns the warning of disks that the host may not be able to hold. A disk that is to grow is refused
+/// where its VM alone would need more than there is; what else changes is not.
+async fn space_warning(
+    body: &Body,
+    spec: &VmSpec,
+    bounds: Bounds,
+) -> Result<Option<String>, EngineError> {
+    let grows = spec.root_size.bytes() > body.record.spec.root_size.bytes().max(bounds.root_size)
+        || spec.work_size.bytes() > body.record.spec.work_size.bytes().max(bounds.work_size);
+    let asker =
+        if grows { Asker::Growing([bounds.root_size, bounds.work_size]) } else { Asker::Other };
+    let growth = match &body.record.disks {
+        Some(disks) => space::of_made(&body.shared, disks, spec).await?,
+        None => space::of_sizes(spec),
     };
+    space::judge(body, spec, growth, asker).await
 }
 
-pub(super) async fn bounds(body: &Body) -> Result<Bounds, EngineError> {
+async fn bounds(body: &Body) -> Result<Bounds, EngineError> {
     let shared = &body.shared;
-    let mut bounds = Bounds {
-        root_size: 0,
-        work_size: 0,
-        root_allocated: 0,
-        work_allocated: 0,
-        host_memory: shared.host.memory()?.total,
-        host_disk: shared.host.free_disk(&shared.vms_dir)?,
-    };
+    let mut bounds =
+        Bounds { root_size: 0, work_size: 0, host_memory: shared.host.memory()?.total };
     if let Some(disks) = &body.record.disks {
-        let root = root_driver(body, disks)?.measure(&disks.root).await?;
-        (bounds.root_size, bounds.root_allocated) = (root.size, root.allocated);
-        (bounds.work_size, bounds.work_allocated) = measure_file(&disks.work).await?;
+        bounds.root_size = root_driver(body, disks)?.measure(&disks.root).await?.size;
+        bounds.work_size = measure_file(&disks.work).await?.0;
     }
     Ok(bounds)
 }
@@ -119,7 +123,7 @@ pub(super) async fn grow(
 }
 
 /// Returns a raw file's size and what it takes on the host, in bytes.
-async fn measure_file(disk: &DiskImage) -> Result<(u64, u64), EngineError> {
+pub(super) async fn measure_file(disk: &DiskImage) -> Result<(u64, u64), EngineError> {
     use std::os::unix::fs::MetadataExt;
     let found = tokio::fs::metadata(&disk.path).await.map_err(io("measuring", &disk.path))?;
     // st_blocks counts in units of 512 bytes, whatever the file system's blocks are.

@@ -17,7 +17,10 @@ use banger_types::DiskSize;
 use uuid::Uuid;
 
 use self::choose::{Chosen, Link, configuration};
-use super::{Body, Control, collected, console, io, main_exit, ports, remove_file, remove_tree};
+use super::space::{Asker, note_space};
+use super::{
+    Body, Control, collected, console, io, main_exit, ports, remove_file, remove_tree, space,
+};
 use crate::error::{EngineError, Failure};
 use crate::guest;
 use crate::main_process::Programs;
@@ -159,13 +162,30 @@ impl Run<'_> {
             tracing::warn!(vm = %self.body.record.id, warning);
             self.body.record.notes.insert(SUBNET_NOTE.to_owned(), warning);
         }
-        // A disk that cannot be measured is for its own step to refuse.
-        if let Ok(bounds) = super::set::bounds(self.body).await {
-            let spec = self.body.record.spec.clone();
-            super::set::note_space(self.body, &spec, bounds);
-        }
+        self.judge_space(&chosen).await?;
         self.done(Step::CheckHost).await?;
         Ok(chosen)
+    }
+
+    /// Refuses disks that the host could not hold, and notes those that it may not.
+    async fn judge_space(&mut self, chosen: &Chosen) -> Result<(), EngineError> {
+        let record = &self.body.record;
+        let (growth, asker) = match (&record.disks, &chosen.base) {
+            (None, Some(base)) => {
+                (space::of_new(chosen.root_disk.as_ref(), &record.spec, base.size), Asker::Creating)
+            }
+            (Some(disks), _) => {
+                match space::of_made(&self.body.shared, disks, &record.spec).await {
+                    Ok(growth) => (growth, Asker::Starting),
+                    // A disk that cannot be measured is for its own step to refuse.
+                    Err(_) => return Ok(()),
+                }
+            }
+            (None, None) => return Ok(()),
+        };
+        let warning = space::judge(self.body, &record.spec, growth, asker).await?;
+        note_space(&mut self.body.record, warning);
+        Ok(())
     }
 
     /// Makes the VM's tap, where it gets one, and lets its name be known.

@@ -202,6 +202,27 @@ impl RootDisk for DmSnapshotDisk {
         .await
     }
 
+    fn most(&self, size: u64) -> u64 {
+        cow_length(size)
+    }
+
+    async fn may_take(&self, disk: &DiskImage, size: u64) -> Result<u64, DiskError> {
+        let usage = self.measure(disk).await?;
+        let (path, base) = (disk.path.clone(), disk.base.clone());
+        blocking(move |_| {
+            let on_disk = |path: &Path| std::fs::metadata(path).ok().map(|found| allocated(&found));
+            let own = on_disk(&own_base(&path));
+            let written = usage.allocated.saturating_sub(own.unwrap_or(0));
+            // A disk that grows gets a base of its own, which may be a copy.
+            let copy = match (own, base) {
+                (None, Some(base)) if size > usage.size => on_disk(&base).unwrap_or(0),
+                _ => 0,
+            };
+            Ok(cow_length(size).saturating_sub(written).saturating_add(copy))
+        })
+        .await
+    }
+
     async fn check(&self, disk: &DiskImage) -> Result<(), DiskError> {
         let path = disk.path.clone();
         blocking(move |_| check_header(&path)).await

@@ -41,6 +41,15 @@ pub(super) const BACKING_LIMIT: usize = 1023;
 
 const _: () = assert!(L1_ENTRIES as u64 * L1_ENTRY_COVERS >= DiskSize::MOST.bytes());
 
+/// Returns the most bytes that the file of a disk of `size` bytes takes: every cluster written, the tables
+/// that lead to them, and two bytes of reference count for each.
+pub(super) const fn most(size: u64) -> u64 {
+    let data = size.div_ceil(CLUSTER);
+    let tables = size.div_ceil(L1_ENTRY_COVERS);
+    let counts = (data + tables).div_ceil(CLUSTER / 2) + 1;
+    (CLUSTERS + data + tables + counts) * CLUSTER
+}
+
 /// Writes a new overlay of `size` bytes over the raw image named `base` into an empty file.
 pub(super) fn write_new(file: &File, size: DiskSize, base: &[u8]) -> io::Result<()> {
     file.set_len(CLUSTERS * CLUSTER)?;

@@ -53,6 +53,10 @@ impl RootDisk for Qcow2Overlay {
         .await
     }
 
+    fn most(&self, size: u64) -> u64 {
+        qcow2::most(size)
+    }
+
     async fn measure(&self, disk: &DiskImage) -> Result<DiskUsage, DiskError> {
         let path = disk.path.clone();
         blocking(move |_| {

@@ -109,10 +109,19 @@ fn file_systems_have_the_size_of_their_disks() {
     assert!(!said.contains("noinit_itable") && !said.contains("error"), "{said}");
     environment.banger(["vm", "stop", "box"]).ok();
     disks_are_clean(&environment, "box");
-    // What the host could not hold once it is full is warned of, with the numbers.
-    let grown = environment.banger(["vm", "set", "box", "--root-size", "15T"]).ok();
-    let warning = grown.err();
+    // What the host could not hold once it is full is refused, with the numbers, unless that is allowed.
+    let grow = ["vm", "set", "box", "--root-size", "15T"];
+    let refused = environment.banger(grow).run().code(1).is_a_clear_error();
+    refused.says(&["root 15T", "by 15.0T", "free below", "--root-size", "storage.overcommit true"]);
+    environment.banger(["config", "set", "storage.overcommit", "true"]).ok();
+    let warning = environment.banger(grow).ok().err();
     assert!(warning.contains("may still grow by 15.0T") && warning.contains("free"), "{warning}");
+    environment.banger(["config", "set", "storage.overcommit", "false"]).ok();
+    let refused = environment.banger(["vm", "start", "box"]).run().code(1).is_a_clear_error();
+    refused.says(&["root 15T", "storage.overcommit true"]);
+    let words = ["vm", "create", "--image", "busybox", "--name", "other", "--disk-size", "1T"];
+    let refused = environment.banger(words).run().code(1).is_a_clear_error();
+    refused.says(&["work 1T", "--disk-size", "is the largest beside a root disk of 8G"]);
     environment.finish();
 }
 
@@ -175,6 +184,8 @@ fn a_machine_on_a_full_disk_is_held_and_goes_on_when_there_is_room() {
     }
     let environment = Environment::new(Contents::Busybox);
     let disk = SmallDisk::under(&environment.state(), 400);
+    // So its disks have their usual size, far more than there is.
+    environment.banger(["config", "set", "storage.overcommit", "true"]).ok();
     environment.start_busybox("box");
     let filler = fill(&environment);
     // In the background: it must outlive the daemon that its command came through.
