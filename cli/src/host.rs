@@ -66,7 +66,11 @@ pub fn disk_sizes(
     let given = [root, work].into_iter().flatten().map(DiskSize::bytes).sum();
     let others = if root.is_none() && work.is_none() { 2 } else { 1 };
     let share = headroom.saturating_sub(given) / others / DISK_STEP * DISK_STEP;
-    let bytes = share.clamp(DiskSize::LEAST.bytes(), DEFAULT_DISK);
+    let bytes = match share.clamp(DiskSize::LEAST.bytes(), DEFAULT_DISK) {
+        // What is given leaves no room: that is refused, and told of beside the usual size.
+        least if given > 0 && share < least => DEFAULT_DISK,
+        bytes => bytes,
+    };
     let size = DiskSize::try_from(bytes)
         .unwrap_or_else(|_| unreachable!("64 MiB to 8 GiB in steps of 64 MiB is a disk's size"));
     DiskSizes {
@@ -114,7 +118,7 @@ mod tests {
             ([None, None], Some(0), ["64M", "64M"], true),
             ([None, Some("4G")], Some(8 * gib), ["3968M", "4G"], true),
             ([Some("1G"), None], Some(40 * gib), ["1G", "8G"], false),
-            ([Some("1G"), None], Some(gib), ["1G", "64M"], true),
+            ([Some("1G"), None], Some(gib), ["1G", "8G"], false),
             // What is asked for is for the daemon to refuse.
             ([Some("90G"), Some("9G")], Some(gib), ["90G", "9G"], false),
         ] {

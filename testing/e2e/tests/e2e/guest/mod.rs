@@ -19,6 +19,7 @@ mod lifecycle;
 mod network;
 mod ports;
 mod pull;
+mod readme;
 mod rename;
 mod run;
 mod ssh;
