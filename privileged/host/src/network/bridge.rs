@@ -44,7 +44,7 @@ impl Host {
     /// Refused: another kind of interface of that name, another owner's bridge, or one in use; a
     /// subnet that overlaps with an address or a route of another interface (a default route is none),
     /// or that a new bridge would take a name server of the host's into; another subnet for a bridge
-    /// that has taps; one bridge too many. A bridge that was made here is gone after a failure.
+    /// that has ports; one bridge too many. A bridge that was made here is gone after a failure.
     pub fn ensure_bridge(&self, grant: &Bridge) -> Result<bool> {
         let (_turn, netlink) = turn()?;
         let name = grant.network.bridge().as_str();
@@ -131,26 +131,28 @@ impl Host {
         known: &Known,
     ) -> Result<()> {
         let name = network.bridge().as_str();
+        let mut is_in_use = known.taps_of(name).next().is_some();
         if let Some(link) = found {
             Refusal::when(link.kind != "bridge", "bridge_name", "an interface that is no bridge")?;
             let owner = link.attributes.text(IFLA_IFALIAS);
             let reason = format!("the bridge belongs to another: {owner}");
             let is_broken = !owner.is_empty() && owner != alias(self.policy().owner.uid());
             Refusal::when(is_broken, "bridge_name", reason)?;
+            let has_ports = netlink.has_ports(link.index)?;
             let rule = "somebody's bridge, with ports: not banger's to change";
-            Refusal::when(owner.is_empty() && netlink.has_ports(link.index)?, "bridge_name", rule)?;
+            Refusal::when(owner.is_empty() && has_ports, "bridge_name", rule)?;
+            is_in_use |= has_ports;
         }
         let has_other = |bridge: &Bridge| bridge.network != *network;
-        let reason = "the bridge has another address, and taps that depend on it";
-        let is_broken =
-            known.bridges.get(name).is_some_and(has_other) && known.taps_of(name).next().is_some();
+        let reason = "the bridge has another address, and ports that depend on it";
+        let is_broken = is_in_use && known.bridges.get(name).is_some_and(has_other);
         Refusal::when(is_broken, "bridge_ip", reason)?;
         let own = found.map(|link| link.index);
         let links_addresses = netlink.addresses()?;
         let addresses =
-            links_addresses.iter().copied().map(|(index, ip, prefix)| (ip, prefix, vec![index]));
+            links_addresses.iter().copied().map(|(index, ip, prefix)| (ip, prefix, Some(index)));
         let routes = netlink.routes()?.into_iter();
-        let routes = routes.map(|route| (route.network, route.prefix, route.interfaces));
+        let routes = routes.map(|route| (route.network, route.prefix, route.interface));
         // What the default route leads to is seen by nobody; the name servers there are known.
         let is_known = known.bridges.get(name).is_some_and(|bridge| !has_other(bridge));
         // systemd-resolved's file may name the bridge itself.
@@ -163,18 +165,17 @@ impl Host {
             let mut words = line.split_whitespace();
             let is_server = words.next()? == "nameserver";
             let server = words.next().filter(|_| is_server)?;
-            Some((server.parse().ok()?, 32, Vec::new()))
+            Some((server.parse().ok()?, 32, None))
         });
-        for (ip, prefix, interfaces) in addresses.chain(routes).chain(servers) {
-            let other = interfaces.iter().find(|index| Some(**index) != own);
+        for (ip, prefix, interface) in addresses.chain(routes).chain(servers) {
             let length = prefix.min(network.prefix());
             let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
             let overlaps = (u32::from(ip) ^ u32::from(network.address())) & mask == 0;
-            let is_own = other.is_none() && !interfaces.is_empty();
+            let is_own = interface.is_some() && interface == own;
             if is_own || !overlaps || is_default(prefix) {
                 continue;
             }
-            let other = other.map(|index| netlink.link_at(*index)).transpose()?.flatten();
+            let other = interface.map(|index| netlink.link_at(index)).transpose()?.flatten();
             let other = other.map_or("a route or name server".to_owned(), |link| link.name);
             let reason = format!("the subnet overlaps with {ip}/{prefix} of {other}");
             return Err(Refusal::new("bridge_ip", reason).into());

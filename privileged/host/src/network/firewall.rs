@@ -1,26 +1,30 @@
 //! The firewall: banger's two tables, and the few rules by which guests pass the host's own.
 //!
-//! nft(8) reads the kernel's rules back, what is missing or too much becomes one transaction, and
-//! they are read once more. Elements and rules of others are never named in it.
+//! nft(8) reads the kernel's rules back, what is missing or too much becomes one transaction, what has
+//! to go from others' chains another ([`foreign`]), and they are read once more. Elements and rules of
+//! others are never named in them.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use serde_json::Value;
 
 use super::foreign::{self, Foreign};
-use super::netlink::Netlink;
+use super::netlink::{FIREWALL, Netlink};
 use super::records::Known;
 use super::routing::Routing;
 use crate::tool::{Input, Outcome, Tool};
-use crate::{Host, HostError, Result};
+use crate::{During, Host, HostError, Result};
 
 const NFT: &[&str] = &["/usr/sbin/nft", "/sbin/nft"];
 const LIMIT: Duration = Duration::from_secs(20);
 /// A host with a hundred thousand rules says about this much.
 const LONGEST_LIST: u64 = 64 << 20;
+/// How often the rules are read before others, who change them at the same time, have won.
+const ATTEMPTS: u32 = 16;
 const RULES: &str = include_str!("rules.nft");
 const TABLES: [&str; 2] = ["inet banger", "bridge banger"];
 
@@ -217,7 +221,7 @@ impl Found {
         for (set, element) in wanted.difference(&found) {
             script += &format!("add element {set} {{ {element} }}\n");
         }
-        script + &self.foreign.script(known, ours.also)
+        script
     }
 }
 
@@ -244,16 +248,26 @@ impl Host {
         self.record_uplinks(&known, &routing)?;
         let wanted = wanted(&known, &routing);
         let ours = Ours { known: &known, also, routing: &routing };
-        // Read, write, and read whether it is so now; once more, should another have come between.
-        for attempt in 0..3 {
-            let script = Found::now()?.script(&known, &wanted, &ours);
-            if script.is_empty() {
-                return Ok(routing.apply()? || attempt > 0);
-            }
-            if attempt < 2 {
+        // Read, write, and read whether it is so now; again, should another have come between.
+        let mut changed = false;
+        for _ in 0..ATTEMPTS {
+            let kernel = Netlink::open(FIREWALL)?;
+            let generation = kernel.generation().during("read", "the firewall")?;
+            let found = Found::now()?;
+            let (foreign, changes) = found.foreign.changes(&known, also);
+            let script = found.script(&known, &wanted, &ours) + &foreign;
+            if !script.is_empty() {
                 nft(&["-f", "-"], script)?;
+            } else if changes.is_empty() {
+                return Ok(routing.apply()? || changed);
+            } else {
+                match kernel.change_rules(&generation, &changes) {
+                    Err(Errno::RESTART | Errno::NOENT) => continue,
+                    done => done.during("change", "the firewall")?,
+                }
             }
+            changed = true;
         }
-        Err(HostError::of("change", "the firewall")("it reads back otherwise than written"))
+        Err(HostError::of("change", "the firewall")("others change it without a pause: try again"))
     }
 }

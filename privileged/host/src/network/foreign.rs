@@ -4,13 +4,16 @@
 //! An `accept` ends one chain only: a packet passes if every chain of its hook lets it. So where
 //! Docker, ufw or an administrator has such a chain, the rule has to be in it. It stands right before
 //! the end of the chain, so that whatever the host's owner forbids in particular stays forbidden; it
-//! has our comment, no match that iptables could not show (`iptables -S` does), and is removed by its
-//! handle.
+//! has our comment, no match that iptables could not show (`iptables -S` does), and is moved there and
+//! removed by its handle. A table that is made anew gives its handles anew: so they go to the kernel
+//! with the generation that they were read in, which nft(8) cannot say. All that nft does is to put a
+//! rule at a chain's end, which needs no handle and where none comes too early.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use super::netlink::Change;
 use super::records::Known;
 
 /// A chain that begins what the kernel asks it.
@@ -99,9 +102,10 @@ impl Foreign {
         None
     }
 
-    /// What is to be said to nft so that our rules in others' chains become as they should.
-    pub(super) fn script(&self, known: &Known, also: &[String]) -> String {
-        let mut script = String::new();
+    /// What is to be said to nft, and then to be deleted or moved, so that our rules in others' chains
+    /// become as they should.
+    pub(super) fn changes(&self, known: &Known, also: &[String]) -> (String, Vec<Change>) {
+        let (mut script, mut changes) = (String::new(), Vec::new());
         for base in self.bases.iter().filter(|base| !self.closed.contains(&base.table)) {
             let chain = format!("{} {}", base.table, base.name);
             let rules = self.rules.get(&chain).map_or(&[][..], Vec::as_slice);
@@ -119,22 +123,27 @@ impl Foreign {
                 if !bridge.is_some_and(is_ours) {
                     continue;
                 }
-                let is_reached = end.is_none_or(|end| at < end);
-                if !is_reached || wanted.remove(comment).is_none() {
-                    let handle = rule.get("handle").and_then(Value::as_u64).unwrap_or_default();
-                    script += &format!("delete rule {chain} handle {handle}\n");
+                let end = end.filter(|end| at > *end).and_then(|end| rules.get(end));
+                let is_wanted = wanted.remove(comment).is_some();
+                if is_wanted && end.is_none() {
+                    continue;
                 }
+                let handle = |rule: &Value| rule.get("handle").and_then(Value::as_u64);
+                let (family, table) = base.table.split_once(' ').unwrap_or_default();
+                changes.push(Change {
+                    family: if family == "inet" { 1 } else { 2 },
+                    table: table.to_owned(),
+                    chain: base.name.clone(),
+                    handle: handle(rule).unwrap_or_default(),
+                    before: end.filter(|_| is_wanted).and_then(handle),
+                });
             }
-            let before = end.and_then(|end| rules.get(end)?.get("handle")?.as_u64());
             for (comment, matches) in wanted {
-                script += &match before {
-                    Some(handle) => format!("insert rule {chain} position {handle}"),
-                    None => format!("add rule {chain}"),
-                };
-                script += &format!(" {matches} counter accept comment \"{comment}\"\n");
+                script +=
+                    &format!("add rule {chain} {matches} counter accept comment \"{comment}\"\n");
             }
         }
-        script
+        (script, changes)
     }
 }
 

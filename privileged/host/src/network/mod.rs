@@ -21,7 +21,7 @@ use banger_gates::NetworkConfig;
 use rustix::fs::FlockOperation;
 
 use crate::{During, Result};
-use netlink::{IFLA_IFALIAS, Link, Netlink};
+use netlink::{IFLA_IFALIAS, Link, Netlink, ROUTE};
 
 pub use resolver::Resolver;
 
@@ -33,7 +33,7 @@ const LOCK: &str = "/proc/sys/net/ipv4/tcp_fastopen_key";
 fn turn() -> Result<(File, Netlink)> {
     let file = File::open(LOCK).during("open", LOCK)?;
     rustix::fs::flock(&file, FlockOperation::LockExclusive).during("lock", LOCK)?;
-    Ok((file, Netlink::open()?))
+    Ok((file, Netlink::open(ROUTE)?))
 }
 
 /// What a bridge of an owner is called besides its name, so that another's helper lets it be.

@@ -39,9 +39,10 @@ impl Host {
         let made_for = before.and_then(|tap| tap.source.as_ref()).map(|(_, ip)| *ip);
         let rule = "not the address that the tap is for";
         Refusal::when(made_for.is_some_and(|ip| ip != guest), "guest_ip", rule)?;
-        self.check_sole((&known, &netlink), (name, "guest_ip"), |tap| tap.has(guest))?;
         let mut record = before.cloned().unwrap_or_default();
         record.bridge.clone_from(&bridge.name);
+        record.guest = Some(guest);
+        self.check_sole((&known, &netlink), name, &record)?;
         record.guest = grant.is_enabled.then_some(guest);
         record.allows_lan = grant.allows_lan;
         if before.is_none() && !grant.is_enabled {
@@ -52,7 +53,7 @@ impl Host {
         }
         let settled = self.settle_firewall(&netlink, &[name.to_owned()]);
         if settled.is_err() {
-            // The transaction changed nothing; neither shall the record.
+            // Nor shall the record have it; the next look takes back what the kernel has of it.
             let _ = self.record_tap(name, before);
         }
         settled

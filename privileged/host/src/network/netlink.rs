@@ -1,5 +1,5 @@
-//! Links, addresses and routes by rtnetlink(7): the few messages that bridges and taps need, packed
-//! by hand.
+//! Links, addresses and routes by rtnetlink(7), and rules of nf_tables: the few messages that bridges
+//! and taps need, packed by hand.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -7,14 +7,15 @@ use std::os::fd::OwnedFd;
 
 use libc::{
     IFA_ADDRESS, IFA_LOCAL, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_INFO_SLAVE_DATA,
-    IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, RTA_DST, RTA_MULTIPATH, RTA_OIF, RTM_DELADDR, RTM_DELLINK,
-    RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTN_BLACKHOLE, RTN_LOCAL,
-    RTN_PROHIBIT, RTN_UNICAST, RTN_UNREACHABLE,
+    IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF, RTM_DELADDR,
+    RTM_DELLINK, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTN_BLACKHOLE,
+    RTN_LOCAL, RTN_PROHIBIT, RTN_UNICAST, RTN_UNREACHABLE,
 };
 pub(super) use libc::{IFLA_ADDRESS, IFLA_IFALIAS, IFLA_MASTER};
 use rustix::io::Errno;
+use rustix::net::netlink::NETFILTER;
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use crate::{During, Result};
 
@@ -32,6 +33,26 @@ const AF_INET: u8 = 2;
 const IFF_UP: u32 = 1;
 /// The kernel's own bound to what it sends at once to one who asks for no more.
 const LONGEST_DATAGRAM: usize = 32 << 10;
+
+/// Parts of the kernel; the first has the number 0.
+pub(super) const ROUTE: Option<Protocol> = None;
+pub(super) const FIREWALL: Option<Protocol> = Some(NETFILTER);
+
+// <linux/netfilter/nfnetlink.h>, <linux/netfilter/nf_tables.h>
+const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
+const NFNL_MSG_BATCH_END: u16 = 0x11;
+const NFNL_BATCH_GENID: u16 = 1;
+const NFT_MSG_NEWRULE: u16 = 0xa06;
+const NFT_MSG_GETRULE: u16 = 0xa07;
+const NFT_MSG_DELRULE: u16 = 0xa08;
+const NFT_MSG_GETGEN: u16 = 0xa10;
+const NFTA_GEN_ID: u16 = 1;
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_HANDLE: u16 = 3;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_RULE_POSITION: u16 = 6;
+const NFTA_RULE_USERDATA: u16 = 7;
 
 // <linux/if_link.h>: attributes of links, of their kinds, and of ports.
 pub(super) const IFLA_BR_STP_STATE: u16 = 5;
@@ -149,36 +170,45 @@ impl Link {
     }
 }
 
-/// An IPv4 network and the interfaces that it is behind.
+/// An IPv4 network, or a gateway, and an interface that it is behind.
 #[derive(Debug, Clone)]
 pub(super) struct Route {
     pub(super) network: Ipv4Addr,
     pub(super) prefix: u8,
-    pub(super) interfaces: Vec<u32>,
+    pub(super) interface: Option<u32>,
 }
 
-/// A socket to the kernel's routing part, in the network namespace of the thread.
+/// What becomes of a rule of the firewall: it goes, or goes before another of its chain.
+#[derive(Debug)]
+pub(super) struct Change {
+    /// NFPROTO_INET or NFPROTO_IPV4
+    pub(super) family: u8,
+    pub(super) table: String,
+    pub(super) chain: String,
+    pub(super) handle: u64,
+    pub(super) before: Option<u64>,
+}
+
+/// A socket to a part of the kernel ([`ROUTE`], [`FIREWALL`]), in the network namespace of the thread.
 #[derive(Debug)]
 pub(super) struct Netlink(OwnedFd);
 
 impl Netlink {
-    pub(super) fn open() -> Result<Self> {
-        // Protocol 0 is NETLINK_ROUTE.
+    pub(super) fn open(part: Option<Protocol>) -> Result<Self> {
         let flags = SocketFlags::CLOEXEC;
-        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)
+        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, part)
             .map(Self)
             .during("open", "a netlink socket")
     }
 
+    fn send(&self, messages: &[u8]) -> Result<(), Errno> {
+        let kernel = SocketAddrNetlink::new(0, 0);
+        rustix::net::sendto(&self.0, messages, SendFlags::empty(), &kernel).map(drop)
+    }
+
     /// Sends one request and returns the bodies of what comes until the kernel says that it is done.
     fn ask(&self, kind: u16, flags: u16, body: &[u8]) -> Result<Vec<Vec<u8>>, Errno> {
-        let length = u32::try_from(HEADER + body.len()).map_err(|_| Errno::MSGSIZE)?;
-        let mut message = length.to_ne_bytes().to_vec();
-        message.extend(kind.to_ne_bytes());
-        message.extend((flags | NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
-        message.extend([0; 8]);
-        message.extend(body);
-        rustix::net::sendto(&self.0, &message, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+        self.send(&message(kind, flags | NLM_F_ACK, body))?;
         let (mut answers, mut buffer) = (Vec::new(), vec![0; LONGEST_DATAGRAM]);
         loop {
             let received = rustix::net::recv(&self.0, &mut buffer[..], RecvFlags::empty())?.0;
@@ -290,31 +320,91 @@ impl Netlink {
     }
 
     /// The IPv4 routes of all tables that lead to an interface, those to the host itself included, and
-    /// those that forbid the way and lead to none.
+    /// those that forbid the way and lead to none; and their gateways, to which no route need lead.
     pub(super) fn routes(&self) -> Result<Vec<Route>> {
         let mut body = [0; 12];
         body[0] = AF_INET;
         let answers = self.ask(RTM_GETROUTE, NLM_F_DUMP, &body);
         let answers = answers.during("list", "the host's routes")?;
-        let read = answers.iter().filter_map(|body| {
-            let [AF_INET, prefix, _, _, _, _, _, kind, ..] = **body else { return None };
+        let mut routes = Vec::new();
+        for body in &answers {
+            let [AF_INET, prefix, _, _, _, _, _, kind, _, _, _, _, rest @ ..] = &**body else {
+                continue;
+            };
             // Of no interest: broadcast, anycast, multicast, and what says to look elsewhere.
-            let of_interest = [RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT];
-            (kind == RTN_UNICAST || of_interest.contains(&kind)).then_some(())?;
-            let attributes = Attributes::read(body.get(12..)?);
-            let network = attributes.address(RTA_DST).unwrap_or(Ipv4Addr::UNSPECIFIED);
-            let mut interfaces: Vec<u32> = attributes.number(RTA_OIF).into_iter().collect();
-            // `struct rtnexthop`: length, two bytes, the interface, attributes.
-            let mut hops = attributes.bytes(RTA_MULTIPATH);
-            while let [a, b, _, _, c, d, e, f, ..] = *hops {
-                interfaces.push(u32::from_ne_bytes([c, d, e, f]));
-                let length = usize::from(u16::from_ne_bytes([a, b])).max(8);
-                hops = hops.get(length.next_multiple_of(4)..).unwrap_or_default();
+            let of_interest =
+                [RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT];
+            if !of_interest.contains(kind) {
+                continue;
             }
-            Some(Route { network, prefix, interfaces })
-        });
-        Ok(read.collect())
+            let attributes = Attributes::read(rest);
+            let network = attributes.address(RTA_DST).unwrap_or(Ipv4Addr::UNSPECIFIED);
+            let mut hops = Vec::new();
+            // `struct rtnexthop`: length, two bytes, the interface, attributes.
+            let mut rest = attributes.bytes(RTA_MULTIPATH);
+            while let [a, b, _, _, c, d, e, f, ..] = *rest {
+                let length = usize::from(u16::from_ne_bytes([a, b])).max(8);
+                let hop = Attributes::read(rest.get(8..length).unwrap_or_default());
+                hops.push((Some(u32::from_ne_bytes([c, d, e, f])), hop.address(RTA_GATEWAY)));
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            }
+            if hops.is_empty() {
+                hops.push((attributes.number(RTA_OIF), attributes.address(RTA_GATEWAY)));
+            }
+            for (interface, gateway) in hops {
+                routes.push(Route { network, prefix: *prefix, interface });
+                routes.extend(gateway.map(|network| Route { network, prefix: 32, interface }));
+            }
+        }
+        Ok(routes)
     }
+
+    fn ask_firewall(&self, kind: u16, body: &[u8]) -> Result<Attributes, Errno> {
+        let answers = self.ask(kind, 0, body)?;
+        Ok(Attributes::read(answers.first().and_then(|it| it.get(4..)).unwrap_or_default()))
+    }
+
+    /// The number of the firewall's rules as they are: every change makes it another.
+    pub(super) fn generation(&self) -> Result<Vec<u8>, Errno> {
+        Ok(self.ask_firewall(NFT_MSG_GETGEN, &[0; 4])?.bytes(NFTA_GEN_ID).to_vec())
+    }
+
+    /// Deletes rules, or moves them, all or none; ERESTART if they are no more of this generation.
+    pub(super) fn change_rules(&self, generation: &[u8], changes: &[Change]) -> Result<(), Errno> {
+        // `struct nfgenmsg` with the number of nf_tables.
+        let end = message(NFNL_MSG_BATCH_END, 0, &[0, 0, 0, 10]);
+        let id = Attributes::default().with(NFNL_BATCH_GENID, generation);
+        let mut batch = message(NFNL_MSG_BATCH_BEGIN, 0, &[vec![0, 0, 0, 10], id.write()].concat());
+        for Change { family, table, chain, handle, before } in changes {
+            let place = Attributes::default().with(NFTA_RULE_TABLE, &terminated(table));
+            let place = place.with(NFTA_RULE_CHAIN, &terminated(chain));
+            let body = |rule: Attributes| [vec![*family, 0, 0, 0], rule.write()].concat();
+            let old = body(place.clone().with(NFTA_RULE_HANDLE, &handle.to_be_bytes()));
+            if let Some(before) = before {
+                let rule = self.ask_firewall(NFT_MSG_GETRULE, &old)?;
+                let mut new = place.with(NFTA_RULE_POSITION, &before.to_be_bytes());
+                for kind in [NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA] {
+                    new = new.with(kind, rule.bytes(kind));
+                }
+                batch.extend(message(NFT_MSG_NEWRULE, NLM_F_CREATE, &body(new)));
+            }
+            batch.extend(message(NFT_MSG_DELRULE, 0, &old));
+        }
+        self.send(&[batch, end].concat())?;
+        // What speaks against it comes before this answer.
+        self.generation().map(drop)
+    }
+}
+
+/// A request as it is sent.
+fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(HEADER + body.len()).unwrap_or(u32::MAX);
+    let mut message = length.to_ne_bytes().to_vec();
+    message.extend(kind.to_ne_bytes());
+    message.extend((flags | NLM_F_REQUEST).to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(body);
+    message
 }
 
 fn terminated(name: &str) -> Vec<u8> {

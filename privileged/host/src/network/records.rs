@@ -33,9 +33,18 @@ pub(super) struct TapRecord {
 }
 
 impl TapRecord {
-    /// Whether it is a guest's with this address.
-    pub(super) fn has(&self, ip: Ipv4Addr) -> bool {
-        self.guest == Some(ip) || self.source.as_ref().is_some_and(|source| source.1 == ip)
+    /// The addresses of its guest.
+    fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.source.iter().map(|source| source.1).chain(self.guest)
+    }
+
+    /// What the guests of two taps both have, if it is to be one's alone.
+    fn shares(&self, other: &Self) -> Option<Name> {
+        let mac = |tap: &Self| Some((tap.bridge.clone(), tap.source.clone()?.0));
+        if mac(self).is_some_and(|own| mac(other) == Some(own)) {
+            return Some("guest_mac");
+        }
+        self.addresses().any(|ip| other.addresses().any(|it| it == ip)).then_some("guest_ip")
     }
 }
 
@@ -64,19 +73,17 @@ impl Known {
 }
 
 impl Host {
-    /// That no other tap is the one looked for. One that is gone without a word has no guest, and what
-    /// its guest was allowed is the next one's no more.
+    /// That no other tap has the same guest. One that is gone without a word has none.
     pub(super) fn check_sole(
         &self,
         (known, netlink): (&Known, &Netlink),
-        (name, parameter): (&str, Name),
-        is_it: impl Fn(&TapRecord) -> bool,
+        name: &str,
+        record: &TapRecord,
     ) -> Result<()> {
-        for (other, tap) in known.taps.iter().filter(|(other, tap)| *other != name && is_it(tap)) {
+        for (other, tap) in known.taps.iter().filter(|(other, _)| *other != name) {
+            let Some(parameter) = tap.shares(record) else { continue };
             let is_there = netlink.link(other)?.is_some();
             Refusal::when(is_there, parameter, format!("the guest's behind {other}"))?;
-            let gone = TapRecord { bridge: tap.bridge.clone(), ..TapRecord::default() };
-            self.record_tap(other, Some(&gone))?;
         }
         Ok(())
     }
@@ -128,11 +135,16 @@ impl Host {
         Ok(uplinks)
     }
 
+    /// Writes down a tap. What the guest of one that is gone was allowed is the next one's no more.
     pub(super) fn record_tap(&self, name: &str, tap: Option<&TapRecord>) -> Result<()> {
-        match tap {
-            Some(tap) => self.records.put(TAP, name, tap),
-            None => self.records.remove(TAP, name),
+        let Some(tap) = tap else { return self.records.remove(TAP, name) };
+        let mut others = self.known_network().taps;
+        others.retain(|other, gone| other != name && gone.shares(tap).is_some());
+        for (other, gone) in others {
+            let gone = TapRecord { bridge: gone.bridge, ..TapRecord::default() };
+            self.records.put(TAP, &other, &gone)?;
         }
+        self.records.put(TAP, name, tap)
     }
 
     /// What the helper knows of a bridge; refused if it is not set up in just this way.

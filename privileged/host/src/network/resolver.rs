@@ -6,7 +6,7 @@ use std::time::Duration;
 use banger_gates::request::ResolverRoute;
 use banger_gates::{BridgeName, Refusal};
 
-use super::netlink::Netlink;
+use super::netlink::{Netlink, ROUTE};
 use super::{is_owners, turn};
 use crate::tool::Tool;
 use crate::{Host, HostError, Result};
@@ -76,7 +76,7 @@ impl Host {
 
     /// Whether there is an interface of this name, which is a bridge of this owner's then.
     fn has_bridge(&self, name: &str) -> Result<bool> {
-        let Some(link) = Netlink::open()?.link(name)? else { return Ok(false) };
+        let Some(link) = Netlink::open(ROUTE)?.link(name)? else { return Ok(false) };
         let is_ours = is_owners(&link, self.policy().owner.uid());
         Refusal::when(!is_ours, "bridge_name", "no bridge of this owner's")?;
         Ok(true)

@@ -48,7 +48,7 @@ impl Routing {
         }
         let all = guests.any(|tap| tap.allows_lan);
         let routes = netlink.routes()?.into_iter().filter(|route| all || is_default(route.prefix));
-        let indexes: BTreeSet<u32> = routes.flat_map(|route| route.interfaces).collect();
+        let indexes: BTreeSet<u32> = routes.filter_map(|route| route.interface).collect();
         for index in indexes {
             let Some(link) = netlink.link_at(index)? else { continue };
             // The name goes into a rule. Names of other letters are nobody's habit.

@@ -45,16 +45,10 @@ impl Host {
         }
         let known = self.known_network();
         let source = grant.anti_spoof.map(|only| (only.mac.to_string(), only.ip));
-        if let Some((mac, ip)) = &source {
-            let is_here = |tap: &TapRecord| tap.bridge == bridge_name;
-            let has_mac = |tap: &TapRecord| tap.source.as_ref().is_some_and(|it| it.0 == *mac);
-            let there = (&known, &netlink);
-            self.check_sole(there, (name, "guest_mac"), |tap| is_here(tap) && has_mac(tap))?;
-            self.check_sole(there, (name, "guest_ip"), |tap| is_here(tap) && tap.has(*ip))?;
-        }
         let before = known.taps.get(name);
         let mut record =
             TapRecord { bridge: bridge_name.to_owned(), source, ..TapRecord::default() };
+        self.check_sole((&known, &netlink), name, &record)?;
         if let Some(group) = &grant.group {
             let number = known.group_number(bridge_name, group.as_str());
             record.group = Some((group.as_str().to_owned(), number));

@@ -128,6 +128,20 @@ fn a_subnet_that_is_somebody_elses_is_refused() {
             "ip route add 172.16.0.0/24 nexthop via 9.9.2.1 nexthop via 9.9.2.3",
             "ip route del 172.16.0.0/24",
         ),
+        // A gateway that no route leads to, as clouds have it; one of several; one by its number.
+        (
+            "ip route add default via 172.16.0.77 dev up0 onlink metric 5",
+            "ip route del default metric 5",
+        ),
+        (
+            "ip route add 198.51.100.0/24 via 172.16.0.77 dev up0 onlink",
+            "ip route del 198.51.100.0/24",
+        ),
+        (
+            "ip route add default metric 5 nexthop via 9.9.2.3 dev up0 \
+             nexthop via 172.16.0.77 dev up0 onlink",
+            "ip route del default metric 5",
+        ),
         // Ways that somebody has forbidden lead to no interface.
         ("ip route add blackhole 172.16.0.0/24", "ip route del blackhole 172.16.0.0/24"),
         ("ip route add unreachable 172.16.0.0/16", "ip route del unreachable 172.16.0.0/16"),
@@ -138,13 +152,21 @@ fn a_subnet_that_is_somebody_elses_is_refused() {
         refused("bridge_ip", || ensure_bridge(&host, bridge_params()));
         run(undo);
     }
-    // Neighbours: the subnet beside, the two halves of a VPN's default route, and the default route.
+    run("ip nexthop add id 7 via 172.16.0.77 dev up0 onlink");
+    run("ip route add default nhid 7 metric 5");
+    refused("bridge_ip", || ensure_bridge(&host, bridge_params()));
+    run("ip route del default metric 5");
+    // Neighbours: a gateway and the subnet beside, the two halves of a VPN's default route, and the default route.
     run("ip route add 172.16.1.0/24 dev up0");
+    run("ip route add default via 172.16.1.77 dev up0 onlink metric 5");
     run("ip route add 128.0.0.0/1 dev up0");
     run("ip route add blackhole 172.16.3.0/24");
     run("ip route add unreachable default metric 4278198272");
     run("ip route add throw 172.16.0.0/24 table 7");
     assert!(ensure_bridge(&host, bridge_params()).unwrap());
+    // A gateway on the bridge itself is a guest, and no other's.
+    run("ip route add 198.51.100.0/24 via 172.16.0.5");
+    assert!(!ensure_bridge(&host, bridge_params()).unwrap());
     let second = bridge_params_of("br-fc-2", "172.16.0.129", "25", None);
     refused("bridge_ip", || ensure_bridge(&host, second));
     assert!(ensure_bridge(&host, bridge_params_of("br-fc-2", "172.16.2.1", "24", None)).unwrap());
@@ -164,6 +186,14 @@ fn a_bridge_moves_only_while_nobody_depends_on_it() {
     let ported = bridge_params_of("br-fc", "172.16.0.1", "24", Some(42_071));
     assert!(ensure_bridge(&host, ported).unwrap(), "another port is no other subnet");
     assert!(delete_tap(&host, "tap-fc-2").unwrap());
+    // Nor under a tap that nothing is recorded of, or a port of somebody else's.
+    drop(create_tap(&host, tap_params("tap-pool-1")).unwrap());
+    refused("bridge_ip", || ensure_bridge(&host, moved()));
+    assert!(delete_tap(&host, "tap-pool-1").unwrap());
+    run("ip link add name lan0 type veth peer name lan1");
+    run("ip link set lan0 master br-fc");
+    refused("bridge_ip", || ensure_bridge(&host, moved()));
+    run("ip link set lan0 nomaster");
     assert!(ensure_bridge(&host, moved()).unwrap());
     let (address, rules) = (run("ip -4 address show br-fc"), run("nft list ruleset"));
     assert!(address.contains("172.16.9.1/24") && !address.contains("172.16.0.1"), "{address}");

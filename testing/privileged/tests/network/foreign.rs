@@ -182,6 +182,105 @@ fn reloads(host: &Fixture, two: &mut Guest, tool: &str, rules: &str) {
     assert!(two.reaches("9.9.9.9"));
 }
 
+/// Rules that an administrator loads whole: so many that each forbid one address, and an end.
+fn reload(count: u8) -> String {
+    let rules: String = forbidden(count).map(|rule| rule + "\n").collect();
+    format!(
+        "table ip filter\ndelete table ip filter\ntable ip filter {{ chain FORWARD {{\n\
+         type filter hook forward priority filter; policy drop;\n{rules}\
+         drop comment \"the end\"\n}}\n}}\n"
+    )
+}
+
+fn forbidden(count: u8) -> impl Iterator<Item = String> {
+    (1..=count).map(|last| format!("ip daddr 9.9.8.{last} drop"))
+}
+
+/// Has an administrator load rules right after the helper has read those that were there: nft is the
+/// host's own, called by a script that does so when `left` listings are done.
+struct Administrator(std::path::PathBuf);
+
+impl Administrator {
+    fn new(directory: &std::path::Path) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let at = directory.display();
+        let script = format!(
+            "#!/bin/sh\n{at}/nft \"$@\"\nstatus=$?\nif [ \"$*\" = '-j list ruleset' ]; then\n\
+             read left <{at}/left\necho $((left - 1)) >{at}/left\n\
+             [ $left != 1 ] || {at}/nft -f {at}/rules || exit 99\nfi\nexit $status\n"
+        );
+        std::fs::copy("/usr/sbin/nft", directory.join("nft")).unwrap();
+        let wrapper = directory.join("wrapper");
+        std::fs::write(&wrapper, script).unwrap();
+        std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let administrator = Self(directory.to_owned());
+        administrator.loads(0, "");
+        rustix::mount::mount_bind(&wrapper, "/usr/sbin/nft").unwrap();
+        administrator
+    }
+
+    fn loads(&self, left: i32, rules: &str) {
+        std::fs::write(self.0.join("rules"), rules).unwrap();
+        std::fs::write(self.0.join("left"), format!("{left}\n")).unwrap();
+    }
+
+    fn has_loaded(&self) -> bool {
+        let left = std::fs::read_to_string(self.0.join("left")).unwrap();
+        left.trim().parse::<i32>().unwrap() <= 0
+    }
+}
+
+#[test]
+fn a_table_that_is_made_anew_after_it_was_read_loses_no_rule() {
+    if !is_root() {
+        return;
+    }
+    let _world = World::new();
+    let host = Fixture::new();
+    let administrator = Administrator::new(&host.outside);
+    ensure_bridge(&host, bridge_params()).unwrap();
+    drop(guest(&host, 2, guest_params(2)));
+    let mut races = 0;
+    // The handles of the longer one's rules are those that ours had in the shorter.
+    for (before, after) in [(2, 40), (40, 2)] {
+        for enable in [false, true] {
+            for left in 1..=4 {
+                let nat = |enable| EnsureNatParams { enable, ..nat_params(2) };
+                feed("nft -f -", &reload(before));
+                ensure_nat(&host, &nat(!enable)).unwrap();
+                host.host.refresh_network().unwrap();
+                administrator.loads(left, &reload(after));
+                ensure_nat(&host, &nat(enable)).unwrap();
+                if !administrator.has_loaded() {
+                    continue;
+                }
+                races += 1;
+                let rules = run("nft -s list table ip filter");
+                assert!(is_whole(after, &rules), "{before} {enable} {left}: {rules}");
+                host.host.refresh_network().unwrap();
+                let rules = run("nft -s list table ip filter");
+                assert!(is_whole(after, &rules), "{before} {enable} {left}: {rules}");
+                assert_eq!(rules.matches("banger br-fc ").count(), 2 * usize::from(enable));
+            }
+        }
+    }
+    assert!(races >= 8, "{races}");
+}
+
+/// Whether all that an administrator loaded is there, and ours stands right before the end, or not
+/// at all.
+fn is_whole(count: u8, rules: &str) -> bool {
+    let drops = rules.lines().map(str::trim).filter(|line| line.ends_with(" drop"));
+    let ours = rules.lines().skip_while(|line| !line.contains("banger br-fc "));
+    let after = ours.skip_while(|line| line.contains("banger br-fc "));
+    let mut after = after.map(str::trim).filter(|line| !line.contains('}'));
+    let is_ours_last = after.next().is_none_or(|line| line.contains("the end"));
+    drops.eq(forbidden(count))
+        && rules.contains("the end")
+        && is_ours_last
+        && after.next().is_none()
+}
+
 /// Rules with comments like ours: of another bridge, or where banger never has one.
 const ALIKE: &str = "table inet mine {
     chain input {

@@ -247,6 +247,14 @@ fn a_tap_that_is_gone_keeps_no_address_from_the_next() {
     assert!(ensure_nat(&host, &allowed).unwrap());
     refused("guest_mac", || create_tap(&host, other.clone()));
     run("ip link delete tap-fc-2");
+    // A refusal leaves what the helper knows of it as it was: here the address is another's.
+    drop(create_tap(&host, guest_params(3)).unwrap());
+    let record = || std::fs::read_to_string(host.own.join("records/tap.tap-fc-2.json")).unwrap();
+    let before = record();
+    refused("guest_ip", || {
+        create_tap(&host, CreateTapParams { guest_ip: guest_params(3).guest_ip, ..other.clone() })
+    });
+    assert_eq!(record(), before);
     drop(create_tap(&host, other).unwrap());
     // Nor does it leave the next guest what it was allowed.
     let rules = run("nft list table inet banger");
