@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use banger_harness::lifecycle::Banger;
+
 use crate::Inside;
 use crate::installation::{Installed, OWNER, banger_as, main_pid, said, wait_until};
 use crate::tool::run;
@@ -34,7 +36,7 @@ impl Ready {
     }
 }
 
-impl banger_harness::lifecycle::Banger for Ready {
+impl Banger for Ready {
     fn vmm(&self) -> &'static str {
         "firecracker"
     }
