@@ -156,7 +156,7 @@ fn effect(action: Action) -> Settled {
     match action {
         Action::Create | Action::Asked(Request::Start | Request::Restart) => Settled::On,
         Action::Asked(Request::Stop { .. } | Request::Set | Request::Clean) => Settled::Off,
-        Action::Asked(Request::Delete) => Settled::Gone,
+        Action::Asked(Request::Delete | Request::DeleteIdle) => Settled::Gone,
     }
 }
 

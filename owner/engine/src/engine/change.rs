@@ -81,7 +81,7 @@ impl Engine {
         vm: &VmReference,
         change: NetworkChange,
     ) -> Result<Vm, EngineError> {
-        self.order_any_change(vm, Change::Network(change)).await
+        self.order_any_change(vm, Change::Network(Box::new(change))).await
     }
 
     pub(super) async fn order_any_change(

@@ -63,7 +63,7 @@ pub(crate) enum Message {
 
 /// What changes between two actions, whether the VM runs or not.
 pub(crate) enum Change {
-    Network(NetworkChange),
+    Network(Box<NetworkChange>),
     Name(VmName),
 }
 
@@ -151,7 +151,7 @@ impl Task {
                 }
                 while let Some((change, answer)) = self.changes.pop_front() {
                     let changed = match change {
-                        Change::Network(change) => change_network(&mut body, change).await,
+                        Change::Network(change) => change_network(&mut body, *change).await,
                         Change::Name(name) => rename(&mut body, name).await,
                     };
                     self.record_of = Arc::new(body.record.clone());
