@@ -64,12 +64,12 @@ impl WorkspaceArgs {
         record: &vm::Workspace,
         wanted: Wanted,
     ) -> Result<Workspace, CliError> {
-        let options = self.as_wanted(record, wanted);
+        let options = self.into_wanted(record, wanted);
         Ok(Self::say_what_stays(ui, Workspace::open(Path::new(&record.source_path), &options)?))
     }
 
     /// What is carried of the repository that a machine's record names.
-    pub fn as_wanted(mut self, record: &vm::Workspace, wanted: Wanted) -> Options {
+    pub fn into_wanted(mut self, record: &vm::Workspace, wanted: Wanted) -> Options {
         if record.own_branch && self.branch.is_none() {
             self.branch.clone_from(&record.branch);
             self.from = wanted.from;

@@ -162,7 +162,7 @@ fn source(
         Some(path) => (path.clone(), Options::default()),
         None => {
             let record = workspace::recorded(vm)?;
-            let options = WorkspaceArgs::default().as_wanted(record, wanted);
+            let options = WorkspaceArgs::default().into_wanted(record, wanted);
             (PathBuf::from(&record.source_path), options)
         }
     };
