@@ -114,6 +114,7 @@ impl Foreign {
             if base.drops || end.is_some() {
                 passes(known, base.is_input, &mut wanted);
             }
+            let handle = |at: usize| rules.get(at)?.get("handle")?.as_u64();
             for (at, rule) in rules.iter().enumerate() {
                 let comment = text(rule, "comment");
                 let bridge =
@@ -123,20 +124,12 @@ impl Foreign {
                 if !bridge.is_some_and(is_ours) {
                     continue;
                 }
-                let end = end.filter(|end| at > *end).and_then(|end| rules.get(end));
                 let is_wanted = wanted.remove(comment).is_some();
-                if is_wanted && end.is_none() {
-                    continue;
+                let before = end.filter(|end| at > *end && is_wanted).and_then(handle);
+                if before.is_some() || !is_wanted {
+                    let chain = chain.clone();
+                    changes.extend(handle(at).map(|handle| Change { chain, handle, before }));
                 }
-                let handle = |rule: &Value| rule.get("handle").and_then(Value::as_u64);
-                let (family, table) = base.table.split_once(' ').unwrap_or_default();
-                changes.push(Change {
-                    family: if family == "inet" { 1 } else { 2 },
-                    table: table.to_owned(),
-                    chain: base.name.clone(),
-                    handle: handle(rule).unwrap_or_default(),
-                    before: end.filter(|_| is_wanted).and_then(handle),
-                });
             }
             for (comment, matches) in wanted {
                 script +=

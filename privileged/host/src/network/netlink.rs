@@ -42,6 +42,7 @@ pub(super) const FIREWALL: Option<Protocol> = Some(NETFILTER);
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
 const NFNL_BATCH_GENID: u16 = 1;
+const NFPROTO_INET: u8 = 1;
 const NFT_MSG_NEWRULE: u16 = 0xa06;
 const NFT_MSG_GETRULE: u16 = 0xa07;
 const NFT_MSG_DELRULE: u16 = 0xa08;
@@ -181,9 +182,7 @@ pub(super) struct Route {
 /// What becomes of a rule of the firewall: it goes, or goes before another of its chain.
 #[derive(Debug)]
 pub(super) struct Change {
-    /// NFPROTO_INET or NFPROTO_IPV4
-    pub(super) family: u8,
-    pub(super) table: String,
+    /// Its family, table and chain: `ip filter FORWARD`.
     pub(super) chain: String,
     pub(super) handle: u64,
     pub(super) before: Option<u64>,
@@ -234,10 +233,8 @@ impl Netlink {
     }
 
     fn find(&self, index: u32, attributes: &Attributes) -> Result<Option<Link>, Errno> {
-        match self.ask(RTM_GETLINK, 0, &link_body(index, 0, attributes)) {
-            Err(Errno::NODEV) => Ok(None),
-            answers => Ok(answers?.first().and_then(|body| Link::read(body))),
-        }
+        let found = self.ask(RTM_GETLINK, 0, &link_body(index, 0, attributes));
+        Ok(unless(found, Errno::NODEV)?.and_then(|found| Link::read(found.first()?)))
     }
 
     /// The interface of a name; none if there is none.
@@ -285,11 +282,8 @@ impl Netlink {
 
     /// Ends an interface; whether there was one.
     pub(super) fn delete(&self, index: u32) -> Result<bool, Errno> {
-        match self.ask(RTM_DELLINK, 0, &link_body(index, 0, &Attributes::default())) {
-            Ok(_) => Ok(true),
-            Err(Errno::NODEV) => Ok(false),
-            Err(errno) => Err(errno),
-        }
+        let deleted = self.ask(RTM_DELLINK, 0, &link_body(index, 0, &Attributes::default()));
+        Ok(unless(deleted, Errno::NODEV)?.is_some())
     }
 
     /// All IPv4 addresses: the interface's number, the address, the length of its prefix.
@@ -313,10 +307,8 @@ impl Netlink {
 
     /// Takes an address from an interface, which need not have it.
     pub(super) fn remove_address(&self, index: u32, ip: Ipv4Addr, prefix: u8) -> Result<(), Errno> {
-        match self.ask(RTM_DELADDR, 0, &address_body(index, ip, prefix)) {
-            Ok(_) | Err(Errno::ADDRNOTAVAIL) => Ok(()),
-            Err(errno) => Err(errno),
-        }
+        let removed = self.ask(RTM_DELADDR, 0, &address_body(index, ip, prefix));
+        unless(removed, Errno::ADDRNOTAVAIL).map(drop)
     }
 
     /// The IPv4 routes of all tables that lead to an interface, those to the host itself included, and
@@ -326,37 +318,29 @@ impl Netlink {
         body[0] = AF_INET;
         let answers = self.ask(RTM_GETROUTE, NLM_F_DUMP, &body);
         let answers = answers.during("list", "the host's routes")?;
-        let mut routes = Vec::new();
-        for body in &answers {
-            let [AF_INET, prefix, _, _, _, _, _, kind, _, _, _, _, rest @ ..] = &**body else {
-                continue;
-            };
+        let read = answers.iter().filter_map(|body| {
+            let [AF_INET, prefix, _, _, _, _, _, kind, ..] = **body else { return None };
             // Of no interest: broadcast, anycast, multicast, and what says to look elsewhere.
-            let of_interest =
-                [RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT];
-            if !of_interest.contains(kind) {
-                continue;
-            }
-            let attributes = Attributes::read(rest);
+            let of_interest = [RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT];
+            (kind == RTN_UNICAST || of_interest.contains(&kind)).then_some(())?;
+            let attributes = Attributes::read(body.get(12..)?);
             let network = attributes.address(RTA_DST).unwrap_or(Ipv4Addr::UNSPECIFIED);
-            let mut hops = Vec::new();
+            let mut hops = vec![(attributes.number(RTA_OIF), attributes.address(RTA_GATEWAY))];
             // `struct rtnexthop`: length, two bytes, the interface, attributes.
-            let mut rest = attributes.bytes(RTA_MULTIPATH);
-            while let [a, b, _, _, c, d, e, f, ..] = *rest {
+            let mut several = attributes.bytes(RTA_MULTIPATH);
+            while let [a, b, _, _, c, d, e, f, ..] = *several {
                 let length = usize::from(u16::from_ne_bytes([a, b])).max(8);
-                let hop = Attributes::read(rest.get(8..length).unwrap_or_default());
+                let hop = Attributes::read(several.get(8..length).unwrap_or_default());
                 hops.push((Some(u32::from_ne_bytes([c, d, e, f])), hop.address(RTA_GATEWAY)));
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+                several = several.get(length.next_multiple_of(4)..).unwrap_or_default();
             }
-            if hops.is_empty() {
-                hops.push((attributes.number(RTA_OIF), attributes.address(RTA_GATEWAY)));
-            }
-            for (interface, gateway) in hops {
-                routes.push(Route { network, prefix: *prefix, interface });
-                routes.extend(gateway.map(|network| Route { network, prefix: 32, interface }));
-            }
-        }
-        Ok(routes)
+            let first = usize::from(hops.len() > 1);
+            Some(hops.into_iter().skip(first).flat_map(move |(interface, gateway)| {
+                let gateway = gateway.map(|network| Route { network, prefix: 32, interface });
+                gateway.into_iter().chain([Route { network, prefix, interface }])
+            }))
+        });
+        Ok(read.flatten().collect())
     }
 
     fn ask_firewall(&self, kind: u16, body: &[u8]) -> Result<Attributes, Errno> {
@@ -375,10 +359,13 @@ impl Netlink {
         let end = message(NFNL_MSG_BATCH_END, 0, &[0, 0, 0, 10]);
         let id = Attributes::default().with(NFNL_BATCH_GENID, generation);
         let mut batch = message(NFNL_MSG_BATCH_BEGIN, 0, &[vec![0, 0, 0, 10], id.write()].concat());
-        for Change { family, table, chain, handle, before } in changes {
-            let place = Attributes::default().with(NFTA_RULE_TABLE, &terminated(table));
-            let place = place.with(NFTA_RULE_CHAIN, &terminated(chain));
-            let body = |rule: Attributes| [vec![*family, 0, 0, 0], rule.write()].concat();
+        for Change { chain, handle, before } in changes {
+            let mut words = chain.split(' ');
+            let family = if words.next() == Some("inet") { NFPROTO_INET } else { AF_INET };
+            let mut next = || terminated(words.next().unwrap_or_default());
+            let place = Attributes::default().with(NFTA_RULE_TABLE, &next());
+            let place = place.with(NFTA_RULE_CHAIN, &next());
+            let body = |rule: Attributes| [vec![family, 0, 0, 0], rule.write()].concat();
             let old = body(place.clone().with(NFTA_RULE_HANDLE, &handle.to_be_bytes()));
             if let Some(before) = before {
                 let rule = self.ask_firewall(NFT_MSG_GETRULE, &old)?;
@@ -394,6 +381,11 @@ impl Netlink {
         // What speaks against it comes before this answer.
         self.generation().map(drop)
     }
+}
+
+/// What came of a request; nothing where the kernel does not have what it is about.
+fn unless<T>(answer: Result<T, Errno>, absent: Errno) -> Result<Option<T>, Errno> {
+    answer.map(Some).or_else(|errno| if errno == absent { Ok(None) } else { Err(errno) })
 }
 
 /// A request as it is sent.

@@ -33,6 +33,12 @@ impl Snapshot {
         for root in all {
             walk(root, &mut files);
         }
+        // What it remembers: of its own directory, the socket is everybody's to see.
+        for path in [directories.own.join("records"), directories.root().join("last-minor")] {
+            if path.exists() {
+                walk(&path, &mut files);
+            }
+        }
         // It logs what it refuses.
         let log = directories.log().to_str().unwrap().to_owned();
         files.retain(|path, _| !path.starts_with(&log));
