@@ -119,7 +119,7 @@ impl Services {
         let puller = Puller::new(artifacts.clone(), blobs, engine.operations().clone());
         if let Some(network) = network.clone() {
             // Nobody waits for it but those who ask for names.
-            tokio::spawn(async move { network.wake().await });
+            tokio::spawn(async move { tokio::join!(network.follow_routes(), network.wake()) });
         }
         let notices = Notices { store, reconciled };
         Ok(Self {

@@ -22,8 +22,9 @@ use banger_helper_api::{
 use banger_helper_client::{CallError, HelperClient};
 use banger_types::{OperationId, Subnet, VmId};
 
-use crate::pool::Pool;
+use crate::pool::{Pool, interfaces};
 use crate::record::{Record, RecordFile};
+use crate::routes::RouteChanges;
 use crate::subnet;
 
 /// How many free subnets are tried: another program may take one at the same moment.
@@ -50,6 +51,8 @@ pub struct HelperNetwork {
 #[derive(Debug)]
 struct Up {
     subnet: Subnet,
+    /// Where guests are to ask for names.
+    port: u16,
     server: Option<Server>,
 }
 
@@ -158,6 +161,44 @@ impl HelperNetwork {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             tracing::warn!(%error, cause, "the bridge is not as it was");
         }
+    }
+
+    /// Has the helper look at the host's uplinks whenever a route has changed, for as long as this is
+    /// polled. Without it the helper looks once a minute.
+    pub async fn follow_routes(&self) {
+        let followed = async {
+            let changes = RouteChanges::open()?;
+            loop {
+                changes.next().await?;
+                self.look_again().await;
+            }
+        };
+        let Err::<std::convert::Infallible, std::io::Error>(error) = followed.await;
+        tracing::warn!(%error, "routes are not followed; the helper looks once a minute");
+    }
+
+    /// Asks for the bridge, if it is still there (its end changes routes, too): the helper then sees to
+    /// all that its guests need.
+    async fn look_again(&self) {
+        let up = self.up.lock().await;
+        let Some(Up { subnet, port, .. }) = up.as_ref() else { return };
+        if !interfaces().contains(&self.bridge) {
+            return;
+        }
+        if let Err(error) = self.ensure_bridge(*subnet, *port).await {
+            tracing::warn!(%error, "the host's routes have changed, and the bridge is not as it was");
+        }
+    }
+
+    async fn ensure_bridge(&self, subnet: Subnet, port: u16) -> Result<(), CallError> {
+        let params = EnsureBridgeParams {
+            bridge_name: self.bridge.clone(),
+            bridge_ip: subnet.gateway().to_string(),
+            cidr: subnet.prefix().to_string(),
+            dns_port: Some(port),
+        };
+        let asked = self.helper.call::<_, Empty>(Method::EnsureBridge, &params, "").await;
+        asked.map(drop)
     }
 
     /// Says what there is.
@@ -299,20 +340,19 @@ impl HelperNetwork {
     }
 
     async fn make(&self, subnet: Subnet, settings: &NetworkConfig) -> Result<Up, NoBridge> {
-        let before = self.record.read().map(|record| record.port);
+        let before = self.record.read();
+        if before.is_some_and(|before| before.subnet != subnet) {
+            // A bridge with ports does not move.
+            self.pool.empty().await;
+        }
+        let before = before.map(|record| record.port);
         // One of an earlier version's ports is none any more.
         let before = before.filter(|port| DNS_PORTS.contains(port));
         let ports = DNS_PORTS.filter(|port| Some(*port) != before).collect::<Vec<_>>();
-        let mut server = None;
+        let (mut server, mut last) = (None, *DNS_PORTS.start());
         for port in before.into_iter().chain(ports) {
-            let params = EnsureBridgeParams {
-                bridge_name: self.bridge.clone(),
-                bridge_ip: subnet.gateway().to_string(),
-                cidr: subnet.prefix().to_string(),
-                dns_port: Some(port),
-            };
-            let asked = self.helper.call::<_, Empty>(Method::EnsureBridge, &params, "").await;
-            asked.map_err(|error| match error {
+            last = port;
+            self.ensure_bridge(subnet, port).await.map_err(|error| match error {
                 CallError::Helper { error, .. } if is_about_subnet(&error.message) => {
                     NoBridge::Taken(error.message)
                 }
@@ -341,7 +381,7 @@ impl HelperNetwork {
             Some(server) => self.tell_resolver(server.address()).await,
             None => tracing::error!("there is no name server: guests have no names"),
         }
-        Ok(Up { subnet, server })
+        Ok(Up { subnet, port: last, server })
     }
 
     /// Lets the host ask us for names of VMs. A host without systemd-resolved does without.

@@ -10,6 +10,7 @@ mod helper_network;
 mod pool;
 mod ports;
 mod record;
+mod routes;
 pub mod subnet;
 
 pub use helper_network::{Collision, HelperNetwork, Status};

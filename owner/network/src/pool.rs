@@ -160,6 +160,19 @@ impl Pool {
         self.shrink().await;
     }
 
+    /// The same with what a daemon of before left, until [`Self::set`] says how many are to wait.
+    pub(crate) async fn empty(&self) {
+        {
+            let mut state = self.state();
+            state.size = 0;
+            for used in state.taps.values_mut().filter(|used| **used == Use::Waiting) {
+                *used = Use::Unknown;
+            }
+        }
+        let _turn = self.0.turn.lock().await;
+        self.sweep().await;
+    }
+
     /// Makes what is missing and ends what is too much, in the background; one at a time does.
     pub(crate) fn settle(&self) {
         let pool = self.clone();
@@ -348,7 +361,8 @@ fn read(path: &Path) -> BTreeMap<String, Use> {
     taps
 }
 
-fn interfaces() -> Vec<String> {
+/// The names of the host's interfaces.
+pub(crate) fn interfaces() -> Vec<String> {
     let table = std::fs::read_to_string(INTERFACES).unwrap_or_default();
     table.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
 }

@@ -10,6 +10,7 @@ mod lost;
 mod resolver;
 mod tap;
 mod two_helpers;
+mod uplinks;
 mod walls;
 mod world;
 
