@@ -94,7 +94,7 @@ fn two_consoles_see_the_same_and_one_that_does_not_read_stalls_nobody() {
     assert!(log.len() <= LOG_CAP + 4096, "{}", log.len());
     let mut lines = log.lines().filter_map(|line| line.strip_prefix("line-")?.parse::<u32>().ok());
     let first = lines.next().unwrap();
-    assert_eq!(lines.last(), Some(29_999));
+    assert_eq!(lines.next_back(), Some(29_999));
     let kept = log.lines().filter(|line| line.starts_with("line-")).count();
     assert_eq!(kept, usize::try_from(30_000 - first).unwrap(), "the log has every line");
     one.signal(Signal::CONT);
