@@ -104,7 +104,7 @@ fn without(text: &str, vms: &[VmId]) -> String {
 fn with_name(text: &str, vm: &VmId, host: &str) -> String {
     let is_its = |line: &&str| machine_of(line) == Some(vm.as_str());
     // The newest is the last; it has been called otherwise before.
-    let Some(line) = text.lines().filter(is_its).next_back() else { return text.to_owned() };
+    let Some(line) = text.lines().rfind(is_its) else { return text.to_owned() };
     let Some((_, key)) = line.split_once(' ') else { return text.to_owned() };
     let is_of_host = |line: &&str| line.split(' ').next() == Some(host);
     let others = text.lines().filter(|line| !is_its(line) && !is_of_host(line));
@@ -120,10 +120,12 @@ fn look(text: &str, host: &str, (vm, key): (&VmId, &PublicKey), accept: bool) ->
     let mut of_host = text.lines().filter(is_of_host);
     match (of_host.next(), of_host.next()) {
         (Some(one), None) if one == line => return Found::Same,
-        (Some(one), _) if !accept => {
-            if machine_of(one) == Some(vm.as_str()) && !one.starts_with(&format!("{host} {key} ")) {
-                return Found::Changed;
-            }
+        (Some(one), _)
+            if !accept
+                && machine_of(one) == Some(vm.as_str())
+                && !one.starts_with(&format!("{host} {key} ")) =>
+        {
+            return Found::Changed;
         }
         _ => {}
     }
