@@ -28,7 +28,7 @@ const NUMBERS: u32 = 1_000_000;
 /// A file larger than this is not ours: some thousands of VMs.
 const LONGEST: u64 = 1 << 20;
 /// The interfaces of our network; `/sys/class/net` may show another's.
-const INTERFACES: &str = "/proc/net/dev";
+const INTERFACES: &str = "/proc/thread-self/net/dev";
 
 /// What a tap is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

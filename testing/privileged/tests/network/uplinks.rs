@@ -1,4 +1,4 @@
-//! Another way out of the host, with the daemon's part of the network and the helper itself.
+//! The daemon's part of the network with the helper itself: another way out of the host, another subnet.
 
 use std::time::Duration;
 
@@ -20,6 +20,10 @@ fn forwards(link: &str) -> bool {
     std::fs::read_to_string(path).unwrap().trim() == "1"
 }
 
+fn settings(subnet: &str, tap_pool: u16) -> NetworkConfig {
+    NetworkConfig { subnet: Some(subnet.parse().unwrap()), tap_pool, ..NetworkConfig::default() }
+}
+
 #[test]
 fn another_uplink_forwards_as_soon_as_the_default_route_leads_there() {
     if !is_root() {
@@ -28,13 +32,10 @@ fn another_uplink_forwards_as_soon_as_the_default_route_leads_there() {
     let world = World::new();
     world.add_uplink("up1", 3);
     let helper = RunningHelper::start();
-    let settings = NetworkConfig {
-        subnet: Some("172.16.0.1/24".parse().unwrap()),
-        ..NetworkConfig::default()
-    };
     let client = HelperClient::new(helper.socket());
     let state = &helper.directories.state;
-    let network = HelperNetwork::new(client, "br-fc".to_owned(), state, settings);
+    let network =
+        HelperNetwork::new(client, "br-fc".to_owned(), state, settings("172.16.0.1/24", 0));
     let guest = Guest {
         vm: VmId::random(),
         name: "web".parse().unwrap(),
@@ -66,5 +67,40 @@ fn another_uplink_forwards_as_soon_as_the_default_route_leads_there() {
         banger_harness::wait_for("forwarding", SOON, || forwards("up1").then_some(()));
         end.send(()).unwrap();
         daemon.join().unwrap();
+    });
+}
+
+#[test]
+fn taps_that_wait_do_not_keep_the_subnet() {
+    if !is_root() {
+        return;
+    }
+    let _world = World::new();
+    let helper = RunningHelper::start();
+    let state = &helper.directories.state;
+    let open = |settings| {
+        let client = HelperClient::new(helper.socket());
+        HelperNetwork::new(client, "br-fc".to_owned(), state, settings)
+    };
+    let taps = || run("ip -o link show master br-fc").matches("tap-pool-").count();
+    let is_at = |ip: &str| run("ip -4 address show br-fc").contains(ip);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let two = || banger_harness::wait_for("two taps", SOON, || (taps() == 2).then_some(()));
+    // By the configuration, and by a daemon that is started with another one; it was killed.
+    runtime.block_on(async {
+        let network = open(settings("172.16.0.1/24", 2));
+        network.ready().await.unwrap();
+        two();
+        network.configure(settings("172.17.0.1/24", 2), Vec::new()).await.unwrap();
+        assert!(is_at("172.17.0.1") && !is_at("172.16.0.1"));
+        two();
+    });
+    runtime.shutdown_timeout(SOON);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let network = open(settings("172.18.0.1/24", 2));
+        network.ready().await.unwrap();
+        assert!(is_at("172.18.0.1") && !is_at("172.17.0.1"));
+        two();
     });
 }
