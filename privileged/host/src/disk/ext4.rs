@@ -20,6 +20,7 @@ use crate::{During, Host, HostError, Result};
 
 const IMAGE: &str = "image_path";
 const PATH: &str = "guest_path";
+const NEW_FOLDER: Inode = Inode { kind: FileType::Directory, size: 0, has_attribute_block: false };
 
 /// The folders on the way to a file, the shallowest first.
 fn folders(path: &GuestPath) -> impl Iterator<Item = &str> {
@@ -64,14 +65,12 @@ fn survey<'a>(image: &Image, files: &'a [GuestFile]) -> Result<Found<'a>> {
     let paths: Vec<&str> = ways.union(&ends).copied().collect();
     let mut found = Found::new();
     for (path, inode) in paths.iter().zip(image.inodes(&paths)?) {
+        let Some(inode) = inode else { continue };
         let wanted = if ends.contains(path) { FileType::RegularFile } else { FileType::Directory };
-        match inode {
-            Some(inode) if inode.kind != wanted => {
-                return Err(refused(PATH, path, kind_name(inode.kind)));
-            }
-            Some(inode) => drop(found.insert(path, inode)),
-            None => {}
+        if inode.kind != wanted {
+            return Err(refused(PATH, path, kind_name(inode.kind)));
         }
+        found.insert(path, inode);
     }
     Ok(found)
 }
@@ -203,9 +202,7 @@ impl Host {
                     found.get(file.path.as_str()).is_some_and(|old| old.has_attribute_block);
                 write(&image, file, &mut found)?;
                 for folder in folders(&file.path) {
-                    let made =
-                        Inode { kind: FileType::Directory, size: 0, has_attribute_block: false };
-                    found.entry(folder).or_insert(made);
+                    found.entry(folder).or_insert(NEW_FOLDER);
                 }
             }
             Ok(())

@@ -43,8 +43,7 @@ pub(crate) fn identity(file: &File) -> Result<(u64, u64)> {
 fn attached() -> Result<Vec<(u32, Backing)>> {
     let mut found = Vec::new();
     for number in LoopDevice::all(true).during("list", "/sys/block")? {
-        let device = LoopDevice::open(number).during("look at", number)?;
-        let Some(device) = device else { continue };
+        let Some(device) = LoopDevice::open(number).during("look at", number)? else { continue };
         let backing = device.backing().during("look at", number)?;
         found.extend(backing.map(|backing| (number, backing)));
     }
@@ -88,9 +87,8 @@ impl Host {
     pub(super) fn open_detachable(&self, name: Name, it: LoopName) -> Result<Option<LoopDevice>> {
         let number = it.number();
         let path = format!("/dev/loop{number}");
-        let Some(device) = LoopDevice::open(number).during("look at", &path)? else {
-            return Ok(None);
-        };
+        let device = LoopDevice::open(number).during("look at", &path)?;
+        let Some(device) = device else { return Ok(None) };
         let Some(backing) = device.backing().during("look at", &path)? else { return Ok(None) };
         let mut records = self.records.all::<SnapshotRecord>(KIND).into_iter();
         let is_recorded =

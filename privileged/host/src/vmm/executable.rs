@@ -56,9 +56,8 @@ impl Executable {
             return Err(io::Error::other("not an ELF file for 64 bits"));
         }
         let half = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
-        let mut offset = [0; 8];
-        offset.copy_from_slice(&header[32..40]);
-        let (offset, size, count) = (u64::from_le_bytes(offset), half(54), half(56));
+        let offset = u64::from_le_bytes(std::array::from_fn(|at| header[32 + at]));
+        let (size, count) = (half(54), half(56));
         for index in 0..count {
             let mut kind = [0; 4];
             file.read_exact_at(&mut kind, offset.saturating_add(index * size))?;

@@ -119,9 +119,8 @@ impl Host {
     /// The jail that the link at a path leads to, if it is one of ours.
     pub(super) fn jail_behind(&self, parameter: Name, socket: &Socket) -> Result<Option<JailId>> {
         let (directory, leaf) = self.runtime.open_parent(parameter, socket)?;
-        let Ok(target) = rustix::fs::readlinkat(&directory, leaf, Vec::new()) else {
-            return Ok(None);
-        };
+        let target = rustix::fs::readlinkat(&directory, leaf, Vec::new());
+        let Ok(target) = target else { return Ok(None) };
         let root = target.to_str().ok().and_then(|target| target.strip_suffix(API_SOCKET));
         let root = root.map(|root| JailRoot::parse(parameter, root, &self.policy));
         Ok(root.and_then(Result::ok).map(|root| root.id().clone()))
@@ -159,8 +158,7 @@ impl Host {
             }
             std::thread::sleep(Duration::from_millis(10));
         };
-        let is_other = kind(&stat) != FileType::Socket;
-        Refusal::when(is_other, parameter, "not a socket")?;
+        Refusal::when(kind(&stat) != FileType::Socket, parameter, "not a socket")?;
         // A socket elsewhere could have been given a name here.
         Refusal::when(stat.st_nlink != 1, parameter, "a socket with more than one name")?;
         let is_anothers = stat.st_uid != 0 && stat.st_uid != self.policy.owner.uid();
