@@ -85,6 +85,9 @@ pub(crate) fn serve(stream: &UnixStream, peer: Peer, host: &Host) {
         };
         let (response, descriptor) = respond(&line, peer, host, &mut turn);
         drop(line);
+        if turn.is_some() {
+            banger_host::give_memory_back();
+        }
         if answer(stream, &response, descriptor).is_err() {
             return;
         }

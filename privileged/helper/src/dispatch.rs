@@ -12,7 +12,6 @@ use banger_helper_api::{
 use banger_host::{Host, HostError, Resolver};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// What a method came to.
@@ -41,40 +40,42 @@ fn written(result: &impl Serialize) -> Result<Answer, Failure> {
     Ok(Answer { result, descriptor: None, note: None })
 }
 
-/// Decode, gate, act, write down: the only way to an act.
-fn run<P: DeserializeOwned + Serialize, G, R: Serialize>(
+/// Decode, gate, act: the only way to an act.
+fn run<P: DeserializeOwned, G>(
     params: &str,
     gate: impl FnOnce(P) -> Result<G, Refusal>,
-    act: impl FnOnce(&G) -> Result<R, HostError>,
+    act: impl FnOnce(&G) -> Result<Result<Answer, Failure>, HostError>,
 ) -> Result<Answer, Failure> {
-    let params = decoded(params)?;
+    let bad = |why: String| (ErrorCode::BadParams, why);
+    unbounded(params).map_or(Ok(()), |at| Err(bad(format!("{UNBOUNDED} {}", at + 1))))?;
+    let params = serde_json::from_str(params).map_err(|error| bad(error.to_string()))?;
     let done = || act(&gate(params)?);
-    written(&done().map_err(failed)?)
+    done().map_err(failed)?
 }
 
-fn decoded<P: DeserializeOwned + Serialize>(params: &str) -> Result<P, Failure> {
-    let bad = |error: serde_json::Error| (ErrorCode::BadParams, error.to_string());
-    let decoded: P = serde_json::from_str(params).map_err(bad)?;
-    // serde takes an array for the fields of an object, in their order.
-    let has_list = params.contains('[') && {
-        let given: Value = serde_json::from_str(params).map_err(bad)?;
-        has_list_for_object(&given, &serde_json::to_value(&decoded).map_err(bad)?)
-    };
-    let why = "a list where an object is meant";
-    if has_list { Err((ErrorCode::BadParams, why.to_owned())) } else { Ok(decoded) }
-}
+const UNBOUNDED: &str = "a list where none is meant, or too many objects, at line 1 column";
+/// The most objects of a request: files, and what they are in.
+const MOST_OBJECTS: usize = gate::MOST_FILES + 1;
 
-fn has_list_for_object(given: &Value, meant: &Value) -> bool {
-    match (given, meant) {
-        (Value::Array(_), Value::Object(_)) => true,
-        (Value::Array(given), Value::Array(meant)) => {
-            given.iter().zip(meant).any(|(given, meant)| has_list_for_object(given, meant))
+/// Where a text of JSON has a list where none is meant, because serde takes one for the fields of an
+/// object too, or has more objects than any request: what is decoded of a line can take fifty
+/// times its memory. What is not JSON is found when it is decoded, which stops where this goes wrong.
+fn unbounded(params: &str) -> Option<usize> {
+    let (mut objects, mut is_text, mut is_escaped) = (0, false, false);
+    params.bytes().enumerate().position(|(at, byte)| {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_text,
+            b'"' => is_text = !is_text,
+            b'{' if !is_text => objects += 1,
+            b'[' if !is_text => {
+                let name = params[..at].trim_ascii_end().trim_end_matches(':').trim_ascii_end();
+                return !(name.ends_with("\"files\"") || name.ends_with("\"drives\""));
+            }
+            _ => {}
         }
-        (Value::Object(given), Value::Object(meant)) => given.iter().any(|(name, given)| {
-            meant.get(name).is_some_and(|meant| has_list_for_object(given, meant))
-        }),
-        _ => false,
-    }
+        objects > MOST_OBJECTS
+    })
 }
 
 /// A line for each method whose gate and act have the same name: what the gate is given, and what
@@ -89,7 +90,7 @@ macro_rules! table {
             $(Method::$name => run(
                 $params,
                 |$it| gate::$same($($given)*),
-                |$it| $host.$same($it).map($answer),
+                |$it| $host.$same($it).map($answer).map(|result| written(&result)),
             ),)*
             $($rest)*
         }
@@ -124,39 +125,64 @@ pub(crate) fn call(method: Method, params: &str, host: &Host) -> Result<Answer, 
         ProcessRunning: process_running(&it, policy) as running;
         CleanupJailerChroot: cleanup_jailer_chroot(&it, policy) as empty;
     } else {
-        Method::CreateTap => create_tap(params, host),
-        Method::SyncResolverRouting => resolver(
+        // The one method whose answer carries an open file.
+        Method::CreateTap => run(params, gate::create_tap, |it| {
+            let (changed, descriptor) = host.create_tap(it)?;
+            Ok(written(&Changed { changed }).map(|answer| Answer { descriptor, ..answer }))
+        }),
+        Method::SyncResolverRouting => run(
             params,
             |it| gate::sync_resolver_routing(&it),
-            |it| host.sync_resolver_routing(it),
+            |it| told(it.as_ref().map(|it| host.sync_resolver_routing(it))),
         ),
-        Method::ClearResolverRouting => resolver(
+        Method::ClearResolverRouting => run(
             params,
             |it| gate::clear_resolver_routing(&it),
-            |it| host.clear_resolver_routing(it),
+            |it| told(it.as_ref().map(|it| host.clear_resolver_routing(it))),
         ),
     } }
 }
 
-/// The one method whose answer carries an open file.
-fn create_tap(params: &str, host: &Host) -> Result<Answer, Failure> {
-    let grant = gate::create_tap(decoded(params)?).map_err(|refusal| failed(refusal.into()))?;
-    let (changed, descriptor) = host.create_tap(&grant).map_err(failed)?;
-    Ok(Answer { descriptor, ..written(&Changed { changed })? })
-}
-
-/// The two methods that have nothing to do where names are blank or systemd-resolved is absent.
-fn resolver<P: DeserializeOwned + Serialize, G>(
-    params: &str,
-    gate: impl FnOnce(P) -> Result<Option<G>, Refusal>,
-    act: impl FnOnce(&G) -> Result<Resolver, HostError>,
-) -> Result<Answer, Failure> {
-    let grant = gate(decoded(params)?).map_err(|refusal| failed(refusal.into()))?;
-    let outcome = grant.map(|grant| act(&grant)).transpose().map_err(failed)?;
-    let note = match outcome {
+/// The answer of the two methods that have nothing to do where names are blank or systemd-resolved is
+/// absent.
+fn told(done: Option<Result<Resolver, HostError>>) -> Result<Result<Answer, Failure>, HostError> {
+    let note = match done.transpose()? {
         None => Some("nothing to do: the names are blank"),
         Some(Resolver::Absent) => Some("nothing done: systemd-resolved does not run"),
         Some(Resolver::Told) => None,
     };
-    Ok(Answer { note, ..written(&Empty {})? })
+    Ok(written(&Empty {}).map(|answer| Answer { note, ..answer }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_where_they_are_meant_and_texts_may_have_anything() {
+        for good in [
+            "{}",
+            r#"{"files":[]}"#,
+            "{\"files\" \n:\t[{},{}]}",
+            r#"{"drives":[{"rate_limiter":{"ops":{"size":1}}}]}"#,
+            r#"{"a":"[[{{\"[","b":"\\","files":[{"x":"]["}]}"#,
+        ] {
+            assert_eq!(unbounded(good), None, "{good}");
+        }
+        for bad in [
+            "[]",
+            " [{}]",
+            r#"{"a":[]}"#,
+            r#"{"files":[[]]}"#,
+            r#"{"drives":[{"rate_limiter":[{}]}]}"#,
+            r#"{"files":"[","a":["#,
+            r#"{"a":"\\","limits":[]}"#,
+            r#"{"a":"\"files\":",[]}"#,
+        ] {
+            assert!(unbounded(bad).is_some(), "{bad}");
+        }
+        let files = |count| format!(r#"{{"files":[{}]}}"#, vec![r#"{"x":"{"}"#; count].join(","));
+        assert_eq!(unbounded(&files(gate::MOST_FILES)), None);
+        assert!(unbounded(&files(gate::MOST_FILES + 1)).is_some());
+    }
 }

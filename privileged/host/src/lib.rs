@@ -19,6 +19,8 @@ use banger_gates::{Policy, Runtime, State};
 use rustix::fs::{OFlags, ResolveFlags};
 use rustix::path::Arg;
 
+/// For who has handled what is large.
+pub use banger_privileged_sys::give_memory_back;
 pub use beneath::Directory;
 pub(crate) use error::{During, check_room};
 pub use error::{HostError, chain};

@@ -12,3 +12,10 @@ pub fn keep_little_memory() {
         unsafe { libc::mallopt(what, value) };
     }
 }
+
+/// Has glibc give back what is free between what is not: of many small blocks it keeps the pages, also
+/// those above which one is still held (malloc_trim(3)).
+pub fn give_memory_back() {
+    // SAFETY: it takes a number and no pointer, locks the heap, and leaves what is in use alone.
+    unsafe { libc::malloc_trim(0) };
+}

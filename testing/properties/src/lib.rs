@@ -28,7 +28,7 @@ pub mod rules;
 mod stand_in;
 
 pub use gates::{GATES, Gate};
-pub use stand_in::{Host, HostError, Resolver, chain};
+pub use stand_in::{Host, HostError, Resolver, chain, give_memory_back};
 
 use banger_gate_tables::{Living, Places};
 use banger_gates::{Owner, Policy};

@@ -59,7 +59,7 @@ pub struct GuestFile {
 }
 
 /// The most files of one request.
-const MOST_FILES: usize = 1024;
+pub const MOST_FILES: usize = 1024;
 /// The most bytes of all its files.
 const MOST_BYTES: usize = 16 << 20;
 
@@ -126,7 +126,11 @@ pub fn read_ext4_file(params: &ReadExt4FileParams, policy: &Policy) -> Result<Re
 /// that is named twice, or is the folder of another.
 pub fn write_ext4_files(params: WriteExt4FilesParams, policy: &Policy) -> Result<WriteFiles> {
     let image = Volume::parse("image_path", &params.image_path, policy)?;
-    Refusal::when(params.files.len() > MOST_FILES, "files", "more than 1024 files")?;
+    Refusal::when(
+        params.files.len() > MOST_FILES,
+        "files",
+        format!("more than {MOST_FILES} files"),
+    )?;
     let files = params.files.into_iter().map(|file| {
         let path = GuestPath::parse("guest_path", &file.guest_path)?;
         Refusal::when(file.mode > 0o7777, "mode", "more than permission bits")?;

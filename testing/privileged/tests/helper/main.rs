@@ -5,6 +5,7 @@
 mod abuse;
 mod acts;
 mod frames;
+mod memory;
 mod modes;
 mod peers;
 mod scenery;
