@@ -127,7 +127,7 @@ impl Jail {
         let folders = std::fs::read_dir(&policy.jails).into_iter().flatten().flatten();
         for folder in folders.filter(|it| it.file_name() != FOLDER).map(|it| it.path()) {
             if let Some(stray) = Self::open_in(&folder, id)? {
-                stray.remove()?;
+                stray.remove(policy.owner.uid())?;
                 // Another id's may be there.
                 let _ = std::fs::remove_dir(&folder);
             }
@@ -191,14 +191,20 @@ impl Jail {
         take().during("take", self.path.join(ROOT).display())
     }
 
-    /// Takes it away with all that is in it.
-    pub(super) fn remove(self) -> Result<()> {
+    /// Takes it away with all that is in it, where that is the owner's.
+    pub(super) fn remove(self, owner: u32) -> Result<()> {
         self.set_open(false)?;
         // Still the owner's, where the launch failed.
         let root = rustix::fs::openat(&self.directory, ROOT, LOOK, Mode::empty());
-        root.map_or(Ok(()), |root| self.take_root(&root))?;
+        root.as_ref().map_or(Ok(()), |root| self.take_root(root))?;
         self.unmount().during("unmount all below", self.path.display())?;
-        self.empty().during("empty", self.path.display())?;
+        // The one directory of root's with anything in it: what the libraries were shown in.
+        if let Ok(shown) = root.and_then(|root| look(root, OsStr::new("usr"))) {
+            for name in ["lib", "lib64"] {
+                let _ = rustix::fs::unlinkat(&shown, name, AtFlags::REMOVEDIR);
+            }
+        }
+        self.empty(owner).during("empty", self.path.display())?;
         let name = self.path.file_name().unwrap_or_default();
         rustix::fs::unlinkat(&self.folder, name, AtFlags::REMOVEDIR)
             .during("remove", self.path.display())
@@ -223,8 +229,10 @@ impl Jail {
 
     /// Removes everything in it. A directory that is not empty is moved up to here, which only root
     /// can enter, so that neither a deep tree nor one that moves meanwhile costs more than two open
-    /// files; it is made root's first, so that nobody adds to it.
-    fn empty(&self) -> io::Result<()> {
+    /// files; it is made root's first, so that nobody adds to it. What is not empty and another's
+    /// stays where it is, and the jail with it: the owner may have moved here, but never emptied,
+    /// what lay in a directory of the owner's.
+    fn empty(&self, owner: u32) -> io::Result<()> {
         let end = Instant::now() + PATIENCE;
         let mut moved = 0_u64;
         loop {
@@ -242,6 +250,13 @@ impl Jail {
                 rustix::fs::fchmod(&sub, Mode::RWXU)?;
                 for entry in self::names(&sub)? {
                     while !remove(&sub, &entry)? {
+                        let uid =
+                            rustix::fs::statat(&sub, &entry, AtFlags::SYMLINK_NOFOLLOW)?.st_uid;
+                        if uid != owner {
+                            let fault =
+                                format!("{entry:?} in {name:?} is of uid {uid}: move it out");
+                            return Err(io::Error::other(fault));
+                        }
                         moved += 1;
                         let place = format!("moved-{moved}");
                         let flags = RenameFlags::NOREPLACE;
@@ -276,15 +291,8 @@ fn remove(directory: &OwnedFd, name: &CStr) -> rustix::io::Result<bool> {
 
 /// The entries of a directory, or so many of them that there are more.
 fn names(directory: &OwnedFd) -> rustix::io::Result<Vec<CString>> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(directory)? {
-        if names.len() == BATCH {
-            break;
-        }
-        let name = entry?.file_name().to_owned();
-        if name.as_bytes() != b"." && name.as_bytes() != b".." {
-            names.push(name);
-        }
-    }
-    Ok(names)
+    let names = rustix::fs::Dir::read_from(directory)?.map(|it| Ok(it?.file_name().to_owned()));
+    let is_above = |name: &CStr| matches!(name.to_bytes(), b"." | b"..");
+    let is_below = |it: &rustix::io::Result<CString>| !it.as_ref().is_ok_and(|it| is_above(it));
+    names.filter(is_below).take(BATCH).collect()
 }

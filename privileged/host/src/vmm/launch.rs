@@ -158,7 +158,7 @@ impl Host {
             self.remove_links(record)?;
         }
         if let Some(jail) = jail {
-            jail.remove()?;
+            jail.remove(self.policy.owner.uid())?;
         }
         let removed = cgroup::remove(&self.policy.jails, id);
         removed.during("remove the cgroup of", id.as_str())?;

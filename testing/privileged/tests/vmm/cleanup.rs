@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{chown, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use banger_helper_api::ErrorCode;
 use banger_host::HostError;
 use banger_privileged_tests::OWNER;
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::mount::{MountFlags, mount, mount_bind};
 use serde_json::json;
 
@@ -34,6 +34,68 @@ fn left_jail(scene: &Scene) -> PathBuf {
     set_mode(root.parent().unwrap(), 0o711);
     chown(&root, Some(OWNER), Some(OWNER)).unwrap();
     root
+}
+
+/// A directory of the owner's, as the VMM would make it.
+fn make_owners(path: &Path) {
+    fs::create_dir(path).unwrap();
+    chown(path, Some(OWNER), Some(OWNER)).unwrap();
+}
+
+/// The owner may move a directory of another user that lies in one of the owner's, and may not
+/// empty it; no more may who cleans up for the owner.
+#[test]
+fn another_users_directory_that_was_moved_into_a_jail_stays() {
+    let Some(scene) = scene() else { return };
+    let root = left_jail(&scene);
+    make_owners(&root.join("run"));
+    fs::write(root.join("run/api.sock"), b"").unwrap();
+    let project = scene.fixture.state.join("project");
+    make_owners(&project);
+    make_owners(&project.join("own"));
+    fs::write(project.join("own/file"), b"the owner's").unwrap();
+    fs::create_dir_all(project.join("roots/inner")).unwrap();
+    fs::write(project.join("roots/inner/precious"), b"keep").unwrap();
+    set_mode(project.join("roots"), 0o700);
+    // Another user's that is empty is nobody's loss: the owner may remove it too.
+    fs::create_dir(project.join("empty")).unwrap();
+    let before = tree(&project.join("roots"));
+    let moved = banger_privileged_sys::as_file_user(OWNER, OWNER, || {
+        fs::remove_dir_all(project.join("roots")).unwrap_err();
+        fs::rename(&project, root.join("run/x"))
+    });
+    moved.unwrap();
+    // What was refused once is not gone at the next call either.
+    let jail = scene.jail("one");
+    for _ in 0..3 {
+        let error = scene.clean_up("one").unwrap_err();
+        let HostError::Failed { .. } = &error else { panic!("{error:?}") };
+        let error = banger_host::chain(&error);
+        assert!(error.contains("\"roots\" in ") && error.contains("is of uid 0"), "{error}");
+        assert!(error.contains(jail.to_str().unwrap()), "{error}");
+        assert_eq!(fs::metadata(&jail).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+    let found = find(&jail, "roots").expect("it is there");
+    assert_eq!(fs::read(found.join("inner/precious")).unwrap(), b"keep");
+    // Where it is told to be, by its administrator.
+    let outside = scene.fixture.state.join("roots");
+    fs::rename(&found, &outside).unwrap();
+    let names = |lines: Vec<String>| -> Vec<String> {
+        let name = |line: &String| line.rsplit('/').next().unwrap().to_owned();
+        let told = lines.iter().map(name);
+        told.map(|line| line.split(' ').take(4).collect::<Vec<_>>().join(" ")).collect()
+    };
+    assert_eq!(names(tree(&outside)), names(before));
+    scene.clean_up("one").unwrap();
+    fs::remove_dir_all(&outside).unwrap();
+    scene.assert_clean();
+}
+
+/// The directory of a name, wherever it is below.
+fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().flatten();
+    let mut folders = entries.map(|it| it.path()).filter(|it| it.is_dir() && !it.is_symlink());
+    folders.find_map(|it| if it.ends_with(name) { Some(it) } else { find(&it, name) })
 }
 
 #[test]
@@ -93,13 +155,13 @@ fn a_hostile_jail_is_emptied_and_nothing_else() {
     let _socket = UnixListener::bind(root.join("socket")).unwrap();
     for name in [&b"\n"[..], b" ", b"\xff\xfe", b"-rf", b"\\040", b"moved-1", &[b'x'; 255]] {
         let directory = root.join(OsStr::from_bytes(name));
-        fs::create_dir(&directory).unwrap();
+        make_owners(&directory);
         fs::write(directory.join("file"), b"x").unwrap();
         symlink(&outside, directory.join("link")).unwrap();
         set_mode(&directory, 0);
     }
     let many = root.join("many");
-    fs::create_dir(&many).unwrap();
+    make_owners(&many);
     for number in 0..3000 {
         fs::write(many.join(number.to_string()), b"").unwrap();
     }
@@ -112,6 +174,8 @@ fn a_hostile_jail_is_emptied_and_nothing_else() {
     for _ in 0..1100 {
         rustix::fs::mkdirat(&at, "deeper", Mode::RWXU).unwrap();
         at = rustix::fs::openat(&at, "deeper", flags, Mode::empty()).unwrap();
+        let (uid, gid) = (Uid::from_raw(OWNER), Gid::from_raw(OWNER));
+        rustix::fs::chownat(&at, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).unwrap();
     }
     drop(at);
     scene.clean_up("one").unwrap();

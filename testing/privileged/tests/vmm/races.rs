@@ -1,7 +1,7 @@
 //! Machines and jails whose paths are swapped while they are used.
 
 use std::fs;
-use std::os::unix::fs::{chown, symlink};
+use std::os::unix::fs::{chown, lchown, symlink};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -195,6 +195,14 @@ fn swap_while_cleaning_up(scene: &Scene, lane: usize, rounds: usize) {
         points.filter(|point| point.contains(&format!("/state/out-{lane}/a/b"))).count()
     };
     let root = scene.jail(&id).join("root");
+    // As the VMM would: what is another's is not removed.
+    let make = |path: &str| {
+        if fs::create_dir_all(&root).is_ok() {
+            let _ = lchown(&root, Some(OWNER), Some(OWNER));
+        }
+        let make = || drop(fs::create_dir_all(root.join(path)));
+        banger_privileged_sys::as_file_user(OWNER, OWNER, make);
+    };
     let swap = |step: usize| {
         let (plain, link) = (root.join("a"), root.join("link"));
         match step % 3 {
@@ -204,11 +212,11 @@ fn swap_while_cleaning_up(scene: &Scene, lane: usize, rounds: usize) {
                 let at = rustix::fs::CWD;
                 let _ = rustix::fs::renameat_with(at, &plain, at, &link, flags);
             }
-            _ => drop(fs::create_dir_all(root.join("a/b/c"))),
+            _ => make("a/b/c"),
         }
     };
     race(rounds, swap, |_| {
-        let _ = fs::create_dir_all(root.join("a/b"));
+        make("a/b");
         // This one follows links, so it adds to the mounts outside at times.
         let _ = rustix::mount::mount_bind(outside.join("a/b"), root.join("a/b"));
         let before = mounts();
