@@ -77,12 +77,18 @@ impl Host {
         self.check_unused("rootfs_path", (identity(&image)?, true), &[])?;
         drop(machines);
         let cow_loop = attach("cow_path", &cow, false)?;
-        let length = base_loop.device().seek(SeekFrom::End(0));
-        let length = length.during("measure", "the image")? / SECTOR;
-        Refusal::when(length == 0, "rootfs_path", "an empty file")?;
+        let measure =
+            |it: &LoopDevice| it.device().seek(SeekFrom::End(0)).during("measure", "disk");
+        let length = measure(&base_loop)?;
+        Refusal::when(length < SECTOR, "rootfs_path", "an empty file")?;
+        // Each chunk of the image is in it once, with 16 bytes about it; and there are headers. For
+        // each that it says it has, the kernel takes memory that is counted as nobody's.
+        let is_long = measure(&cow_loop)? > length + length / 128 + (2 << 20);
+        Refusal::when(is_long, "cow_path", "longer than all of the image's changes")?;
         let loops = vec![LoopRecord::of(&base_loop, &image)?, LoopRecord::of(&cow_loop, &cow)?];
         let paths = (base_loop.path().display(), cow_loop.path().display());
         let parameters = format!("{} {} P {CHUNK}", paths.0, paths.1);
+        let length = length / SECTOR;
         let target = Target { start: 0, length, kind: "snapshot".to_owned(), parameters };
         let mapper = mapper()?.ok_or("the kernel has none").during("use", "the device-mapper")?;
         let uuid = self.uuid(name);

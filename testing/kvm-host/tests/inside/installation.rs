@@ -286,7 +286,7 @@ pub(crate) const GATEWAY: [u8; 4] = [172, 30, 9, 1];
 /// `priv.cleanup_dm_snapshot` takes.
 pub(crate) fn make_parts(image: &Path) -> Value {
     let dotted = |bytes| std::net::Ipv4Addr::from(bytes).to_string();
-    let cow = give("cow", |path| drop(sparse(path, 32 << 20)));
+    let cow = give("cow", |path| drop(sparse(path, 16 << 20)));
     let mut network = json!({
         "bridge_name": BRIDGE, "bridge_ip": dotted(GATEWAY), "cidr": "24",
     });

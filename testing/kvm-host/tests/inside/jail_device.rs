@@ -52,7 +52,7 @@ fn who_kept_a_device_of_a_jail_has_nothing_of_what_root_makes_next() {
     let Some(inside) = Inside::get() else { return };
     let scene = Scene::with(&inside.data);
     let base = scene.write("base", &[0; 1 << 20]);
-    let cow = scene.write("cow", &[0; 4 << 20]);
+    let cow = scene.write("cow", &[0; 2 << 20]);
     let mut numbers = Vec::new();
     for is_read_only in [false, true] {
         let handles = create(&scene, &base, &cow);
@@ -93,7 +93,7 @@ fn who_kept_a_device_of_a_jail_has_nothing_of_what_root_makes_next() {
         let folder = tempfile::tempdir_in("/var/tmp").expect("a folder");
         let (victims_base, victims_cow) = (folder.path().join("base"), folder.path().join("cow"));
         sparse(&victims_base, 1 << 20).write_all_at(SECRET, 0).expect("a secret");
-        sparse(&victims_cow, 4 << 20);
+        sparse(&victims_cow, 2 << 20);
         let victim = Snapshot::make("roots-own", &victims_base, &victims_cow);
         // And what the owner makes next.
         let next = create(&scene, &base, &cow);

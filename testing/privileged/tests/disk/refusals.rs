@@ -184,3 +184,33 @@ fn what_is_no_regular_file_in_the_image() {
     write(&fixture, &good, &[("/a/b", b"1", 0), ("/a b", b"2", 0), ("/a-b", b"3", 0)]).unwrap();
     assert_eq!(read(&fixture, &good, "/a b").unwrap(), b"2");
 }
+
+/// What a cow file says it has costs the kernel memory for each chunk: it can say no more than there
+/// are chunks in the image.
+#[test]
+fn a_cow_file_has_no_room_for_more_than_its_image() {
+    let Some(fixture) = fixture() else { return };
+    const MIB: u64 = 1 << 20;
+    let good = fixture.state.join("good");
+    // As the daemon makes them: 16 bytes about each chunk of 4 KiB, and 1 MiB of headers.
+    for size in [1 << 12, 5 * MIB + 1000, 128 * MIB, 1 << 40] {
+        let image = file(&good, size);
+        let fits = fixture.state.join("fits");
+        let made = file(&fits, size + size / 128 + MIB);
+        if !Path::new("/dev/mapper/control").exists() {
+            let error = failure(create(&fixture, &good, &fits));
+            assert!(error.contains("the device-mapper"), "{size}: {error}");
+        }
+        // Long by holes, as an attacker's is.
+        made.set_len(size + size / 128 + 3 * MIB).unwrap();
+        // A picture has all bytes of all files.
+        let before = (size < MIB).then(|| picture(&fixture));
+        let refusal = refusal(create(&fixture, &good, &fits));
+        assert_eq!(refusal.parameter, "cow_path", "{size}");
+        assert!(refusal.to_string().contains("longer than"), "{refusal}");
+        before.iter().for_each(|before| assert_same(&fixture, before));
+        drop((image, made));
+        std::fs::remove_file(&good).unwrap();
+        std::fs::remove_file(&fits).unwrap();
+    }
+}
