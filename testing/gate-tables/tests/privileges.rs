@@ -180,6 +180,31 @@ fn places_limits_and_signals_are_as_they_are_told() {
         let source = read(&format!("privileged/host/src/{file}"));
         assert!(source.contains(&format!("const {name}: usize = {most};")), "{file}: {most}");
     }
+    // What a sentence of the page says, and the line of code that it is about.
+    for (file, line, told) in [
+        ("helper/src/listener.rs", "const MOST_CONNECTIONS: usize = 32;", "At most 32 connections"),
+        (
+            "helper/src/connection.rs",
+            "const PATIENCE: Duration = Duration::from_secs(10);",
+            "has 10 seconds",
+        ),
+        (
+            "helper/src/dispatch.rs",
+            "const MOST_OBJECTS: usize = gate::MOST_FILES + 1;",
+            "1025 objects (1024 files",
+        ),
+        ("gates/src/request/disk.rs", "const MOST_FILES: usize = 1024;", "at most 1024 files"),
+        ("host/src/disk/snapshot.rs", "Range<u32> = 1 << 19..1 << 20;", "524288 to 1048575"),
+        (
+            "sys/src/loop_device.rs",
+            "NUMBERS: std::ops::Range<u32> = 20_000..30_000;",
+            "from 20000 to 29999",
+        ),
+    ] {
+        let source = read(&format!("privileged/{file}"));
+        assert!(source.contains(line), "{file}: {line}");
+        assert!(page.split_whitespace().collect::<Vec<_>>().join(" ").contains(told), "{told}");
+    }
     let policy = read("privileged/gates/src/policy.rs");
     for folder in [
         "/usr/bin",
