@@ -30,6 +30,8 @@ pub struct TerminalText {
     has_region: bool,
     has_charset: bool,
     has_keypad: bool,
+    inserts: bool,
+    has_tabs: bool,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +79,13 @@ impl TerminalText {
         }
         if self.has_keypad {
             text.push_str("\x1b>");
+        }
+        if self.inserts {
+            text.push_str("\x1b[4l");
+        }
+        if self.has_tabs {
+            // Every eight columns again (ECMA-48 has no word for all of them; xterm's DECST8C).
+            text.push_str("\x1b[?5W");
         }
         text.push_str("\x1b[0m");
         text
@@ -133,8 +142,12 @@ impl TerminalText {
         let is_plain = |text: &str| text.chars().all(|c| c.is_ascii_digit() || ";:".contains(c));
         if is_plain(parameters) {
             self.has_region |= last == 'r';
+            // Tabs that are cleared all at once; one that is set anew is not noticed.
+            self.has_tabs |= last == 'g';
             // Inserting instead of overwriting, and back.
-            return DRAWING.contains(last) || ("hl".contains(last) && parameters == "4");
+            let is_insertion = "hl".contains(last) && parameters == "4";
+            self.inserts = if is_insertion { last == 'h' } else { self.inserts };
+            return DRAWING.contains(last) || is_insertion;
         }
         let Some(modes) = parameters.strip_prefix('?').filter(|_| "hl".contains(last)) else {
             return false;
@@ -224,10 +237,10 @@ mod tests {
     fn what_was_switched_is_switched_back_and_nothing_else() {
         let mut text = TerminalText::default();
         assert_eq!(text.restoring(), "\x1b[0m");
-        text.clean(b"\x1b[?1049h\x1b[?25l\x1b[?1h\x1b[?1l\x1b[2;5r\x1b=\x1b(0");
+        text.clean(b"\x1b[?1049h\x1b[?25l\x1b[?1h\x1b[?1l\x1b[2;5r\x1b=\x1b(0\x1b[4h\x1b[3g");
         assert_eq!(
             text.restoring(),
-            "\x1b[?25h\x1b[?1049l\x1b7\x1b[r\x1b8\x1b(B\x1b)B\x0f\x1b>\x1b[0m"
+            "\x1b[?25h\x1b[?1049l\x1b7\x1b[r\x1b8\x1b(B\x1b)B\x0f\x1b>\x1b[4l\x1b[?5W\x1b[0m"
         );
         text.clean(b"\x1b[?1049l\x1b[?25h");
         assert!(!text.restoring().contains('?'));

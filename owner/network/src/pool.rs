@@ -162,14 +162,12 @@ impl Pool {
 
     /// The same with what a daemon of before left, until [`Self::set`] says how many are to wait.
     pub(crate) async fn empty(&self) {
-        {
-            let mut state = self.state();
-            state.size = 0;
-            for used in state.taps.values_mut().filter(|used| **used == Use::Waiting) {
-                *used = Use::Unknown;
-            }
-        }
+        self.state().size = 0;
+        // Whoever has the turn may still be making some.
         let _turn = self.0.turn.lock().await;
+        for used in self.state().taps.values_mut().filter(|used| **used == Use::Waiting) {
+            *used = Use::Unknown;
+        }
         self.sweep().await;
     }
 

@@ -2,15 +2,16 @@
 
 use std::io::{self, IsTerminal};
 use std::str::FromStr;
+use std::time::Duration;
 
 use banger_agent_api::{Call, ConsoleCall, ConsoleReply};
 use banger_daemon_api::routes;
 use banger_daemon_api::vm::{Vm, VmState};
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use clap::Args;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::OneVm;
 use crate::client::Client;
@@ -24,6 +25,8 @@ use crate::{agent, daemon, exec};
 
 /// Bytes that are read of the console at once.
 const CHUNK: usize = 16 * 1024;
+/// How long a slow terminal has for what is still queued when the console is left.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Arguments of `banger vm console`.
 #[derive(Args, Debug)]
@@ -110,8 +113,9 @@ pub async fn run(ui: &Ui, args: &ConsoleArgs) -> Result<(), CliError> {
     // Raw from here on; the guard restores the terminal however this function ends.
     let raw = if is_typed { Some(RawMode::enter()?) } else { None };
     let mut screen = Screen { text: TerminalText::default(), cleans: !args.raw };
+    let mut writer = Writer::new();
     let left = tokio::select! {
-        left = show(output, &mut screen) => left,
+        left = show(output, &mut screen, &mut writer) => left,
         left = type_in(read_stdin(), input, escape) => Ok(left),
         // Only after the console is attached to, so that the first prompt is seen.
         never = answer(ui, &client, &vm) => match never {},
@@ -119,6 +123,7 @@ pub async fn run(ui: &Ui, args: &ConsoleArgs) -> Result<(), CliError> {
             Err(CliError::interrupted(interrupt, format!("left the console of VM {}", vm.name)))
         }
     };
+    writer.finish().await;
     screen.restore();
     drop(raw);
     if is_typed {
@@ -155,17 +160,43 @@ impl Screen {
     }
 }
 
+/// The thread that writes to standard output.
+struct Writer {
+    /// None once nothing more comes.
+    queue: Option<mpsc::Sender<Bytes>>,
+    end: oneshot::Receiver<io::Result<()>>,
+}
+
+impl Writer {
+    fn new() -> Self {
+        let (queue, end) = write_stream(io::stdout());
+        Self { queue: Some(queue), end }
+    }
+
+    /// Waits a little for what is queued: after it the terminal is put back as it was.
+    async fn finish(&mut self) {
+        if self.queue.take().is_some() {
+            let _ = tokio::time::timeout(LAST_WORDS, &mut self.end).await;
+        }
+    }
+}
+
 /// Shows what the machine prints, until the console ends.
-async fn show(mut output: impl AsyncRead + Unpin, screen: &mut Screen) -> Result<Left, CliError> {
-    let (stdout, end) = write_stream(io::stdout());
+async fn show(
+    mut output: impl AsyncRead + Unpin,
+    screen: &mut Screen,
+    writer: &mut Writer,
+) -> Result<Left, CliError> {
     let mut chunk = vec![0; CHUNK];
-    while let Ok(count @ 1..) = output.read(&mut chunk).await {
-        if stdout.send(screen.piece(&chunk[..count])).await.is_err() {
+    while let Some(queue) = &writer.queue
+        && let Ok(count @ 1..) = output.read(&mut chunk).await
+    {
+        if queue.send(screen.piece(&chunk[..count])).await.is_err() {
             break;
         }
     }
-    drop(stdout);
-    match end.await {
+    writer.queue = None;
+    match (&mut writer.end).await {
         Ok(Err(error)) => Err(CliError::output(&error)),
         _ => Ok(Left::Ended),
     }
@@ -178,24 +209,33 @@ async fn type_in(
     mut input: impl AsyncWrite + Unpin,
     escape: Option<u8>,
 ) -> Left {
-    while let Some(bytes) = keys.recv().await {
-        let end = escape.and_then(|key| bytes.iter().position(|byte| *byte == key));
-        let typed = &bytes[..end.unwrap_or(bytes.len())];
-        let sent = async {
-            input.write_all(typed).await?;
-            input.flush().await
-        };
-        if end.is_some() {
-            // A machine that takes no keys is left all the same.
-            tokio::select! {
-                biased;
-                _ = sent => {}
-                () = tokio::task::yield_now() => {}
+    let mut waiting = BytesMut::new();
+    let mut is_open = true;
+    while is_open || !waiting.is_empty() {
+        tokio::select! {
+            biased;
+            // The key leaves also where nothing typed is taken; without one the machine sets the pace.
+            more = keys.recv(), if is_open && (escape.is_some() || waiting.is_empty()) => {
+                let Some(bytes) = more else {
+                    is_open = false;
+                    continue;
+                };
+                let end = escape.and_then(|key| bytes.iter().position(|byte| *byte == key));
+                waiting.extend_from_slice(&bytes[..end.unwrap_or(bytes.len())]);
+                if end.is_some() {
+                    // What is taken at once.
+                    tokio::select! {
+                        biased;
+                        _ = input.write_all(&waiting) => {}
+                        () = tokio::task::yield_now() => {}
+                    }
+                    return Left::Escaped;
+                }
             }
-            return Left::Escaped;
-        }
-        if sent.await.is_err() {
-            break;
+            taken = input.write(&waiting), if !waiting.is_empty() => match taken {
+                Ok(count @ 1..) => waiting.advance(count),
+                _ => break,
+            }
         }
     }
     std::future::pending().await
@@ -295,5 +335,17 @@ mod tests {
         let (ours, _theirs) = tokio::io::duplex(1);
         queue.send(Bytes::from_static(b"more than it takes\x1d")).await.unwrap();
         assert_eq!(type_in(keys, ours, Some(0x1d)).await, Left::Escaped);
+    }
+
+    #[tokio::test]
+    async fn the_key_is_seen_behind_what_nobody_takes() {
+        let (queue, keys) = mpsc::channel(4);
+        let (ours, _theirs) = tokio::io::duplex(1);
+        let typing = tokio::spawn(type_in(keys, ours, Some(0x1d)));
+        for bytes in [&b"a long paste"[..], b"more of it", b"\x1d"] {
+            queue.send(Bytes::from_static(bytes)).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(typing.await.unwrap(), Left::Escaped);
     }
 }

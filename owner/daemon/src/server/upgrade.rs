@@ -1,5 +1,7 @@
 //! Connections that leave HTTP: byte streams of a client after `101 Switching Protocols`.
 
+use std::time::Duration;
+
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -14,6 +16,9 @@ use tokio::net::UnixStream;
 
 use super::failure::Failure;
 use super::refusal::ExplainedRefusals;
+
+/// How long a guest has to take what a client sent that is gone.
+const LAST_BYTES: Duration = Duration::from_secs(2);
 
 /// A request that asks for another protocol.
 #[derive(Debug)]
@@ -100,10 +105,19 @@ impl Connection {
                 to_guest.write_all(&early).await?;
                 copy(&mut from_client, &mut to_guest).await
             };
-            if carried.await.is_ok() && !hangup.happened() {
-                let _ = to_guest.shutdown().await;
+            tokio::pin!(carried);
+            tokio::select! {
+                ended = &mut carried => {
+                    if ended.is_ok() && !hangup.happened() {
+                        let _ = to_guest.shutdown().await;
+                    }
+                    hangup.wait().await;
+                }
+                // Nobody reads any more. What was sent before may still be taken, but not for ever.
+                () = hangup.wait() => {
+                    let _ = tokio::time::timeout(LAST_BYTES, carried).await;
+                }
             }
-            hangup.wait().await;
             std::io::Result::Ok(())
         };
         let downward = async {
@@ -151,9 +165,9 @@ impl Hangup {
             && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
     }
 
-    /// Looks now and then: only a client that has closed its sending half is waited for like this.
+    /// Looks now and then: nothing else tells of it while a guest takes nothing.
     async fn wait(&self) {
-        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(500));
+        let mut ticks = tokio::time::interval(Duration::from_millis(500));
         while !self.happened() {
             ticks.tick().await;
         }
@@ -195,6 +209,22 @@ mod tests {
         splice.await.unwrap().unwrap();
         let mut text = Vec::new();
         guest.read_to_end(&mut text).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_killed_client_is_noticed_behind_what_the_guest_does_not_take() {
+        let (mut client, guest, splice) = spliced();
+        let sending = tokio::spawn(async move {
+            let bytes = vec![0; 64 << 10];
+            // Until both sockets are full.
+            while tokio::time::timeout(Duration::from_millis(200), client.write_all(&bytes))
+                .await
+                .is_ok()
+            {}
+        });
+        sending.await.unwrap();
+        splice.await.unwrap().unwrap();
+        drop(guest);
     }
 
     #[tokio::test]

@@ -39,6 +39,8 @@ pub(super) enum Guest {
     Stubborn,
     /// Its agent refuses every call after the first.
     Rude,
+    /// Its agent says that it is well, and nothing else.
+    Mute,
 }
 
 #[derive(Debug)]
@@ -275,6 +277,9 @@ async fn serve(process: Arc<Process>, mut stream: tokio::io::DuplexStream) {
         let answer = Response::<Empty>::new(Outcome::Error(refusal));
         let _ = write_message(&mut stream, &answer, MAX_RESPONSE).await;
         return;
+    }
+    if process.guest == Guest::Mute && request.call != Call::Health {
+        return std::future::pending().await;
     }
     if request.call == Call::Health {
         let reply = HealthReply {

@@ -71,6 +71,29 @@ async fn a_guest_that_does_not_take_its_name_is_told_of() {
     assert!(renamed.notes[HOSTNAME_NOTE].contains("next start"), "{:?}", renamed.notes);
 }
 
+/// Such a guest keeps its machine from nothing for long.
+#[tokio::test]
+async fn a_guest_that_says_nothing_is_told_of_and_its_machine_can_be_deleted() {
+    let machine = Machine::new();
+    let (engine, _) = open(&machine, Faults::default()).await;
+    create(&engine, "box").await;
+    machine.script.lock().unwrap().guest = Guest::Mute;
+    create(&engine, "mute").await;
+    let renaming = engine.rename(&vm("mute"), name("web"));
+    let looking = async {
+        // Others see the new name while the guest is waited for.
+        while engine.get(&vm("web")).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        engine.get(&vm("web")).await.unwrap().notes.get(HOSTNAME_NOTE).cloned()
+    };
+    let (renamed, seen) = tokio::join!(renaming, looking);
+    assert_eq!(seen, None);
+    assert!(renamed.unwrap().notes[HOSTNAME_NOTE].contains("next start"));
+    let deleted = engine.delete(&vm("web"), op()).await.unwrap();
+    succeed(&deleted.operation).await;
+}
+
 #[tokio::test]
 async fn what_runs_is_not_deleted_as_idle() {
     let machine = Machine::new();

@@ -1,11 +1,16 @@
 //! A VM's name, changed between two actions.
 
+use std::time::Duration;
+
 use banger_daemon_api::vm::{HOSTNAME_NOTE, VmState};
 use banger_types::VmName;
 
 use super::Body;
 use crate::error::EngineError;
 use crate::guest;
+
+/// How long a guest may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Renames the VM: in the store first, which has each name once, then where others look it up, then in
 /// its guest. A guest that does not answer has the name from its next start on, and a note says so.
@@ -26,8 +31,10 @@ pub(super) async fn rename(body: &mut Body, name: VmName) -> Result<(), EngineEr
         drop(table);
         announce(body);
     }
+    body.publish();
     tell_guest(body).await;
     body.publish();
+    body.save_or_log(true).await;
     Ok(())
 }
 
@@ -54,10 +61,16 @@ async fn tell_guest(body: &mut Body) {
     else {
         return;
     };
-    if let Err(error) = guest::set_name(&process.channel(), body.record.name.clone()).await {
-        tracing::warn!(vm = %body.record.id, %error, "a guest was not told its name");
-        let note = "the guest keeps its earlier host name until its next start: its agent did not \
-                    take the new one";
-        body.record.notes.insert(HOSTNAME_NOTE.to_owned(), note.to_owned());
-    }
+    let channel = process.channel();
+    let told = guest::set_name(&channel, body.record.name.clone());
+    // The VM does nothing else meanwhile, and a guest may say nothing at all.
+    let failure = match tokio::time::timeout(PATIENCE, told).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
+    };
+    tracing::warn!(vm = %body.record.id, error = failure, "a guest was not told its name");
+    let note = "the guest keeps its earlier host name until its next start: its agent did not take \
+                the new one";
+    body.record.notes.insert(HOSTNAME_NOTE.to_owned(), note.to_owned());
 }

@@ -62,6 +62,14 @@ pub(super) async fn of_made(
     Ok(Wanted { asked: Growth { root: asked, work }, actual: Growth { root: actual, work } })
 }
 
+/// Refuses a VM that runs and whose disks the host could not hold, as its next start would.
+pub(super) async fn judge_restart(body: &Body) -> Result<(), EngineError> {
+    let Some(disks) = &body.record.disks else { return Ok(()) };
+    // A disk that cannot be measured is for its own step to refuse.
+    let Ok(growth) = of_made(&body.shared, disks, &body.record.spec).await else { return Ok(()) };
+    judge(body, &body.record.spec, growth, Asker::Starting).await.map(drop)
+}
+
 /// Judges a VM's disks by what the host has free; returns a warning for its user.
 pub(super) async fn judge(
     body: &Body,

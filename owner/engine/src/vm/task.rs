@@ -18,6 +18,7 @@ use super::delete::{delete, discard};
 use super::network::{NetworkChange, change_network};
 use super::rename::rename;
 use super::set::set;
+use super::space;
 use super::start::start;
 use super::stop::{Stop, clean_again, reap, stop};
 use super::{Body, Control};
@@ -420,6 +421,8 @@ async fn create(body: &mut Body, control: &Control) -> Result<(), Failure> {
 async fn restart(body: &mut Body, control: &Control, how: Option<Stop>) -> Result<(), Failure> {
     if body.process.is_some() {
         let Some(how) = how else { return Ok(()) };
+        // What could not be started again is not stopped for it.
+        space::judge_restart(body).await?;
         let stopped = stop(body, control, how).await;
         // What is left of it is for the start to clean.
         if body.process.is_some() {

@@ -119,7 +119,13 @@ impl Reader {
 pub(super) fn attach(log: &Path, api: &Path, held: Arc<HeldProcess>) -> io::Result<BoxedStream> {
     let socket = std::fs::canonicalize(api)?;
     let root = socket.parent().and_then(Path::parent).ok_or(io::ErrorKind::NotFound)?;
-    let keys = pipe::OpenOptions::new().open_sender(root.join("console"))?;
+    let keys = pipe::OpenOptions::new().open_sender(root.join("console"));
+    let keys = keys.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => io::Error::other(
+            "an earlier banger started this machine; it has a console from its next start on",
+        ),
+        _ => error,
+    })?;
     let reader = Reader::at_end_of(log, held)?;
     let pieces = futures::stream::try_unfold(reader, |mut reader| async move {
         Ok::<_, io::Error>(reader.next().await?.map(|piece| (piece, reader)))
