@@ -159,7 +159,7 @@ fn a_start_on_a_full_disk_says_so_and_leaves_nothing() {
         return skip("root", "mounts a tmpfs");
     }
     let environment = Environment::new(Contents::Busybox);
-    let disk = SmallDisk::under(&environment.state(), 400);
+    let disk = SmallDisk::under(&environment.state(), 600);
     environment.banger(["vm", "list"]).ok();
     let filler = fill(&environment);
     let run =
