@@ -103,16 +103,15 @@ impl Connection {
             // last words just now: they are still to be read, so only the client's end counts here.
             let carried = async {
                 to_guest.write_all(&early).await?;
-                copy(&mut from_client, &mut to_guest).await
+                copy(&mut from_client, &mut to_guest).await?;
+                if !hangup.happened() {
+                    to_guest.shutdown().await?;
+                }
+                std::io::Result::Ok(())
             };
             tokio::pin!(carried);
             tokio::select! {
-                ended = &mut carried => {
-                    if ended.is_ok() && !hangup.happened() {
-                        let _ = to_guest.shutdown().await;
-                    }
-                    hangup.wait().await;
-                }
+                _ = &mut carried => hangup.wait().await,
                 // Nobody reads any more. What was sent before may still be taken, but not for ever.
                 () = hangup.wait() => {
                     let _ = tokio::time::timeout(LAST_BYTES, carried).await;

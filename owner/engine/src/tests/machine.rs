@@ -39,7 +39,7 @@ pub(super) enum Guest {
     Stubborn,
     /// Its agent refuses every call after the first.
     Rude,
-    /// Its agent says that it is well, and nothing else.
+    /// Its agent never says that it has another name.
     Mute,
 }
 
@@ -278,7 +278,8 @@ async fn serve(process: Arc<Process>, mut stream: tokio::io::DuplexStream) {
         let _ = write_message(&mut stream, &answer, MAX_RESPONSE).await;
         return;
     }
-    if process.guest == Guest::Mute && request.call != Call::Health {
+    let names = matches!(&request.call, Call::SetIdentity(call) if call.hostname.is_some());
+    if process.guest == Guest::Mute && names {
         return std::future::pending().await;
     }
     if request.call == Call::Health {

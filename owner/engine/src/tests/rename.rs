@@ -79,7 +79,8 @@ async fn a_guest_that_says_nothing_is_told_of_and_its_machine_can_be_deleted() {
     create(&engine, "box").await;
     machine.script.lock().unwrap().guest = Guest::Mute;
     create(&engine, "mute").await;
-    let renaming = engine.rename(&vm("mute"), name("web"));
+    let mute = vm("mute");
+    let renaming = engine.rename(&mute, name("web"));
     let looking = async {
         // Others see the new name while the guest is waited for.
         while engine.get(&vm("web")).await.is_err() {

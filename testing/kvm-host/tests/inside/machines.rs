@@ -253,14 +253,20 @@ fn a_firecracker_machine_has_a_network_and_a_name_and_keeps_both() {
 /// Attached to the console, and typed at, over a pipe in the jail.
 #[test]
 fn a_firecracker_machine_has_a_console() {
-    use std::io::{Read, Write};
+    use std::io::{BufRead, BufReader, Read, Write};
     let Some(inside) = Inside::get() else { return };
     let ready = Ready::new(&inside);
     banger(&["vm", "run", "-d", "--vmm", "firecracker", "--image", "busybox", "--name", "box"]);
     let attach = || {
         let mut command = ready.command(&["vm", "console", "box"]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut console = command.spawn().expect("banger starts");
+        // What is printed before it is attached does not come.
+        let mut said = String::new();
+        let mut errors = BufReader::new(console.stderr.take().expect("a pipe"));
+        errors.read_line(&mut said).expect("a pipe is read");
+        assert!(said.starts_with("console of VM box"), "{said}");
+        std::thread::spawn(move || std::io::copy(&mut errors, &mut std::io::stderr()));
         let (keys, output) = (console.stdin.take().expect("a pipe"), console.stdout.take());
         (console, keys, output.expect("a pipe"))
     };
