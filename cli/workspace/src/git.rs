@@ -42,10 +42,16 @@ fn bare() -> Command {
     git
 }
 
-/// Git in the user's repository.
+/// Git in the user's repository; names are no patterns.
 pub(crate) fn user(directory: &Path) -> Command {
+    let mut git = user_with_patterns(directory);
+    git.arg("--literal-pathspecs");
+    git
+}
+
+fn user_with_patterns(directory: &Path) -> Command {
     let mut git = bare();
-    git.arg("-C").arg(directory).args(["--no-pager", "--no-optional-locks", "--literal-pathspecs"]);
+    git.arg("-C").arg(directory).args(["--no-pager", "--no-optional-locks"]);
     for setting in SETTINGS {
         git.args(["-c", setting]);
     }
@@ -281,19 +287,20 @@ pub(crate) fn untracked(top: &Path) -> Result<Vec<PathBuf>, WorkspaceError> {
 
 /// As [`untracked`], but only these names and what is below them; no name is every name.
 pub(crate) fn untracked_of(top: &Path, paths: &[PathBuf]) -> Result<Vec<PathBuf>, WorkspaceError> {
-    let mut git = with_excludes(top)?;
+    let mut git = with_excludes(user(top), top)?;
     git.args(["ls-files", "-z", "--others", "--exclude-standard", "--full-name"]);
     git.arg("--").args(paths);
     let listing = checked(&mut git, "ls-files", top)?;
     Ok(records(&listing).map(path).collect())
 }
 
-/// Returns those of some names that are ignored.
+/// Returns those of some names that are ignored; none lies in a submodule, whose rules are its own.
 pub(crate) fn ignored_of(top: &Path, paths: &[PathBuf]) -> Result<Vec<PathBuf>, WorkspaceError> {
     if paths.is_empty() {
         return Ok(Vec::new());
     }
-    let mut git = with_excludes(top)?;
+    // It takes names as they stand, and refuses to be told so by --literal-pathspecs.
+    let mut git = with_excludes(user_with_patterns(top), top)?;
     git.args(["check-ignore", "-z", "--stdin", "--no-index"]);
     // As they stand, also where they begin with a colon (gitglossary(7), pathspec).
     let asked = paths.iter().flat_map(|path| [b"./", path.as_os_str().as_bytes(), b"\0"].concat());
@@ -301,11 +308,10 @@ pub(crate) fn ignored_of(top: &Path, paths: &[PathBuf]) -> Result<Vec<PathBuf>, 
     Ok(records(&answer.stdout).map(|name| path(name.strip_prefix(b"./").unwrap_or(name))).collect())
 }
 
-fn with_excludes(top: &Path) -> Result<Command, WorkspaceError> {
+fn with_excludes(mut git: Command, top: &Path) -> Result<Command, WorkspaceError> {
     // In the place of the repository's own setting, which may name any file of the user's.
     let mut excludes = OsString::from("core.excludesFile=");
     excludes.push(user_excludes(top)?.unwrap_or_else(|| PathBuf::from("/dev/null")));
-    let mut git = user(top);
     git.arg("-c").arg(excludes);
     Ok(git)
 }

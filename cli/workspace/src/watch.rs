@@ -6,7 +6,7 @@
 //! that is made in it meanwhile is missed. Directories are opened beneath the working tree without
 //! following a link.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -88,6 +88,11 @@ pub struct Watch {
     watched: HashMap<PathBuf, i32>,
     /// Directories with files to carry.
     carried: BTreeSet<PathBuf>,
+    /// Where the repository and its submodules are, relative to the top; each has rules of its own for
+    /// what is ignored.
+    modules: BTreeSet<PathBuf>,
+    /// Submodules that are not checked out: nothing in them is anybody's to carry.
+    absent: BTreeSet<PathBuf>,
     top: PathBuf,
     include_untracked: bool,
     seen: BTreeSet<PathBuf>,
@@ -109,6 +114,8 @@ impl Watch {
             places: HashMap::new(),
             watched: HashMap::new(),
             carried: BTreeSet::new(),
+            modules: BTreeSet::new(),
+            absent: BTreeSet::new(),
             top: PathBuf::new(),
             include_untracked,
             seen: BTreeSet::new(),
@@ -117,11 +124,28 @@ impl Watch {
         Ok((watch, Stop { _end: end }))
     }
 
-    /// Watches all that a repository has; returns whether some of it was not watched before, so that it
-    /// may have changed since `workspace` was opened.
+    /// Watches all that a repository has, and nothing else any more; returns whether some of it was not
+    /// watched before, so that it may have changed since `workspace` was opened.
     pub fn cover(&mut self, workspace: &Workspace) -> Result<bool, WorkspaceError> {
         self.drain();
-        let before = self.places.len();
+        let before = std::mem::take(&mut self.places);
+        self.watched.clear();
+        let added = self.add_all(workspace);
+        self.end_others(&before);
+        added?;
+        Ok(self.places.keys().any(|watch| !before.contains_key(watch)))
+    }
+
+    /// Ends those of some watches that are for nothing now.
+    fn end_others(&self, before: &HashMap<i32, Place>) {
+        for watch in before.keys().filter(|watch| !self.places.contains_key(watch)) {
+            // The kernel has ended it where its directory is gone.
+            let _ = inotify::remove_watch(&self.inotify, *watch);
+        }
+    }
+
+    /// Adds what a repository has; a directory that is watched already keeps its watch (inotify(7)).
+    fn add_all(&mut self, workspace: &Workspace) -> Result<(), WorkspaceError> {
         self.top.clone_from(&workspace.top);
         self.carried = workspace
             .names()
@@ -129,14 +153,17 @@ impl Watch {
             .flat_map(|name| name.ancestors().skip(1).map(Path::to_owned).collect::<Vec<_>>())
             .collect();
         self.carried.insert(PathBuf::new());
-        for (_, module) in workspace.modules() {
+        self.modules.clear();
+        self.absent.clear();
+        for (place, module) in workspace.modules() {
+            self.absent.extend(module.absent_submodules.iter().map(|absent| place.join(absent)));
+            self.modules.insert(place);
             self.add_git(&module.git_dir, Place::Git)?;
             self.add_git(&module.common_dir, Place::Git)?;
             self.add_git(&module.common_dir.join("info"), Place::Git)?;
             self.add_refs(module.common_dir.join("refs"))?;
         }
-        self.add_below(Path::new(""))?;
-        Ok(self.places.len() > before)
+        self.add_below(Path::new(""))
     }
 
     /// Waits until something has changed, and until it does not change any more at that moment.
@@ -252,21 +279,18 @@ impl Watch {
         for path in &carried {
             self.add(path)?;
         }
-        if !self.include_untracked {
+        let is_in_absent = directory.ancestors().skip(1).any(|place| self.absent.contains(place));
+        if !self.include_untracked || is_in_absent {
             return Ok(());
         }
         let mut level = vec![directory.to_owned()];
         while !level.is_empty() {
-            let asked: Vec<PathBuf> =
-                level.iter().filter(|path| !self.carried.contains(*path)).cloned().collect();
-            // Where git does not say, more is watched than need be.
-            let ignored: HashSet<PathBuf> =
-                git::ignored_of(&self.top, &asked).unwrap_or_default().into_iter().collect();
+            let ignored = self.ignored(&level)?;
             let mut next = Vec::new();
             for path in level.into_iter().filter(|path| !ignored.contains(path)) {
                 let full = self.top.join(&path);
-                let is_foreign = !self.carried.contains(&path) && full.join(".git").exists();
-                if is_foreign || !self.add(&path)? {
+                let is_foreign = !self.has_ours(&path) && full.join(".git").exists();
+                if is_foreign || !self.add(&path)? || self.absent.contains(&path) {
                     continue;
                 }
                 let entries = std::fs::read_dir(full).into_iter().flatten().flatten();
@@ -278,6 +302,29 @@ impl Watch {
             level = next;
         }
         Ok(())
+    }
+
+    /// Returns whether a directory has files to carry, or is a submodule.
+    fn has_ours(&self, directory: &Path) -> bool {
+        self.carried.contains(directory) || self.modules.contains(directory)
+    }
+
+    /// Returns those of some directories that are ignored, by the rules of the repository or submodule that
+    /// each lies in. What has files to carry is not.
+    fn ignored(&self, directories: &[PathBuf]) -> Result<HashSet<PathBuf>, WorkspaceError> {
+        let mut asked: BTreeMap<&Path, Vec<PathBuf>> = BTreeMap::new();
+        for path in directories.iter().filter(|path| !self.has_ours(path)) {
+            let around = path.ancestors().skip(1).find(|place| self.modules.contains(*place));
+            let place = around.unwrap_or(Path::new(""));
+            let inner = path.strip_prefix(place).unwrap_or(path);
+            asked.entry(place).or_default().push(inner.to_owned());
+        }
+        let mut ignored = HashSet::new();
+        for (place, inner) in asked {
+            let found = git::ignored_of(&self.top.join(place), &inner)?;
+            ignored.extend(found.into_iter().map(|path| place.join(path)));
+        }
+        Ok(ignored)
     }
 
     /// Watches one directory; returns whether it is there.
@@ -383,4 +430,107 @@ fn whole(sync: &mut Mirror, watch: &mut Watch) -> Result<Round, WorkspaceError> 
         workspace = sync.open()?;
     }
     sync.whole(workspace)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::Command;
+
+    use super::*;
+    use crate::repository::Options;
+
+    fn git(directory: &Path, arguments: &[&str]) {
+        let output = Command::new("git")
+            .arg("-C")
+            .arg(directory)
+            .args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "protocol.file.allow=always"])
+            .args(arguments)
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    }
+
+    /// Makes a repository of a file and its rules for what is ignored.
+    fn repository(rules: &str) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let top = directory.path();
+        fs::create_dir(top.join("src")).unwrap();
+        fs::write(top.join("src/a"), "1").unwrap();
+        fs::write(top.join(".gitignore"), rules).unwrap();
+        git(top, &["init", "--quiet", "--initial-branch=main"]);
+        git(top, &["add", "--all"]);
+        git(top, &["commit", "--quiet", "-m", "x"]);
+        directory
+    }
+
+    fn open(top: &Path) -> Workspace {
+        let options = Options { include_untracked: true, ..Options::default() };
+        Workspace::open(top, &options).unwrap()
+    }
+
+    /// The directories of the working tree that are watched; the kernel has no other watches
+    /// (proc_pid_fdinfo(5)).
+    fn watched(watch: &Watch) -> BTreeSet<&str> {
+        let path = format!("/proc/self/fdinfo/{}", watch.inotify.as_raw_fd());
+        let of_kernel = fs::read_to_string(path).unwrap();
+        let of_kernel = of_kernel.lines().filter(|line| line.starts_with("inotify wd:")).count();
+        assert_eq!(of_kernel, watch.places.len());
+        watch.watched.keys().map(|path| path.to_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_is_ignored_is_not_watched_by_the_rules_of_each_repository() {
+        let (repository, inner) = (repository("target/\n"), repository("out/\n"));
+        let top = repository.path();
+        let inner = inner.path().to_str().unwrap();
+        git(top, &["submodule", "--quiet", "add", inner, "sub"]);
+        git(top, &["submodule", "--quiet", "add", inner, "gone"]);
+        git(top, &["submodule", "--quiet", "deinit", "--force", "gone"]);
+        git(top, &["init", "--quiet", "foreign"]);
+        for path in [
+            "target/debug/deps",
+            "new/deep",
+            "src/target",
+            ":(top)odd",
+            "sub/out/deep",
+            "sub/target",
+            "gone/inner",
+            "foreign/inner",
+        ] {
+            fs::create_dir_all(top.join(path)).unwrap();
+        }
+        let (mut watch, _stop) = Watch::new(true).unwrap();
+        assert!(watch.cover(&open(top)).unwrap());
+        let most = ["", ":(top)odd", "gone", "new", "new/deep", "src", "sub", "sub/src"];
+        let most: BTreeSet<&str> = most.into_iter().chain(["sub/target"]).collect();
+        assert_eq!(watched(&watch), most);
+
+        // Nor what comes later.
+        for path in ["src/more/target/deep", "sub/out/later"] {
+            fs::create_dir_all(top.join(path)).unwrap();
+        }
+        watch.wait().unwrap();
+        let more = BTreeSet::from(["src/more"]);
+        assert_eq!(watched(&watch), &most | &more);
+
+        // Another rule ends the watches that there are.
+        fs::write(top.join(".gitignore"), "target/\nnew/\nmore/\n").unwrap();
+        assert!(!watch.cover(&open(top)).unwrap());
+        assert_eq!(watched(&watch), &most - &BTreeSet::from(["new", "new/deep"]));
+    }
+
+    #[test]
+    fn a_git_that_does_not_say_what_is_ignored_is_told() {
+        let repository = repository("target/\n");
+        fs::create_dir(repository.path().join("new")).unwrap();
+        let workspace = open(repository.path());
+        fs::remove_file(repository.path().join(".git/HEAD")).unwrap();
+        let (mut watch, _stop) = Watch::new(true).unwrap();
+        let told = watch.cover(&workspace);
+        let is_told = matches!(&told, Err(WorkspaceError::Git { command: "check-ignore", .. }));
+        assert!(is_told, "{told:?}");
+    }
 }
