@@ -19,6 +19,7 @@
 mod agent;
 mod archive;
 mod base;
+mod clearing;
 mod error;
 mod fast_import;
 mod files;

@@ -1,7 +1,7 @@
 //! Puts a snapshot into a guest: all of it the first time, later what is different.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -12,6 +12,7 @@ use banger_agent_api::{GuestPath, Listed, ListedKind};
 use crate::agent::{AgentGuest, as_path};
 use crate::archive::{self, Archive};
 use crate::base::{self, Tree, is_settled};
+use crate::clearing::{self, clearing};
 use crate::error::{GuestError, WorkspaceError};
 use crate::fast_import::{Content, FastImport};
 use crate::files::{self, Entry, open_beneath};
@@ -104,20 +105,33 @@ pub fn prepare(
     } else if !force && !is_empty(guest, root)? {
         return Err(WorkspaceError::Occupied { path: root.to_string() });
     }
-    let has_directory = |name: &Path| {
-        looked_at.as_ref().is_none_or(|work| work.has_directory(name.as_os_str().as_bytes()))
+    let not_looked_at;
+    let directories = match &looked_at {
+        Some(work) => work.directories(),
+        None => {
+            // Where nothing was carried yet there is nothing, but for what is overwritten.
+            not_looked_at =
+                if force { clearing::directories(guest, root)? } else { HashSet::new() };
+            &not_looked_at
+        }
     };
     let held = held(&left, &old_names, &snapshot.tree);
     let next = with_held(kept, &held, &old_names, &snapshot.tree)?;
-    let mut removals = removals(&old_names, &next, has_directory);
+    let mut removals =
+        removals(&old_names, &next, |name| directories.contains(name.as_os_str().as_bytes()));
     removals.retain(|path| !held.contains(path.as_os_str().as_bytes()));
-    // The others nobody wants to replace.
-    left.retain(|name| snapshot.tree.get(name) != old_names.get(name));
+    let left = not_carried(&left, &old_names, &snapshot.tree);
     let send: Vec<&Vec<u8>> = next
         .iter()
         .filter(|(name, entry)| there.get(*name) != Some(*entry) && !held.contains(*name))
         .map(|(name, _)| name)
         .collect();
+    let cleared = clearing(guest, root, directories, &send, force)?;
+    if !cleared.is_empty() {
+        let again: HashSet<&PathBuf> = cleared.iter().collect();
+        removals.retain(|path| !again.contains(path));
+        removals.extend(cleared);
+    }
     let repository = match left_branches.is_empty() {
         // Its repository is its own by now.
         false => Repository::Stays,
@@ -179,6 +193,22 @@ fn held(left: &[Vec<u8>], old: &Tree, next: &Tree) -> BTreeSet<Vec<u8>> {
         }
     }
     held
+}
+
+/// Returns the names that the host has changed and that are held: those that are left, or where the host
+/// did not touch such a one what cannot be beside it.
+fn not_carried(left: &[Vec<u8>], old: &Tree, next: &Tree) -> Vec<Vec<u8>> {
+    let is_changed = |name: &Vec<u8>| next.get(name) != old.get(name);
+    let mut names = BTreeSet::new();
+    for name in left {
+        if is_changed(name) {
+            names.insert(name.clone());
+        } else {
+            names
+                .extend(held(std::slice::from_ref(name), old, next).into_iter().filter(is_changed));
+        }
+    }
+    names.into_iter().collect()
 }
 
 /// Returns what the guest will have been given: `next`, with those that are held as they were carried

@@ -253,6 +253,11 @@ impl Mirror {
                 .skip(1)
                 .all(|parent| parent.as_os_str().is_empty() || is_directory(parent));
             if odd || !is_below {
+                // Whether it is in the way only a whole look can say; what one has left stays so.
+                if self.plan.newer == Newer::Leave && known.left.contains(&one.name) {
+                    judged.left.insert(one.name.clone());
+                    continue;
+                }
                 return Ok(None);
             }
             if self.plan.newer == Newer::Overwrite {

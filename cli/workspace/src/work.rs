@@ -76,6 +76,8 @@ pub struct Work {
     moved_branches: Vec<String>,
     repositories: Vec<Vec<u8>>,
     too_large: Vec<Vec<u8>>,
+    /// What is no file to be compared, in the place of what is to come.
+    obstacles: Vec<Vec<u8>>,
     repository_gone: bool,
     cut_off: bool,
     /// What was listed and looked at, as far as a later change of it would show.
@@ -116,6 +118,7 @@ impl Work {
         new.extend(in_the_way(&listing.entries, &tree, next));
         let large = listing.entries.iter().filter(|listed| listed.size > NEW_FILE_LIMIT);
         let too_large: Vec<Vec<u8>> = large.filter_map(|listed| new.take(&listed.name)).collect();
+        let obstacles = obstacles(&listing.entries, &tree, next);
         let mut fetched = found.changed;
         fetched.extend(new);
         let mut gone = found.gone;
@@ -136,6 +139,7 @@ impl Work {
             moved_branches,
             repositories: found.repositories,
             too_large,
+            obstacles,
             repository_gone,
             cut_off: kept.is_unfinished(),
             seen: settled.map(|listed| (listed.name.clone(), listed)).collect(),
@@ -249,6 +253,7 @@ impl Work {
             })
             .map(|(_, name)| name)
             .chain(self.too_large.iter().filter(|name| meets(name, next, &directories)))
+            .chain(&self.obstacles)
             .cloned()
             .collect()
     }
@@ -258,9 +263,9 @@ impl Work {
         self.seen.get(&listed.name) == Some(listed)
     }
 
-    /// Returns whether the guest has a directory of this name.
-    pub(crate) fn has_directory(&self, name: &[u8]) -> bool {
-        self.directories.contains(name)
+    /// Returns the directories that the guest has, but for those in repositories.
+    pub(crate) fn directories(&self) -> &HashSet<Vec<u8>> {
+        &self.directories
     }
 
     pub(crate) fn is_repository_gone(&self) -> bool {
@@ -321,6 +326,20 @@ fn in_the_way(entries: &[Listed], tree: &Tree, next: &Tree) -> Vec<Vec<u8>> {
         .iter()
         .filter(|listed| matches!(listed.kind, ListedKind::File | ListedKind::Link))
         .filter(|listed| !tree.contains_key(&listed.name) && !is_gits(as_path(&listed.name)))
+        .filter(|listed| meets(&listed.name, next, &directories))
+        .map(|listed| listed.name.clone())
+        .collect()
+}
+
+/// Returns what else of the guest would be lost if `next` came: repositories in directories where it has
+/// a file, and sockets, pipes and devices. A directory alone holds nothing.
+fn obstacles(entries: &[Listed], tree: &Tree, next: &Tree) -> Vec<Vec<u8>> {
+    let directories = directories(next);
+    entries
+        .iter()
+        .filter(|listed| listed.kind == ListedKind::Other || is_gits(as_path(&listed.name)))
+        // One in the place of a file that was carried is seen by that file's absence.
+        .filter(|listed| !tree.contains_key(&listed.name))
         .filter(|listed| meets(&listed.name, next, &directories))
         .map(|listed| listed.name.clone())
         .collect()
