@@ -61,6 +61,16 @@ struct Known {
     /// All names that are to be carried, also those that are no file now.
     names: BTreeSet<Vec<u8>>,
     left: BTreeSet<Vec<u8>>,
+    /// Branches that the guest has moved, as the last whole look found them.
+    left_branches: Vec<String>,
+}
+
+impl Known {
+    /// Begins what a round of some names did: the guest's repository is as it was.
+    fn begin(&self, left: &BTreeSet<Vec<u8>>) -> Prepared {
+        let left = left.iter().cloned().collect();
+        Prepared { left, left_branches: self.left_branches.clone(), ..Prepared::default() }
+    }
 }
 
 /// What a round did.
@@ -126,6 +136,7 @@ impl Mirror {
             names: names.map(|name| name.into_os_string().into_encoded_bytes()).collect(),
             workspace,
             left: prepared.left.iter().cloned().collect(),
+            left_branches: prepared.left_branches.clone(),
         });
         Ok(self.told(prepared))
     }
@@ -166,7 +177,6 @@ impl Mirror {
         let left_anew = left.difference(&self.told).cloned().collect();
         let branches_anew = branches.difference(&self.told_branches).cloned().collect();
         self.told = left;
-        // A round of some names does not look at them.
         self.told_branches.extend(branches);
         Round { prepared, left_anew, branches_anew }
     }
@@ -177,10 +187,9 @@ impl Mirror {
         known: &mut Known,
         names: BTreeSet<Vec<u8>>,
     ) -> Result<Option<Prepared>, WorkspaceError> {
-        let left = || known.left.iter().cloned().collect();
         let Some(taken) = take(kept, known, names)? else { return Ok(None) };
         if taken.different.is_empty() {
-            let prepared = Prepared { left: left(), ..Prepared::default() };
+            let prepared = known.begin(&known.left);
             taken.note(known);
             return Ok(Some(prepared));
         }
@@ -203,8 +212,7 @@ impl Mirror {
         }
         let goes: Vec<&Different> =
             carried.iter().copied().filter(|one| !judged.same.contains(&one.name)).collect();
-        let mut prepared =
-            Prepared { left: judged.left.iter().cloned().collect(), ..Prepared::default() };
+        let mut prepared = known.begin(&judged.left);
         if !goes.is_empty() {
             kept.set_unfinished(true)?;
             self.send(kept, known, &goes, &taken, &mut prepared)?;

@@ -279,6 +279,16 @@ fn a_repository_with_commits_of_its_own_is_left_alone_and_gets_the_files() {
     assert_eq!(fs::read(guest.path().join("b")).unwrap(), b"guest\n");
     let round = sync.whole(repository.open()).unwrap();
     assert!(round.branches_anew.is_empty(), "told once");
+    // A round of some names does not look at them, and says that they are left: the record of what the
+    // machine has goes by that.
+    for content in ["3\n", "3\n"] {
+        repository.write("a", content);
+        let changed = ["a".into()].into_iter().collect();
+        let round = sync.some(&changed).unwrap().expect("no whole look");
+        assert_eq!(round.prepared.left_branches, ["main"]);
+        assert!(round.branches_anew.is_empty(), "told once");
+    }
+    assert_eq!(fs::read(guest.path().join("a")).unwrap(), b"3\n");
 }
 
 #[test]
