@@ -206,6 +206,17 @@ impl WorkspaceError {
         )
     }
 
+    /// Returns whether there is no repository where one is looked for, or none that is its own.
+    pub(crate) fn is_of_the_top(&self) -> bool {
+        matches!(
+            self,
+            Self::Path { .. }
+                | Self::NotARepository { .. }
+                | Self::Elsewhere { .. }
+                | Self::ForeignGit { .. }
+        )
+    }
+
     /// Says which file of what is kept, and what was tried.
     pub(crate) fn keep(
         operation: &'static str,

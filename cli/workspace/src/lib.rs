@@ -23,6 +23,7 @@ mod clearing;
 mod error;
 mod fast_import;
 mod files;
+mod follow;
 mod git;
 mod guest_git;
 mod identity;
@@ -38,6 +39,7 @@ mod work;
 
 pub use agent::{AgentGuest, Dial, Stream};
 pub use error::{GuestError, WorkspaceError};
+pub use follow::{Told, follow};
 pub use git::current_head;
 pub use identity::GitIdentity;
 pub use kept::{Keeping, Kept, Wanted};
@@ -45,7 +47,7 @@ pub use prepare::{Newer, Plan, Prepared, prepare};
 pub use repository::{Options, Start, Workspace};
 pub use snapshot::Snapshot;
 pub use sync::{Mirror, Round};
-pub use watch::{Seen, Stop, Told, Watch, follow};
+pub use watch::{Seen, Stop, Watch};
 pub use work::{Change, ChangeKind, Work};
 
 /// Where a repository is put in the guest.

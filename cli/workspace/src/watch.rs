@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,15 +23,12 @@ use rustix::io::Errno;
 use crate::error::WorkspaceError;
 use crate::git;
 use crate::repository::Workspace;
-use crate::sync::{Mirror, Round};
 
 /// How long nothing must change before what changed is told, and how long it takes at most.
 const QUIET: Duration = Duration::from_millis(40);
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Most names that are told one by one.
 const NAMES_MOST: usize = 2_000;
-/// How often a repository is opened anew because there was more to watch in it.
-const COVER_MOST: usize = 4;
 
 const TREE_EVENTS: WatchFlags = WatchFlags::MODIFY
     .union(WatchFlags::ATTRIB)
@@ -76,6 +74,8 @@ enum Place {
     Refs(PathBuf),
     /// Another directory of the repository's own.
     Git,
+    /// A directory that the top would lie in: there is none, or no repository in it.
+    Above(PathBuf),
 }
 
 /// Watches over a working tree and its repository.
@@ -94,6 +94,8 @@ pub struct Watch {
     /// Submodules that are not checked out: nothing in them is anybody's to carry.
     absent: BTreeSet<PathBuf>,
     top: PathBuf,
+    /// The top's device and inode when it was watched: another directory may have its name by now.
+    identity: Option<(u64, u64)>,
     include_untracked: bool,
     seen: BTreeSet<PathBuf>,
     everything: bool,
@@ -117,6 +119,7 @@ impl Watch {
             modules: BTreeSet::new(),
             absent: BTreeSet::new(),
             top: PathBuf::new(),
+            identity: None,
             include_untracked,
             seen: BTreeSet::new(),
             everything: false,
@@ -147,6 +150,7 @@ impl Watch {
     /// Adds what a repository has; a directory that is watched already keeps its watch (inotify(7)).
     fn add_all(&mut self, workspace: &Workspace) -> Result<(), WorkspaceError> {
         self.top.clone_from(&workspace.top);
+        self.identity = identity(&self.top);
         self.carried = workspace
             .names()
             .iter()
@@ -164,6 +168,42 @@ impl Watch {
             self.add_refs(module.common_dir.join("refs"))?;
         }
         self.add_below(Path::new(""))
+    }
+
+    /// Watches for a repository to come where the one was that is watched, and for nothing else.
+    pub(crate) fn await_top(&mut self) -> Result<(), WorkspaceError> {
+        let before = std::mem::take(&mut self.places);
+        self.watched.clear();
+        let mut above = self.top.ancestors().skip(1);
+        if let Some(above) = above.find(|path| path.is_dir()) {
+            let above = above.to_owned();
+            self.add_git(&above, Place::Above(above.clone()))?;
+        }
+        // Where they are not there, what is above them tells when they come.
+        let _ = self.add(Path::new(""));
+        let _ = self.add_git(&self.top.join(".git"), Place::Git);
+        self.end_others(&before);
+        Ok(())
+    }
+
+    /// Returns where the working tree is that is watched, or was last; empty where none was.
+    pub(crate) fn top(&self) -> &Path {
+        &self.top
+    }
+
+    /// Returns whether something was watched once.
+    pub(crate) fn has_top(&self) -> bool {
+        !self.top.as_os_str().is_empty()
+    }
+
+    /// Returns whether a repository is waited for.
+    pub(crate) fn is_awaiting(&self) -> bool {
+        self.places.values().any(|place| matches!(place, Place::Above(_)))
+    }
+
+    /// Returns whether another directory than the one that is watched has the top's name, or none.
+    pub(crate) fn is_replaced(&self) -> bool {
+        identity(&self.top) != self.identity
     }
 
     /// Waits until something has changed, and until it does not change any more at that moment.
@@ -219,11 +259,18 @@ impl Watch {
             return;
         }
         if events.contains(ReadFlags::IGNORED) {
-            if let Some(Place::Tree(path)) = self.places.remove(&watch)
-                && self.watched.get(&path) == Some(&watch)
-            {
-                self.watched.remove(&path);
+            match self.places.remove(&watch) {
+                Some(Place::Tree(path)) if self.watched.get(&path) == Some(&watch) => {
+                    self.watched.remove(&path);
+                    self.everything |= path.as_os_str().is_empty();
+                }
+                Some(Place::Above(_)) => self.everything = true,
+                _ => {}
             }
+            return;
+        }
+        if events.contains(ReadFlags::MOVE_SELF) {
+            self.everything |= self.places.contains_key(&watch);
             return;
         }
         let (Some(place), Some(name)) = (self.places.get(&watch).cloned(), name) else { return };
@@ -231,6 +278,7 @@ impl Watch {
         let is_directory = events.contains(ReadFlags::ISDIR);
         match place {
             Place::Git => self.everything |= GIT_NAMES.contains(&name.as_bytes()),
+            Place::Above(path) => self.everything |= self.top.starts_with(path.join(name)),
             Place::Refs(path) => {
                 let is_lock = Path::new(name).extension().is_some_and(|end| end == "lock");
                 self.everything |= !is_lock;
@@ -241,10 +289,15 @@ impl Watch {
             }
             Place::Tree(path) => {
                 let path = path.join(name);
+                let goes = events.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM);
+                if is_directory && !comes && !goes {
+                    return;
+                }
+                if name == ".git" {
+                    self.everything = true;
+                    return;
+                }
                 if is_directory {
-                    if !comes && !events.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
-                        return;
-                    }
                     self.forget(&path);
                     // One that cannot be watched is told by the whole look that comes then.
                     self.everything |= comes && self.add_below(&path).is_err();
@@ -343,7 +396,10 @@ impl Watch {
             Err(error) => return Err(self.failed(path)(error)),
         };
         let open = format!("/proc/self/fd/{}", held.as_raw_fd());
-        match inotify::add_watch(&self.inotify, open, TREE_EVENTS) {
+        // The top's own move is told by nothing else.
+        let is_top = path.as_os_str().is_empty();
+        let events = if is_top { TREE_EVENTS | WatchFlags::MOVE_SELF } else { TREE_EVENTS };
+        match inotify::add_watch(&self.inotify, open, events) {
             Ok(watch) => {
                 self.places.insert(watch, Place::Tree(path.to_owned()));
                 self.watched.insert(path.to_owned(), watch);
@@ -384,52 +440,10 @@ impl Watch {
     }
 }
 
-/// What [`follow`] tells.
-#[derive(Debug)]
-pub enum Told<'t> {
-    /// A round, and the repository as it was then.
-    Round(Round, Option<&'t Workspace>),
-    /// Why nothing was carried; the next change is waited for.
-    Trouble(&'t WorkspaceError),
-}
-
-/// Has the guest follow the host until the watch is stopped; a round that is under way then ends first.
-pub fn follow(
-    sync: &mut Mirror,
-    watch: &mut Watch,
-    tell: &mut dyn FnMut(Told<'_>),
-) -> Result<(), WorkspaceError> {
-    let mut seen = Seen::Everything;
-    let mut is_stale = false;
-    loop {
-        let round = match &seen {
-            Seen::Stopped => return sync.finish(),
-            Seen::Names(names) if !is_stale => match sync.some(names) {
-                Ok(Some(round)) => Ok(round),
-                Ok(None) => whole(sync, watch),
-                Err(error) => Err(error),
-            },
-            Seen::Names(_) | Seen::Everything => whole(sync, watch),
-        };
-        is_stale = round.is_err();
-        match round {
-            Ok(round) => tell(Told::Round(round, sync.workspace())),
-            Err(error) if error.is_of_the_moment() => tell(Told::Trouble(&error)),
-            Err(error) => return Err(error),
-        }
-        seen = watch.wait()?;
-    }
-}
-
-fn whole(sync: &mut Mirror, watch: &mut Watch) -> Result<Round, WorkspaceError> {
-    let mut workspace = sync.open()?;
-    for _ in 0..COVER_MOST {
-        if !watch.cover(&workspace)? {
-            break;
-        }
-        workspace = sync.open()?;
-    }
-    sync.whole(workspace)
+/// Returns the device and inode of a directory, where it is there.
+fn identity(directory: &Path) -> Option<(u64, u64)> {
+    let metadata = directory.symlink_metadata().ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 #[cfg(test)]

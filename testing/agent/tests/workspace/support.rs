@@ -177,11 +177,16 @@ impl Guest {
 
     /// What has the guest follow a repository.
     pub fn sync(&self, repository: &Repository, options: Options, force: bool) -> Mirror {
+        self.sync_path(repository.path(), options, force)
+    }
+
+    /// As [`Guest::sync`], of the repository at a path.
+    pub fn sync_path(&self, path: PathBuf, options: Options, force: bool) -> Mirror {
         let client = AgentClient::new(self.channel.clone());
         let dial = InProcess { client, calls: Arc::clone(&self.calls) };
         let guest = AgentGuest::new(Box::new(dial), self.runtime.handle().clone());
-        let source = (repository.path(), options);
-        Mirror::new((self.keeping(), "0123".to_owned()), source, guest, self.root(), force)
+        let keeping = (self.keeping(), "0123".to_owned());
+        Mirror::new(keeping, (path, options), guest, self.root(), force)
     }
 
     /// Where the repository is.

@@ -22,6 +22,7 @@ fn untracked() -> Options {
 /// A watch on a thread of its own.
 struct Following {
     rounds: Receiver<Round>,
+    troubles: Receiver<String>,
     thread: JoinHandle<Result<(), WorkspaceError>>,
     stop: Stop,
 }
@@ -29,14 +30,14 @@ struct Following {
 impl Following {
     fn begin(mut sync: Mirror, include_untracked: bool) -> Self {
         let (mut watch, stop) = Watch::new(include_untracked).unwrap();
-        let (tell, rounds) = channel();
+        let ((tell, rounds), (complain, troubles)) = (channel(), channel());
         let thread = std::thread::spawn(move || {
             follow(&mut sync, &mut watch, &mut |told| match told {
                 Told::Round(round, _) => tell.send(round).unwrap(),
-                Told::Trouble(error) => eprintln!("trouble: {error}"),
+                Told::Trouble(error) => complain.send(error.to_string()).unwrap(),
             })
         });
-        let following = Self { rounds, thread, stop };
+        let following = Self { rounds, troubles, thread, stop };
         following.next();
         following
     }
@@ -54,6 +55,11 @@ impl Following {
             rounds.push(self.rounds.recv_timeout(left).expect("it arrives"));
         }
         rounds
+    }
+
+    /// Takes troubles until one says this.
+    fn trouble(&self, what: &str) {
+        while !self.troubles.recv_timeout(DEADLINE).expect("it is told").contains(what) {}
     }
 
     fn end(self) {
@@ -174,6 +180,72 @@ fn a_burst_is_one_look() {
         fs::remove_file(repository.path().join(format!("d{}/f{number}", number % 40))).unwrap();
     }
     following.until(|| files(&guest.path()).len() == 1);
+    following.end();
+}
+
+#[test]
+fn a_repository_in_the_place_of_another_is_followed() {
+    let repository = Repository::new();
+    repository.write("d/a", "1");
+    repository.commit();
+    let aside = tempfile::tempdir().unwrap();
+    let (top, other) = (repository.path(), aside.path().join("other"));
+    let Some(guest) = Guest::new() else { return };
+    let following = Following::begin(guest.sync(&repository, untracked(), false), true);
+
+    // At once.
+    git(aside.path(), &["clone", "--quiet", top.to_str().unwrap(), "other"]);
+    fs::write(other.join("d/a"), "2").unwrap();
+    fs::rename(&top, aside.path().join("first")).unwrap();
+    fs::rename(&other, &top).unwrap();
+    following.until(|| same(&repository, &guest));
+    repository.write("d/a", "3");
+    following.until(|| same(&repository, &guest));
+
+    // Moved away or deleted, and another one later.
+    for (content, is_moved) in [("4", true), ("5", false)] {
+        if is_moved {
+            fs::rename(&top, aside.path().join("second")).unwrap();
+        } else {
+            fs::remove_dir_all(&top).unwrap();
+        }
+        following.trouble("as a workspace");
+        git(aside.path(), &["clone", "--quiet", "first", top.to_str().unwrap()]);
+        following.until(|| guest.path().join("d/a").exists() && same(&repository, &guest));
+        repository.write("d/a", content);
+        repository.write("new/b", content);
+        following.until(|| same(&repository, &guest));
+    }
+
+    // Its own directory alone.
+    fs::remove_dir_all(top.join(".git")).unwrap();
+    following.trouble("is not in the working tree");
+    repository.git(&["init", "--quiet", "--initial-branch=main"]);
+    repository.write("last", "1");
+    following.until(|| same(&repository, &guest));
+    following.end();
+}
+
+#[test]
+fn a_repository_around_one_that_is_gone_is_not_carried() {
+    let outer = Repository::new();
+    outer.write("outer", "1");
+    outer.commit();
+    outer.write("inner/a", "1");
+    let inner = outer.path().join("inner");
+    let init = || git(&inner, &["init", "--quiet", "--initial-branch=main"]);
+    init();
+    let Some(guest) = Guest::new() else { return };
+    let following = Following::begin(guest.sync_path(inner.clone(), untracked(), false), true);
+    assert!(guest.path().join("a").exists());
+    fs::remove_dir_all(inner.join(".git")).unwrap();
+    following.trouble("is not in the working tree");
+    outer.write("inner/b", "1");
+    following.trouble("is not in the working tree");
+    assert!(!guest.path().join("outer").exists() && !guest.path().join("inner").exists());
+    init();
+    following.until(|| guest.path().join("b").exists());
+    assert!(!guest.path().join("outer").exists() && !guest.path().join("inner").exists());
     following.end();
 }
 
