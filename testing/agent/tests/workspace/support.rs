@@ -258,25 +258,34 @@ impl Guest {
     }
 }
 
+/// What of an entry that may go while it is looked at.
+fn unless_gone<T>(result: std::io::Result<T>) -> Option<T> {
+    match result {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        other => Some(other.unwrap()),
+    }
+}
+
 /// Returns what is in a directory, without what git keeps: name → (mode as git has it, content).
 pub fn files(top: &Path) -> BTreeMap<Vec<u8>, (u32, Vec<u8>)> {
     fn walk(top: &Path, directory: &Path, found: &mut BTreeMap<Vec<u8>, (u32, Vec<u8>)>) {
-        for entry in fs::read_dir(directory).unwrap() {
+        for entry in unless_gone(fs::read_dir(directory)).into_iter().flatten() {
             let path = entry.unwrap().path();
             if path.file_name().is_some_and(|name| name == ".git") {
                 continue;
             }
             let name = path.strip_prefix(top).unwrap().as_os_str().as_bytes().to_vec();
-            let metadata = path.symlink_metadata().unwrap();
+            let Some(metadata) = unless_gone(path.symlink_metadata()) else { continue };
             if metadata.is_dir() {
                 walk(top, &path, found);
             } else if metadata.is_symlink() {
-                let target = fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes();
-                found.insert(name, (0o120_000, target));
+                let Some(target) = unless_gone(fs::read_link(&path)) else { continue };
+                found.insert(name, (0o120_000, target.into_os_string().into_encoded_bytes()));
             } else if metadata.is_file() {
                 let mode =
                     if metadata.permissions().mode() & 0o100 == 0 { 0o100_644 } else { 0o100_755 };
-                found.insert(name, (mode, fs::read(&path).unwrap()));
+                let Some(content) = unless_gone(fs::read(&path)) else { continue };
+                found.insert(name, (mode, content));
             }
         }
     }
