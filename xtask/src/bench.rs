@@ -28,6 +28,8 @@ pub(crate) struct Options {
 
 /// Measures with what is built for release.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    // Asked for first: once another build has replaced the file, the kernel calls it deleted.
+    let xtask = std::env::current_exe().context("find this program")?;
     // Asked for by name it is built; with all the others it is measured if it is there.
     let own_kernel = if options.what == "kernel" {
         Some(kernel::ensure(kernel::jobs())?)
@@ -75,7 +77,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if is_wanted("kvm-host") || is_wanted("disks") {
         let program = kvm_host::test_program()?;
         command.arg("--kvm-host").arg(program.get_program());
-        command.arg("--xtask").arg(std::env::current_exe().context("find this program")?);
+        command.arg("--xtask").arg(xtask);
         for (name, value) in program.get_envs() {
             command.env(name, value.unwrap_or_default());
         }
