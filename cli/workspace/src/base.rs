@@ -139,6 +139,16 @@ pub(crate) fn init(repository: &Path, object_format: &str) -> Result<(), Workspa
     git::checked(&mut git, "init", repository).map(drop)
 }
 
+/// Has a repository of ours find objects in another one that lies beside it.
+pub(crate) fn borrow(repository: &Path, from: &Path) -> Result<(), WorkspaceError> {
+    let info = repository.join("objects/info");
+    // Relative to the objects (gitrepository-layout(5)): what is kept gets another name once.
+    let beside = Path::new("../..").join(from.file_name().unwrap_or_default()).join("objects\n");
+    fs::create_dir_all(&info)
+        .and_then(|()| fs::write(info.join("alternates"), beside.as_os_str().as_bytes()))
+        .map_err(WorkspaceError::keep("write", info))
+}
+
 /// Opens a file of what is kept for reading, where it is there.
 pub(crate) fn open(path: &Path) -> Result<File, WorkspaceError> {
     File::open(path).map_err(WorkspaceError::keep("open", path))

@@ -21,7 +21,7 @@ use crate::layout::{SHARED_INDEX, read_beneath, read_capped};
 use crate::repository::Workspace;
 
 /// The commit that the guest is on, in a repository of ours.
-const HEAD: &str = "refs/banger/head";
+pub(crate) const HEAD: &str = "refs/banger/head";
 
 /// Most bytes of a guest's branches, and most names.
 const REFS_LIMIT: u64 = 16 << 20;
@@ -45,6 +45,7 @@ pub(crate) struct GuestGit {
     pub place: PathBuf,
     repository: PathBuf,
     index: Vec<u8>,
+    index_objects: Vec<String>,
     head: Vec<u8>,
     branch: Option<(String, String)>,
     config: Vec<u8>,
@@ -82,11 +83,22 @@ impl GuestGit {
             config: config(workspace)?,
             branch: branch.zip(workspace.head.clone()),
             head: head.into_bytes(),
+            index_objects: workspace.index_objects.clone(),
             place,
             repository,
             index,
             exclude,
         })
+    }
+
+    /// Returns the repository of ours that it is made of.
+    pub fn repository(&self) -> &Path {
+        &self.repository
+    }
+
+    /// Returns the objects that its index names.
+    pub fn index_objects(&self) -> &[String] {
+        &self.index_objects
     }
 
     /// Puts it into the archive: all of it, or, into a repository that the guest has, the objects that it

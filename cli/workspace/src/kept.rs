@@ -4,10 +4,10 @@
 //!   workspaces/<id>/lock            one command at a time works on the workspace
 //!                  /daemon          which bangerd has the machine
 //!                  /base.git        refs/banger/base is what was carried, as a commit without parents
+//!                  /history.git     what the guest's repository is made of; base.git borrows its objects
 //!                  /modules/<n>.git histories of submodules
 //!                  /host, /guest    listings after it was carried: what has changed since is seen
 //!                  /refs            branches that the guest was given
-//!                  /options         what of the repository was wanted
 //!                  /options         what was wanted of the repository
 //!                  /bootstrapped    there where its tools were installed
 //!                  /unfinished      there while files are on their way
@@ -224,6 +224,10 @@ impl Kept {
 
     pub(crate) fn base(&self) -> PathBuf {
         self.path("base.git")
+    }
+
+    pub(crate) fn history(&self) -> PathBuf {
+        self.path("history.git")
     }
 
     /// Notes what was wanted, so that it is what is carried the next time.

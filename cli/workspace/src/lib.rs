@@ -32,9 +32,11 @@ mod layout;
 mod prepare;
 mod repository;
 mod snapshot;
+mod pruning;
 mod sync;
 mod tip;
 mod watch;
+mod taking;
 mod work;
 
 pub use agent::{AgentGuest, Dial, Stream};

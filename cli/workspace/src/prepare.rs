@@ -20,6 +20,7 @@ use crate::git;
 use crate::guest_git::{self, PacksThere};
 use crate::kept::Kept;
 use crate::snapshot::{BASE, NEXT, Snapshot};
+use crate::pruning;
 use crate::work::Work;
 
 /// How a workspace is prepared.
@@ -182,6 +183,7 @@ pub fn prepare(
 
 /// Returns the names that stay as the guest has them: those that are left, and those that cannot be
 /// beside them, a directory in the place of a file or the other way round.
+    pruning::after_look(kept, &snapshot.gits)?;
 fn held(left: &[Vec<u8>], old: &Tree, next: &Tree) -> BTreeSet<Vec<u8>> {
     let mut held = BTreeSet::new();
     for name in left {

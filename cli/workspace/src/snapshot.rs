@@ -38,15 +38,17 @@ pub struct Snapshot {
 impl Snapshot {
     /// Takes it; reads every file that has changed since the last one, and none of the others.
     pub fn take(kept: &Kept, workspace: Workspace) -> Result<Self, WorkspaceError> {
-        let repository = kept.base();
-        if repository.exists() && !is_of_format(&repository, &workspace.object_format) {
-            // Another repository than before: nothing of the old one can be in the new.
-            fs::remove_dir_all(&repository).map_err(WorkspaceError::keep("remove", &repository))?;
+        let (repository, history) = (kept.base(), kept.history());
+        for ours in [&repository, &history] {
+            if ours.exists() && !is_of_format(ours, &workspace.object_format) {
+                // Another repository than before: nothing of the old one can be in the new.
+                fs::remove_dir_all(ours).map_err(WorkspaceError::keep("remove", ours))?;
+            }
         }
         let mut gits = Vec::new();
         for (number, (place, module)) in workspace.modules().into_iter().enumerate() {
             let of_module = match number {
-                0 => repository.clone(),
+                0 => history.clone(),
                 number => kept.path("modules").join(format!("{number}.git")),
             };
             if number > 0 {
@@ -59,6 +61,11 @@ impl Snapshot {
             }
             gits.push(GuestGit::make(place, module, of_module)?);
         }
+        if !repository.join("objects").exists() {
+            base::init(&repository, &workspace.object_format)?;
+        }
+        // A file that is as in the history is there already.
+        base::borrow(&repository, &history)?;
         let mut import = FastImport::start(&repository)?;
         let taken = if workspace.is_commit {
             Self::of_commit(&mut import, &repository, &workspace)

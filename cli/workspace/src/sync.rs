@@ -8,32 +8,29 @@
 //! A round of some names runs git on those names only, and asks the guest for those only. It gives way
 //! to a whole look where that is not enough: a file comes in the place of a directory, the rules of
 //! what is ignored change, another command has worked on the workspace meanwhile, or names are many.
-//! The guest's own work stays as it is, unless it is to be overwritten.
+//! The guest's own work stays as it is, unless it is to be overwritten. What was left alone is looked at
+//! again once either side has changed it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use banger_agent_api::{GuestPath, Listed, ListedKind};
 
-use crate::agent::{AgentGuest, as_path};
+use crate::agent::{AgentGuest, GuestListing, as_path};
 use crate::archive::{self, Archive};
 use crate::base::{self, Listing, Objects, Tree, TreeEntry, is_settled};
 use crate::error::{GuestError, WorkspaceError};
-use crate::fast_import::{Content, FastImport};
-use crate::files::{self, Entry, git_mode, open_beneath};
+use crate::fast_import::FastImport;
+use crate::files::{self, Entry, open_beneath};
 use crate::git;
 use crate::kept::{Keeping, Kept};
 use crate::prepare::{Newer, Plan, Prepared, Sent, SentEntry, prepare};
+use crate::pruning;
 use crate::repository::{Options, Workspace};
 use crate::snapshot::{BASE, NEXT, Snapshot};
+use crate::taking::{Different, Taken, commit, names, take};
 use crate::tip;
-
-/// Most names of a round that is no whole look.
-const NAMES_MOST: usize = 2_000;
-/// Packs of ours that are made one again; each round leaves one.
-const PACKS_MOST: usize = 64;
 
 /// A repository, and the machine whose files follow it.
 #[derive(Debug)]
@@ -51,24 +48,34 @@ pub struct Mirror {
 
 /// What the last round left behind.
 #[derive(Debug)]
-struct Known {
+pub(crate) struct Known {
     /// The commit of what was carried, and its tree: another command makes another.
-    base: (String, String),
-    tree: Tree,
-    host: Listing,
+    pub base: (String, String),
+    pub tree: Tree,
+    pub host: Listing,
     guest: Listing,
-    workspace: Workspace,
+    pub workspace: Workspace,
     /// All names that are to be carried, also those that are no file now.
-    names: BTreeSet<Vec<u8>>,
-    left: BTreeSet<Vec<u8>>,
+    pub names: BTreeSet<Vec<u8>>,
+    /// What is left alone, and as what; `None` where a later change might not show.
+    pub left: BTreeMap<Vec<u8>, Option<LeftAs>>,
     /// Branches that the guest has moved, as the last whole look found them.
     left_branches: Vec<String>,
 }
 
+/// How both sides had a name when it was left alone; `None` is a name that is not there.
+#[derive(Debug)]
+pub(crate) struct LeftAs {
+    host: Option<Listed>,
+    guest: Option<Listed>,
+    /// What the guest's content is.
+    content: Option<TreeEntry>,
+}
+
 impl Known {
     /// Begins what a round of some names did: the guest's repository is as it was.
-    fn begin(&self, left: &BTreeSet<Vec<u8>>) -> Prepared {
-        let left = left.iter().cloned().collect();
+    fn begin(&self) -> Prepared {
+        let left = self.left.keys().cloned().collect();
         Prepared { left, left_branches: self.left_branches.clone(), ..Prepared::default() }
     }
 }
@@ -82,14 +89,6 @@ pub struct Round {
     pub left_anew: Vec<Vec<u8>>,
     /// Branches that the guest has moved since; its repository is left alone.
     pub branches_anew: Vec<String>,
-}
-
-/// A name of the host's that is different from what was carried.
-#[derive(Debug)]
-struct Different {
-    name: Vec<u8>,
-    /// What it is now.
-    entry: Option<TreeEntry>,
 }
 
 impl Mirror {
@@ -135,7 +134,7 @@ impl Mirror {
             guest: base::load(&kept.path("guest")),
             names: names.map(|name| name.into_os_string().into_encoded_bytes()).collect(),
             workspace,
-            left: prepared.left.iter().cloned().collect(),
+            left: prepared.left.iter().map(|name| (name.clone(), None)).collect(),
             left_branches: prepared.left_branches.clone(),
         });
         Ok(self.told(prepared))
@@ -150,12 +149,13 @@ impl Mirror {
         if kept.is_unfinished() || git::ids(&kept.base(), BASE)? != known.base {
             return Ok(None);
         }
-        let Some(names) = names(&known, changed, self.source.1.include_untracked)? else {
+        let Some(again) = self.left_again(&known)? else { return Ok(None) };
+        let Some(names) = names(&known, changed, again, self.source.1.include_untracked)? else {
             return Ok(None);
         };
-        let Some(prepared) = self.carry(&kept, &mut known, names)? else { return Ok(None) };
+        let Some(prepared) = self.carry(&kept, &mut known, &names)? else { return Ok(None) };
         self.known = Some(known);
-        keep_packs_few(&kept)?;
+        pruning::after_round(&kept)?;
         Ok(Some(self.told(prepared)))
     }
 
@@ -181,21 +181,62 @@ impl Mirror {
         Round { prepared, left_anew, branches_anew }
     }
 
+    /// Returns what was left alone and may be carried by now, because the host or the guest has changed it;
+    /// `None` where only a whole look can say.
+    fn left_again(&mut self, known: &Known) -> Result<Option<BTreeSet<Vec<u8>>>, WorkspaceError> {
+        let mut again = BTreeSet::new();
+        let mut as_before = Vec::new();
+        let top = files::open_top(&known.workspace.top)?;
+        for (name, left) in &known.left {
+            let host = match open_beneath(&top, as_path(name))? {
+                Some(Entry::File(_, metadata) | Entry::Link(_, metadata)) => {
+                    Some(files::listed(as_path(name), &metadata))
+                }
+                None => None,
+            };
+            match left {
+                Some(left) if left.host == host => as_before.push((name.clone(), &left.guest)),
+                _ => drop(again.insert(name.clone())),
+            }
+        }
+        if as_before.is_empty() {
+            return Ok(Some(again));
+        }
+        let asked: Vec<Vec<u8>> = as_before.iter().map(|(name, _)| name.clone()).collect();
+        let Some(listing) = self.list_names(&asked)? else { return Ok(None) };
+        let there = by_name(&listing.entries);
+        let is_changed = |(name, guest): &(Vec<u8>, &Option<Listed>)| {
+            there.get(&name[..]).copied() != guest.as_ref()
+        };
+        again.extend(as_before.into_iter().filter(is_changed).map(|(name, _)| name));
+        Ok(Some(again))
+    }
+
+    /// Asks how the guest has some names; `None` where its agent is too old to say, so that each round is
+    /// a whole look.
+    fn list_names(&mut self, names: &[Vec<u8>]) -> Result<Option<GuestListing>, WorkspaceError> {
+        match self.guest.list_names(&self.plan.guest_path, names) {
+            Err(GuestError::OldAgent) => Ok(None),
+            other => other.map(Some).map_err(WorkspaceError::guest("look at the machine's files")),
+        }
+    }
+
     fn carry(
         &mut self,
         kept: &Kept,
         known: &mut Known,
-        names: BTreeSet<Vec<u8>>,
+        names: &BTreeSet<Vec<u8>>,
     ) -> Result<Option<Prepared>, WorkspaceError> {
         let Some(taken) = take(kept, known, names)? else { return Ok(None) };
         if taken.different.is_empty() {
-            let prepared = known.begin(&known.left);
+            known.left.retain(|name, _| !names.contains(name));
+            let prepared = known.begin();
             taken.note(known);
             return Ok(Some(prepared));
         }
-        let Some(judged) = self.judge(kept, known, &taken.different)? else { return Ok(None) };
+        let Some(judged) = self.judge(kept, known, &taken)? else { return Ok(None) };
         let base = kept.base();
-        let kept_back = |different: &&Different| !judged.left.contains(&different.name);
+        let kept_back = |different: &&Different| !judged.left.contains_key(&different.name);
         if !judged.left.is_empty() {
             let rest = taken.different.iter().filter(kept_back);
             let rest: Vec<_> = rest.map(|one| (&one.name, one.entry.as_ref())).collect();
@@ -210,9 +251,12 @@ impl Mirror {
             };
             known.guest.remove(name);
         }
+        known.guest.extend(judged.noted.into_iter().map(|listed| (listed.name.clone(), listed)));
         let goes: Vec<&Different> =
             carried.iter().copied().filter(|one| !judged.same.contains(&one.name)).collect();
-        let mut prepared = known.begin(&judged.left);
+        known.left.retain(|name, _| !names.contains(name));
+        known.left.extend(judged.left);
+        let mut prepared = known.begin();
         if !goes.is_empty() {
             kept.set_unfinished(true)?;
             self.send(kept, known, &goes, &taken, &mut prepared)?;
@@ -220,7 +264,6 @@ impl Mirror {
         git::checked(git::own(&base).args(["update-ref", BASE, &next.0]), "update-ref", &base)?;
         kept.set_unfinished(false)?;
         known.base = next;
-        known.left = judged.left;
         taken.note(known);
         Ok(Some(prepared))
     }
@@ -230,27 +273,28 @@ impl Mirror {
         &mut self,
         kept: &Kept,
         known: &Known,
-        different: &[Different],
+        taken: &Taken,
     ) -> Result<Option<Judged>, WorkspaceError> {
+        let different = &taken.different[..];
         let parents = different.iter().flat_map(|one| as_path(&one.name).ancestors());
         let asked: BTreeSet<Vec<u8>> = parents
             .filter(|path| !path.as_os_str().is_empty())
             .map(|path| path.as_os_str().as_bytes().to_vec())
             .collect();
         let asked: Vec<Vec<u8>> = asked.into_iter().collect();
-        let listing = match self.guest.list_names(&self.plan.guest_path, &asked) {
-            // Each round is a whole look then.
-            Err(GuestError::OldAgent) => return Ok(None),
-            other => other.map_err(WorkspaceError::guest("look at the machine's files"))?,
+        let Some(listing) = self.list_names(&asked)? else { return Ok(None) };
+        let there = by_name(&listing.entries);
+        let left_as = |name: &[u8], content: Option<&TreeEntry>| {
+            let (host, guest) = (taken.settled(name)?.cloned(), there.get(name).copied());
+            let is_settled = guest.is_none_or(|guest| is_settled(guest, listing.now_nanos));
+            is_settled.then(|| LeftAs { host, guest: guest.cloned(), content: content.cloned() })
         };
-        let there: BTreeMap<&[u8], &Listed> =
-            listing.entries.iter().map(|listed| (&listed.name[..], listed)).collect();
         let is_directory = |path: &Path| {
             let listed = there.get(path.as_os_str().as_bytes());
             listed.is_none_or(|listed| listed.kind == ListedKind::Directory)
         };
         let mut judged = Judged::default();
-        let mut unsure = Vec::new();
+        let (mut unsure, mut unread, mut has) = (Vec::new(), Vec::new(), Tree::new());
         for one in different {
             let path = as_path(&one.name);
             let (before, now) = (known.tree.get(&one.name), there.get(&one.name[..]));
@@ -262,8 +306,8 @@ impl Mirror {
                 .all(|parent| parent.as_os_str().is_empty() || is_directory(parent));
             if odd || !is_below {
                 // Whether it is in the way only a whole look can say; what one has left stays so.
-                if self.plan.newer == Newer::Leave && known.left.contains(&one.name) {
-                    judged.left.insert(one.name.clone());
+                if self.plan.newer == Newer::Leave && known.left.contains_key(&one.name) {
+                    judged.left.insert(one.name.clone(), None);
                     continue;
                 }
                 return Ok(None);
@@ -277,22 +321,35 @@ impl Mirror {
                     judged.same.insert(one.name.clone());
                 }
                 (Some(_), None) => {
-                    judged.left.insert(one.name.clone());
+                    judged.left.insert(one.name.clone(), left_as(&one.name, None));
                 }
                 (Some(_), Some(now)) if known.guest.get(&one.name) == Some(*now) => {}
-                (_, Some(_)) => unsure.push(one.name.clone()),
+                (_, Some(now)) => {
+                    unsure.push(one);
+                    match known.left.get(&one.name) {
+                        Some(Some(LeftAs {
+                            guest: Some(guest), content: Some(content), ..
+                        })) if guest == *now => {
+                            has.insert(one.name.clone(), content.clone());
+                        }
+                        _ => unread.push(one.name.clone()),
+                    }
+                }
             }
         }
-        if unsure.is_empty() {
-            return Ok(Some(judged));
+        if !unread.is_empty() {
+            let root = &self.plan.guest_path;
+            has.extend(tip::contents(kept, &mut self.guest, root, &unread)?);
         }
-        let has = tip::contents(kept, &mut self.guest, &self.plan.guest_path, &unsure)?;
-        for one in different.iter().filter(|one| unsure.contains(&one.name)) {
+        for one in unsure {
             let now = has.get(&one.name);
             if now == one.entry.as_ref() {
                 judged.same.insert(one.name.clone());
+                let listed = there.get(&one.name[..]).copied();
+                let settled = listed.filter(|listed| is_settled(listed, listing.now_nanos));
+                judged.noted.extend(settled.cloned());
             } else if now != known.tree.get(&one.name) {
-                judged.left.insert(one.name.clone());
+                judged.left.insert(one.name.clone(), left_as(&one.name, now));
             }
         }
         Ok(Some(judged))
@@ -373,180 +430,14 @@ impl Mirror {
 struct Judged {
     /// As the host has it now.
     same: BTreeSet<Vec<u8>>,
+    /// Of these what the guest has, where a later change of it would show.
+    noted: Vec<Listed>,
     /// Changed by the guest.
-    left: BTreeSet<Vec<u8>>,
+    left: BTreeMap<Vec<u8>, Option<LeftAs>>,
 }
 
-/// Files of the host that were looked at.
-#[derive(Debug)]
-struct Taken {
-    different: Vec<Different>,
-    /// How those that are there were found.
-    found: Vec<Listed>,
-    gone: Vec<Vec<u8>>,
-    /// The host's clock before.
-    now_nanos: i64,
-}
-
-impl Taken {
-    /// When a file changed, in seconds since the epoch.
-    fn modified(&self, name: &[u8]) -> Option<u64> {
-        let listed = self.found.iter().find(|listed| listed.name == name)?;
-        u64::try_from(listed.modified_nanos / 1_000_000_000).ok()
-    }
-
-    /// Notes what need not be read again.
-    fn note(self, known: &mut Known) {
-        for name in &self.gone {
-            known.host.remove(name);
-        }
-        for listed in self.found {
-            if is_settled(&listed, self.now_nanos) && !known.left.contains(&listed.name) {
-                known.host.insert(listed.name.clone(), listed);
-            } else {
-                known.host.remove(&listed.name);
-            }
-        }
-    }
-}
-
-/// Returns the names to look at; `None` where a whole look must say them.
-fn names(
-    known: &Known,
-    changed: &BTreeSet<PathBuf>,
-    include_untracked: bool,
-) -> Result<Option<BTreeSet<Vec<u8>>>, WorkspaceError> {
-    let mut names = known.left.clone();
-    let mut asked = Vec::new();
-    for path in changed {
-        let parts = || path.components().map(|part| part.as_os_str().as_bytes());
-        if parts().any(|part| part == b".git" || part == b".gitignore" || part == b".gitmodules") {
-            return Ok(None);
-        }
-        let name = path.as_os_str().as_bytes();
-        let start = [name, b"/"].concat();
-        let below = known.names.range(start.clone()..).take_while(|name| name.starts_with(&start));
-        names.extend(below.cloned());
-        names.extend(base::beneath(&known.tree, name).map(|(name, _)| name.clone()));
-        let is_ours = known.names.contains(name) || known.tree.contains_key(name);
-        if is_ours {
-            names.insert(name.to_vec());
-        }
-        // A directory may have come where a file of ours was.
-        let is_directory =
-            || known.workspace.top.join(path).symlink_metadata().is_ok_and(|now| now.is_dir());
-        if include_untracked && (!is_ours || is_directory()) {
-            if known.workspace.submodules.iter().any(|(place, _)| path.starts_with(place)) {
-                return Ok(None);
-            }
-            asked.push(path.clone());
-        }
-        if names.len() + asked.len() > NAMES_MOST {
-            return Ok(None);
-        }
-    }
-    if !asked.is_empty() {
-        for path in git::untracked_of(&known.workspace.top, &asked)? {
-            let name = path.into_os_string().into_encoded_bytes();
-            // A repository of its own.
-            if !name.ends_with(b"/") {
-                names.insert(name);
-            }
-        }
-    }
-    Ok((names.len() <= NAMES_MOST).then_some(names))
-}
-
-/// Looks at names of the host, and makes the commit that has them; `None` where a file came in the
-/// place of a directory, or the other way round.
-fn take(
-    kept: &Kept,
-    known: &Known,
-    names: BTreeSet<Vec<u8>>,
-) -> Result<Option<Taken>, WorkspaceError> {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let now_nanos = i64::try_from(since.as_nanos()).unwrap_or(i64::MAX);
-    let top = files::open_top(&known.workspace.top)?;
-    let (mut found, mut gone) = (Vec::new(), Vec::new());
-    let mut import = FastImport::start(&kept.base())?;
-    let mut contents: Vec<(Listed, Content)> = Vec::new();
-    for name in names {
-        let path = as_path(&name);
-        let Some(entry) = open_beneath(&top, path)? else {
-            if known.tree.contains_key(&name) {
-                gone.push(name);
-            }
-            continue;
-        };
-        let parents = path.ancestors().skip(1).map(|parent| parent.as_os_str().as_bytes());
-        if base::beneath(&known.tree, &name).next().is_some()
-            || parents.into_iter().any(|parent| known.tree.contains_key(parent))
-        {
-            return Ok(None);
-        }
-        let (Entry::File(_, metadata) | Entry::Link(_, metadata)) = &entry;
-        let listed = files::listed(path, metadata);
-        if known.tree.contains_key(&name) && known.host.get(&name) == Some(&listed) {
-            continue;
-        }
-        let mark = match entry {
-            Entry::File(file, metadata) => import.blob(metadata.len(), file),
-            Entry::Link(target, _) => import.blob(target.len() as u64, &target[..]),
-        };
-        match mark {
-            Ok(mark) => contents.push((listed, Content::Mark(mark))),
-            Err(error) => return Err(import.failed(error)),
-        }
-    }
-    if contents.is_empty() && gone.is_empty() {
-        import.finish()?;
-        return Ok(Some(Taken { different: Vec::new(), found, gone, now_nanos }));
-    }
-    let set = || {
-        import.commit(NEXT, None)?;
-        import.root(&known.base.1)?;
-        for name in &gone {
-            import.delete(name)?;
-        }
-        for (listed, content) in contents {
-            import.set(git_mode(listed.kind, listed.mode), &content, &listed.name)?;
-            found.push(listed);
-        }
-        Ok(())
-    };
-    match set() {
-        Ok(()) => import.finish()?,
-        Err(error) => return Err(import.failed(error)),
-    }
-    let different = git::changed(&kept.base(), (BASE, NEXT))?.into_iter().map(|(name, entry)| {
-        Different { name, entry: entry.map(|(mode, object)| TreeEntry { mode, object }) }
-    });
-    Ok(Some(Taken { different: different.collect(), found, gone, now_nanos }))
-}
-
-/// Makes a commit of a tree and what is different from it.
-fn commit(
-    mut import: FastImport,
-    root: &str,
-    different: &[(&Vec<u8>, Option<&TreeEntry>)],
-) -> Result<(), WorkspaceError> {
-    let mut set = || {
-        import.commit(NEXT, None)?;
-        import.root(root)?;
-        for (name, entry) in different {
-            match entry {
-                Some(entry) => {
-                    import.set(entry.mode, &Content::Object(entry.object.clone()), name)?;
-                }
-                None => import.delete(name)?,
-            }
-        }
-        Ok(())
-    };
-    match set() {
-        Ok(()) => import.finish(),
-        Err(error) => Err(import.failed(error)),
-    }
+fn by_name(entries: &[Listed]) -> BTreeMap<&[u8], &Listed> {
+    entries.iter().map(|listed| (&listed.name[..], listed)).collect()
 }
 
 /// Returns what the guest is to remove: files, and directories that have nothing of ours any more.
@@ -567,18 +458,4 @@ fn removals(known: &Known, goes: &[&Different]) -> Vec<PathBuf> {
     directories.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
     removed.extend(directories);
     removed
-}
-
-/// Makes few packs of the many that rounds leave behind.
-fn keep_packs_few(kept: &Kept) -> Result<(), WorkspaceError> {
-    let base = kept.base();
-    let entries = std::fs::read_dir(base.join("objects/pack")).into_iter().flatten().flatten();
-    let packs = entries
-        .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "pack"));
-    if packs.count() <= PACKS_MOST {
-        return Ok(());
-    }
-    let mut git = git::own(&base);
-    git.args(["repack", "--quiet", "-d", "--geometric=2"]);
-    git::checked(&mut git, "repack", &base).map(drop)
 }

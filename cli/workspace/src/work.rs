@@ -364,7 +364,7 @@ pub(crate) fn throw_away(kept: &Kept) -> Result<tempfile::TempDir, WorkspaceErro
         &base,
     )?;
     base::init(repository, String::from_utf8_lossy(&format).trim())?;
-    let exclude = fs::read(base.join("info/exclude")).unwrap_or_default();
+    let exclude = fs::read(kept.history().join("info/exclude")).unwrap_or_default();
     let mut alternates = base.join("objects").into_os_string().into_encoded_bytes();
     alternates.push(b'\n');
     fs::write(repository.join("objects/info/alternates"), alternates)

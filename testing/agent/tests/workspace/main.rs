@@ -9,6 +9,7 @@ mod again;
 mod back;
 mod foreign;
 mod hostile;
+mod growth;
 mod into;
 mod round_trip;
 mod support;

@@ -356,6 +356,58 @@ fn the_machines_work_is_left_alone_and_told_once() {
 }
 
 #[test]
+fn what_is_left_alone_is_fetched_when_the_machine_has_changed_it() {
+    let repository = Repository::new();
+    repository.write("both", "1\n");
+    repository.commit();
+    let Some(guest) = Guest::new() else { return };
+    let mut sync = guest.sync(&repository, untracked(), false);
+    sync.whole(Workspace::open(&repository.path(), &untracked()).unwrap()).unwrap();
+    // The others are new in the machine, so that nothing of them is to be fetched.
+    let mut some = |names: &[&str]| {
+        // A change after this one shows in a file's times.
+        std::thread::sleep(Duration::from_millis(50));
+        guest.calls();
+        let changed = names.iter().map(Into::into).collect();
+        let round = sync.some(&changed).unwrap().expect("no whole look");
+        let fetches = guest.calls().into_iter().filter(|call| *call == "get entries").count();
+        (fetches, round)
+    };
+    guest.write("both", "guest\n");
+    repository.write("both", "2\n");
+    let (fetches, round) = some(&["both"]);
+    assert_eq!((fetches, round.left_anew), (1, vec![b"both".to_vec()]));
+    for other in ["first", "second", "third"] {
+        repository.write(other, "1\n");
+        let (fetches, round) = some(&[other]);
+        assert_eq!((fetches, round.prepared.sent, round.left_anew.len()), (0, 1, 0));
+        assert_eq!(round.prepared.left, [b"both"]);
+    }
+    // Nor when the host saves that one.
+    repository.write("both", "3\n");
+    let (fetches, round) = some(&["both"]);
+    assert_eq!((fetches, round.prepared.sent, round.prepared.left.len()), (0, 0, 1));
+    guest.write("both", "guest again\n");
+    repository.write("fourth", "1\n");
+    let (fetches, round) = some(&["fourth"]);
+    assert_eq!((fetches, round.prepared.sent, round.prepared.left.len()), (1, 1, 1));
+    // As it was carried it is nobody's work, and as the host has it neither.
+    guest.write("both", "1\n");
+    repository.write("fifth", "1\n");
+    let (fetches, round) = some(&["fifth"]);
+    assert_eq!((fetches, round.prepared.sent, round.prepared.left.len()), (1, 2, 0));
+    assert!(same(&repository, &guest));
+    guest.write("both", "as one\n");
+    repository.write("both", "as one\n");
+    let (fetches, round) = some(&["both"]);
+    assert_eq!((fetches, round.prepared.sent, round.prepared.left.len()), (1, 0, 0));
+    repository.write("both", "4\n");
+    let (fetches, round) = some(&["both"]);
+    assert_eq!((fetches, round.prepared.sent), (0, 1), "what it is was noted");
+    assert!(same(&repository, &guest));
+}
+
+#[test]
 fn a_repository_with_commits_of_its_own_is_left_alone_and_gets_the_files() {
     let repository = Repository::new();
     repository.write("a", "1\n");
