@@ -159,6 +159,9 @@ impl From<WorkspaceError> for CliError {
             WorkspaceError::NewerWork { .. } => {
                 made.hint("banger vm workspace export VM brings it here; --force overwrites it")
             }
+            WorkspaceError::BranchInTheWay { theirs, .. } => made.hint(format!(
+                "give it another name there: banger vm exec VM -- git branch -m {theirs} NAME"
+            )),
             WorkspaceError::Occupied { .. } => {
                 made.hint("--force puts the repository over what is there")
             }

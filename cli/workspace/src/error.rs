@@ -168,6 +168,14 @@ pub enum WorkspaceError {
         /// The names, or what else it is.
         what: String,
     },
+    /// A branch of the guest's whose name and that of the carried one exclude each other.
+    #[error("the machine has a branch {theirs}, beside which there can be no branch {branch}")]
+    BranchInTheWay {
+        /// The one that is carried.
+        branch: String,
+        /// The guest's.
+        theirs: String,
+    },
     /// The guest.
     #[error("cannot {operation}")]
     Guest {

@@ -166,7 +166,8 @@ pub(crate) fn object_format(top: &Path) -> Result<String, WorkspaceError> {
     Ok(String::from_utf8_lossy(&answer).trim().to_owned())
 }
 
-fn is_hash(text: &str) -> bool {
+/// Returns whether a text is the whole name of an object.
+pub(crate) fn is_hash(text: &str) -> bool {
     text.len() >= 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use banger_agent_api::{GuestPath, ListedKind};
+use banger_agent_api::{GuestPath, Listed, ListedKind};
 use rustix::fs::OFlags;
 
 use crate::HISTORY_DEPTH;
@@ -94,6 +94,11 @@ impl GuestGit {
     /// Returns the repository of ours that it is made of.
     pub fn repository(&self) -> &Path {
         &self.repository
+    }
+
+    /// Returns the branch that it is on (`refs/heads/...`), where that has a commit.
+    pub fn branch(&self) -> Option<&str> {
+        self.branch.as_ref().map(|(branch, _)| &branch[..])
     }
 
     /// Returns the objects that its index names.
@@ -343,7 +348,7 @@ pub(crate) fn save_refs(
 ) -> Result<(), WorkspaceError> {
     let mut refs = Refs::new();
     for place in places {
-        read_refs(guest, root, &place, &mut refs)?;
+        refs.extend(keyed(&place, refs_of(guest, root, &place)?));
     }
     let mut bytes = Vec::new();
     for (name, value) in &refs {
@@ -362,7 +367,7 @@ pub(crate) fn moved_refs(
     let before = fs::read(saved).map_err(WorkspaceError::keep("read", saved))?;
     let mut now = Refs::new();
     for place in places {
-        read_refs(guest, root, place, &mut now)?;
+        now.extend(keyed(place, refs_of(guest, root, place)?));
     }
     let mut text = Vec::new();
     for (name, value) in &now {
@@ -388,12 +393,27 @@ pub(crate) fn moved_refs(
     Ok(moved)
 }
 
-fn read_refs(
+/// What a guest's repository has of branches and tags, but for those of its remotes.
+#[derive(Debug, Default)]
+pub(crate) struct HasRefs {
+    /// `HEAD` and what is in `refs/`, by name.
+    pub values: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// What lies in `refs/`, directories included.
+    pub loose: Vec<Listed>,
+    /// Names that are (also) in `packed-refs`.
+    pub packed: HashSet<Vec<u8>>,
+}
+
+fn keyed(place: &[u8], refs: HasRefs) -> Refs {
+    refs.values.into_iter().map(|(name, value)| (ref_name(place, &name), value)).collect()
+}
+
+/// Reads the branches of the repository at `place` below `root`.
+pub(crate) fn refs_of(
     guest: &mut AgentGuest,
     root: &GuestPath,
     place: &[u8],
-    refs: &mut Refs,
-) -> Result<(), WorkspaceError> {
+) -> Result<HasRefs, WorkspaceError> {
     let failed = || WorkspaceError::guest("read the branches of the machine's repository");
     let mut path = root.as_bytes().to_vec();
     if !place.is_empty() {
@@ -409,11 +429,16 @@ fn read_refs(
         Err(GuestError::NotFound(_)) => Vec::new(),
         other => other.map_err(failed())?.entries,
     };
-    let files = entries.into_iter().filter(|listed| listed.kind == ListedKind::File);
-    let mut names: Vec<Vec<u8>> = files
-        .filter(|listed| !listed.name.starts_with(b"remotes/"))
-        .map(|listed| [b"refs/", &listed.name[..]].concat())
-        .collect();
+    let mut refs = HasRefs::default();
+    for mut listed in entries {
+        // The directory itself has no name there.
+        if !listed.name.is_empty() && !listed.name.starts_with(b"remotes/") {
+            listed.name = [&b"refs/"[..], &listed.name].concat();
+            refs.loose.push(listed);
+        }
+    }
+    let files = refs.loose.iter().filter(|listed| listed.kind == ListedKind::File);
+    let mut names: Vec<Vec<u8>> = files.map(|listed| listed.name.clone()).collect();
     if names.len() > REFS_MOST {
         let why = format!("there are more than {REFS_MOST} branches and tags");
         return Err(failed()(GuestError::Bad(why)));
@@ -426,13 +451,13 @@ fn read_refs(
         if name == b"packed-refs" {
             packed = value;
         } else {
-            refs.insert(ref_name(place, name), value.trim_ascii_end().to_vec());
+            refs.values.insert(name.to_vec(), value.trim_ascii_end().to_vec());
         }
         Ok(())
     });
     match got {
         // Then there is nothing there to lose.
-        Err(GuestError::NotFound(_)) => return Ok(()),
+        Err(GuestError::NotFound(_)) => return Ok(HasRefs::default()),
         other => other.map_err(failed())?,
     }
     // `<object> SP <name>`; a peeled tag begins with ^ and a comment with # (git-pack-refs(1)).
@@ -442,10 +467,11 @@ fn read_refs(
             && name.starts_with(b"refs/")
             && !name.starts_with(b"refs/remotes/")
         {
-            refs.entry(ref_name(place, name)).or_insert_with(|| value.to_vec());
+            refs.values.entry(name.to_vec()).or_insert_with(|| value.to_vec());
+            refs.packed.insert(name.to_vec());
         }
     }
-    Ok(())
+    Ok(refs)
 }
 
 #[cfg(test)]

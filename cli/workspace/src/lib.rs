@@ -19,6 +19,7 @@
 mod agent;
 mod archive;
 mod base;
+mod branch_room;
 mod clearing;
 mod error;
 mod fast_import;

@@ -12,6 +12,7 @@ use banger_agent_api::{GuestPath, Listed, ListedKind};
 use crate::agent::{AgentGuest, as_path};
 use crate::archive::{self, Archive};
 use crate::base::{self, Tree, is_settled};
+use crate::branch_room::{self, Room};
 use crate::clearing::{self, clearing};
 use crate::error::{GuestError, WorkspaceError};
 use crate::fast_import::{Content, FastImport};
@@ -19,8 +20,8 @@ use crate::files::{self, Entry, open_beneath};
 use crate::git;
 use crate::guest_git::{self, PacksThere};
 use crate::kept::Kept;
-use crate::snapshot::{BASE, NEXT, Snapshot};
 use crate::pruning;
+use crate::snapshot::{BASE, NEXT, Snapshot};
 use crate::work::Work;
 
 /// How a workspace is prepared.
@@ -133,6 +134,11 @@ pub fn prepare(
         removals.retain(|path| !again.contains(path));
         removals.extend(cleared);
     }
+    let mut room = Room::default();
+    if left_branches.is_empty() && (kept.has_base() || force) {
+        room = branch_room::make(snapshot, guest, plan)?;
+        left_branches = room.held;
+    }
     let repository = match left_branches.is_empty() {
         // Its repository is its own by now.
         false => Repository::Stays,
@@ -143,13 +149,12 @@ pub fn prepare(
         }
     };
     kept.set_unfinished(true)?;
-    let mut prepared = Prepared {
-        removed: removals.len() as u64,
-        missing: snapshot.missing,
-        left,
-        left_branches,
-        ..Prepared::default()
-    };
+    let removed = removals.len() as u64;
+    if left_branches.is_empty() {
+        removals.extend(room.removals);
+    }
+    let mut prepared =
+        Prepared { removed, missing: snapshot.missing, left, left_branches, ..Prepared::default() };
     let sink =
         guest.put(root).map_err(WorkspaceError::guest("copy the repository into the machine"))?;
     let mut counted = Counted { sink, sent: 0, progress };
@@ -178,12 +183,12 @@ pub fn prepare(
     let is_carried = |name: &[u8]| next.contains_key(name) && !held.contains(name);
     let with_refs = prepared.left_branches.is_empty();
     settle(kept, snapshot, (guest, root), is_carried, is_known, with_refs)?;
+    pruning::after_look(kept, &snapshot.gits)?;
     Ok(prepared)
 }
 
 /// Returns the names that stay as the guest has them: those that are left, and those that cannot be
 /// beside them, a directory in the place of a file or the other way round.
-    pruning::after_look(kept, &snapshot.gits)?;
 fn held(left: &[Vec<u8>], old: &Tree, next: &Tree) -> BTreeSet<Vec<u8>> {
     let mut held = BTreeSet::new();
     for name in left {

@@ -7,9 +7,10 @@
 
 mod again;
 mod back;
+mod branches;
 mod foreign;
-mod hostile;
 mod growth;
+mod hostile;
 mod into;
 mod round_trip;
 mod support;
