@@ -26,9 +26,9 @@ use super::output::{DRAIN_SILENCE, Sources};
 
 /// Detached commands that are known at a time, those that have ended included.
 const MOST: usize = 32;
-/// Bytes of output that are kept of one.
+/// Bytes of memory that the kept output of one may take.
 const KEPT_OF_ONE: usize = 1 << 20;
-/// Bytes of output that are kept of all together.
+/// Bytes of memory that the kept output of all together may take.
 const KEPT_OF_ALL: usize = 8 << 20;
 /// Bytes of output that are read at once.
 const CHUNK: usize = 16 * 1024;
@@ -97,13 +97,13 @@ impl Detached {
 
     /// Drops output until no more is kept than may be; of all together, from who has most.
     fn trim(&self, one: &One) {
-        while one.output.borrow().kept > KEPT_OF_ONE {
+        while one.output.borrow().memory() > KEPT_OF_ONE {
             one.output.borrow_mut().drop_oldest();
         }
         let commands = self.commands.borrow();
-        let kept = |one: &Rc<One>| one.output.borrow().kept;
-        while commands.iter().map(kept).sum::<usize>() > KEPT_OF_ALL {
-            let Some(largest) = commands.iter().max_by_key(|one| kept(one)) else { return };
+        let memory = |one: &Rc<One>| one.output.borrow().memory();
+        while commands.iter().map(memory).sum::<usize>() > KEPT_OF_ALL {
+            let Some(largest) = commands.iter().max_by_key(|one| memory(one)) else { return };
             largest.output.borrow_mut().drop_oldest();
         }
     }
