@@ -1,13 +1,13 @@
 //! Random repository states: prepare, edit, export and apply lead to identical trees.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use banger_workspace::{Options, Workspace};
+use banger_workspace::{Change, Options, Workspace};
 use proptest::prelude::*;
 
 use crate::support::{Guest, Repository, apply, files};
@@ -91,6 +91,95 @@ fn taken(top: &Path) -> BTreeMap<Vec<u8>, (u32, Vec<u8>)> {
     found
 }
 
+/// What a file is: git's mode of it and its content.
+type Files = BTreeMap<Vec<u8>, (u32, Vec<u8>)>;
+
+/// What docs/workspaces.md says of a guest that follows the host and works itself.
+struct Model {
+    /// What was carried.
+    carried: Files,
+    /// Names of which it is not said whether they were: one side has a file where the other has a
+    /// directory with something of its own.
+    unsure: BTreeSet<Vec<u8>>,
+    /// Every file that the host ever had, by name.
+    hosts: BTreeSet<(Vec<u8>, (u32, Vec<u8>))>,
+}
+
+impl Model {
+    fn new(carried: Files) -> Self {
+        let mut model = Self { carried, unsure: BTreeSet::new(), hosts: BTreeSet::new() };
+        model.hosts.extend(model.carried.clone());
+        model
+    }
+
+    /// Returns the names that a guest has changed.
+    fn work(&self, guest: &Files) -> BTreeSet<Vec<u8>> {
+        let names = guest.keys().chain(self.carried.keys());
+        names.filter(|name| guest.get(*name) != self.carried.get(*name)).cloned().collect()
+    }
+
+    /// Compares what the guest has after a round with what it had before, and what was left.
+    fn round(
+        &mut self,
+        host: &Files,
+        before: &Files,
+        after: &Files,
+        left: &BTreeSet<Vec<u8>>,
+    ) -> Result<(), String> {
+        self.hosts.extend(host.clone());
+        let work = self.work(before);
+        let all = host.keys().chain(before.keys()).chain(after.keys()).chain(self.carried.keys());
+        let all: BTreeSet<Vec<u8>> = all.chain(left).cloned().collect();
+        let (mut carried, mut unsure) = (self.carried.clone(), self.unsure.clone());
+        for name in &all {
+            let (was, is) = (before.get(name), after.get(name));
+            let (old, new) = (self.carried.get(name), host.get(name));
+            let wrong = |why: &str| {
+                let name = String::from_utf8_lossy(name);
+                Err(format!("{name}: {why}: {old:?}, host {new:?}, guest {was:?} to {is:?}"))
+            };
+            if was != is && is != new {
+                return wrong("neither as it was nor as the host has it");
+            }
+            if self.unsure.contains(name) {
+                let is_own =
+                    was.is_some_and(|file| !self.hosts.contains(&(name.clone(), file.clone())));
+                if is_own && was != is {
+                    return wrong("the guest's own is overwritten");
+                }
+                continue;
+            }
+            let meets = |other: &Vec<u8>| {
+                let (short, long) =
+                    if other.len() < name.len() { (other, name) } else { (name, other) };
+                long.starts_with(short) && long.get(short.len()) == Some(&b'/')
+            };
+            let is_entangled = work.union(&self.unsure).any(meets);
+            let is_work = work.contains(name);
+            if is_work && was != is {
+                return wrong("the guest's work is overwritten");
+            }
+            if !is_work && !is_entangled && is != new {
+                return wrong("it is not carried");
+            }
+            let is_conflict = is_work && new != old && was != new;
+            if !is_entangled && is_conflict != left.contains(name) {
+                return wrong("it is told wrongly");
+            }
+            if is_entangled && new != old {
+                unsure.insert(name.clone());
+            } else if !is_conflict {
+                match new {
+                    Some(file) => carried.insert(name.clone(), file.clone()),
+                    None => carried.remove(name),
+                };
+            }
+        }
+        (self.carried, self.unsure) = (carried, unsure);
+        Ok(())
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         // Each runs git some fifty times.
@@ -167,6 +256,48 @@ proptest! {
         }
         mirror.finish().unwrap();
         prop_assert_eq!(guest.work().changes().len(), 0);
+    }
+
+    #[test]
+    fn a_guest_that_works_meanwhile_loses_nothing_and_gets_the_rest(
+        committed in edits(8),
+        rounds in prop::collection::vec((edits(4), edits(3), any::<bool>()), 1..6),
+    ) {
+        let repository = Repository::new();
+        repository.write(".gitignore", "*.o\ntarget/\n");
+        make(&repository.path(), &committed);
+        repository.commit();
+        let Some(mut guest) = Guest::new() else { return Ok(()) };
+        let options = Options { include_untracked: true, ..Options::default() };
+        let mut mirror = guest.sync(&repository, options, false);
+        mirror.whole(mirror.open().unwrap()).unwrap();
+        let mut model = Model::new(taken(&repository.path()));
+        for (here, there, is_whole) in rounds {
+            make(&repository.path(), &here);
+            make(&guest.path(), &there);
+            let (host, before) = (taken(&repository.path()), files(&guest.path()));
+            let names = here.iter().map(|(name, _)| Path::new(OsStr::from_bytes(name)));
+            let changed = names.flat_map(Path::ancestors).filter(|path| *path != Path::new(""));
+            let changed = changed.map(Path::to_owned).collect();
+            let some = if is_whole { None } else { mirror.some(&changed).unwrap() };
+            let round = match some {
+                Some(round) => round,
+                None => mirror.whole(mirror.open().unwrap()).unwrap(),
+            };
+            let left = round.prepared.left.into_iter().collect();
+            let judged = model.round(&host, &before, &files(&guest.path()), &left);
+            prop_assert!(judged.is_ok(), "{}", judged.unwrap_err());
+        }
+        mirror.finish().unwrap();
+        // What was carried is known to all commands: the guest's work is what is different from it.
+        let work = guest.work();
+        let names = |change: &Change| [Some(change.name.clone()), change.from.clone()];
+        let told: BTreeSet<Vec<u8>> = work.changes().iter().flat_map(names).flatten().collect();
+        let expected = model.work(&taken(&guest.path()));
+        let sure = |names: &BTreeSet<Vec<u8>>| -> BTreeSet<Vec<u8>> {
+            names.difference(&model.unsure).cloned().collect()
+        };
+        prop_assert_eq!(sure(&told), sure(&expected));
     }
 }
 
