@@ -98,6 +98,13 @@ pub async fn attach_main(
     attend(client, vm, call, (tty, stdin, timeout), interrupts).await
 }
 
+/// Has a machine start its main process, which it holds for a client. Where that cannot be said, it starts
+/// it by itself in half a minute; one that cannot be started ends its machine, whose log says why.
+pub async fn start_main(client: &Client, vm: &VmId) {
+    let call = Call::AttachMain(AttachMainCall { pty: None, stdin: false });
+    let _: Result<(ExecStarted, _), CliError> = agent::call(client, vm, call).await;
+}
+
 /// This process's terminal, as a guest's program is to have one.
 pub fn pty() -> PtyCall {
     PtyCall {

@@ -7,7 +7,8 @@
 use std::io;
 
 use banger_agent_api::{GuestPath, PutTreeCall};
-use banger_daemon_api::vm::Vm;
+use banger_daemon_api::routes;
+use banger_daemon_api::vm::{Vm, VmState};
 use banger_workspace::{GitIdentity, WorkspaceError};
 
 use crate::client::Client;
@@ -16,7 +17,7 @@ use crate::error::CliError;
 use crate::progress::Progress;
 use crate::ui::Ui;
 use crate::user_config::{FileSync, UserConfig};
-use crate::{table, workspace};
+use crate::{exec, table, workspace};
 
 const GUEST_HOME: &str = "/root";
 
@@ -38,7 +39,13 @@ impl Belongings {
         Ok(Self { files: UserConfig::read()?.file_sync, identity })
     }
 
-    /// Gives it to a machine that runs. A file that is missing here is told and left out.
+    /// Returns whether there are files, for which an application's main process is to wait.
+    pub fn has_files(&self) -> bool {
+        !self.files.is_empty()
+    }
+
+    /// Gives it to a machine that runs. A file that is missing here is told and left out; an application
+    /// that ends before it has all of them has ended, and nothing else is wrong.
     pub async fn give(&self, ui: &Ui, client: &Client, vm: &Vm) -> Result<(), CliError> {
         for entry in &self.files {
             let shown = table::printable(&entry.host.to_string_lossy());
@@ -46,9 +53,20 @@ impl Belongings {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     ui.warning(format_args!("{shown} (file_sync) is not here; left out"));
                 }
-                _ => self.copy(ui, client, vm, entry).await.map_err(|error| {
-                    error.context(format!("cannot give {shown} to VM {} (file_sync)", vm.name))
-                })?,
+                _ => match self.copy(ui, client, vm, entry).await {
+                    Ok(()) => {}
+                    Err(_) if has_ended(client, vm).await => {
+                        ui.warning(format_args!(
+                            "VM {} ended before it had {shown} (file_sync)",
+                            vm.name
+                        ));
+                        return Ok(());
+                    }
+                    Err(error) => {
+                        let what = format!("cannot give {shown} to VM {} (file_sync)", vm.name);
+                        return Err(error.context(what));
+                    }
+                },
             }
         }
         // Nobody commits in an application, which may have ended by now.
@@ -87,4 +105,11 @@ impl Belongings {
         }
         Ok(())
     }
+}
+
+/// Whether a machine that is an application has ended with it.
+async fn has_ended(client: &Client, vm: &Vm) -> bool {
+    let path = routes::vm(&(&vm.id).into(), "");
+    vm.main.is_some()
+        && exec::settled(client, &path).await.is_ok_and(|now| now.state != VmState::Running)
 }

@@ -1,14 +1,15 @@
 //! `banger vm create`.
 
+use banger_daemon_api::vm::MainOptions;
 use clap::Args;
 
 use super::main_process::MainArgs;
-use crate::daemon;
 use crate::error::CliError;
 use crate::file_sync::Belongings;
 use crate::interrupt::Interrupts;
 use crate::ui::Ui;
 use crate::vm_creation::{self, CreationArgs};
+use crate::{daemon, exec};
 
 /// Arguments of `banger vm create`.
 #[derive(Args, Debug)]
@@ -24,8 +25,9 @@ pub struct CreateArgs {
 
 /// Makes a machine, starts it and prints its name.
 pub async fn run(ui: &Ui, args: &CreateArgs) -> Result<(), CliError> {
-    let main = args.main.options()?;
     let belongings = Belongings::read()?;
+    // An application begins with its files there.
+    let main = MainOptions { held: belongings.has_files(), ..args.main.options()? };
     let mut interrupts = Interrupts::install()?;
     let client = daemon::connect(ui).await?;
     let vm =
@@ -40,6 +42,9 @@ pub async fn run(ui: &Ui, args: &CreateArgs) -> Result<(), CliError> {
     if let Err(error) = given {
         vm_creation::delete(&client, &vm.id).await?;
         return Err(error);
+    }
+    if belongings.has_files() && vm.main.is_some() {
+        exec::start_main(&client, &vm.id).await;
     }
     ui.line(&vm.name)
 }

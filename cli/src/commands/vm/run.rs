@@ -86,7 +86,9 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
     let directory = directory.transpose().map_err(|error| {
         CliError::new("cannot name the repository's directory in the machine").because(&error)
     })?;
-    let main = main_options(&args)?;
+    // An application begins with its files there, and with somebody to read it.
+    let held = !args.detach || belongings.has_files();
+    let main = MainOptions { held, ..main_options(&args)? };
     let only_shell = !args.command.has_command();
     let exec = args.command.into_exec(directory)?;
 
@@ -144,6 +146,9 @@ pub async fn run(ui: &Ui, args: RunArgs) -> Result<u8, CliError> {
         }
     };
     if args.detach {
+        if held && vm.main.is_some() {
+            exec::start_main(&client, &vm.id).await;
+        }
         ui.line(&vm.name)?;
         return Ok(0);
     }
@@ -228,7 +233,7 @@ fn main_options(args: &RunArgs) -> Result<MainOptions, CliError> {
         ));
     }
     let entrypoint = args.entrypoint.words();
-    Ok(MainOptions { entrypoint, required, held: !args.detach, ..said })
+    Ok(MainOptions { entrypoint, required, ..said })
 }
 
 fn remind_ended(ui: &Ui, vm: &Vm) {

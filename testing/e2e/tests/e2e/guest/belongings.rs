@@ -5,6 +5,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use banger_harness::{Contents, Environment};
 
+use super::applications::{ended, logs};
+
 #[test]
 fn machines_get_the_files_that_the_configuration_names() {
     let environment = Environment::new(Contents::Busybox);
@@ -65,6 +67,34 @@ fn machines_get_the_files_that_the_configuration_names() {
     inside("rm -r /root/.config && mkdir /tmp/elsewhere && ln -s /etc /root/.config");
     vm(&["restart", "box"]).run().code(1).is_a_clear_error().says(&["secret", "file_sync"]);
     assert_eq!(inside("[ -e /etc/app ] || echo none"), "none\n");
+    environment.finish();
+}
+
+#[test]
+fn an_application_begins_with_its_files_there() {
+    let environment = Environment::new(Contents::Busybox);
+    let home = environment.home().to_owned();
+    // So much that the program would be over long before.
+    fs::create_dir_all(home.join("many")).unwrap();
+    for number in 0..20 {
+        fs::write(home.join("many").join(number.to_string()), vec![b'x'; 1 << 20]).unwrap();
+    }
+    fs::write(home.join("last"), "the last one\n").unwrap();
+    fs::create_dir_all(home.join(".config/banger")).unwrap();
+    let config = "[[file_sync]]\nhost = \"~/many\"\nguest = \"~/many\"\n\
+                  [[file_sync]]\nhost = \"~/last\"\nguest = \"~/last\"\n";
+    fs::write(home.join(".config/banger/config.toml"), config).unwrap();
+    let vm = |arguments: &[&str]| environment.banger([&["vm"], arguments].concat());
+    let program = ["--image", "busybox", "--entrypoint", "cat", "--name"];
+    for (verb, name) in [(&["run", "-d"][..], "one"), (&["create"][..], "two")] {
+        let made = vm(&[verb, &program, &[name, "--", "/root/last"]].concat()).ok();
+        assert_eq!(made.out(), format!("{name}\n"));
+        assert_eq!(ended(&environment, name)["main_exit"]["code"], 0, "{name}");
+        assert!(logs(&environment, name).contains("the last one"), "{name}");
+    }
+    // Started again it is not held. Whether it is over before its files are there or not, it has run.
+    vm(&["start", "one"]).ok();
+    assert_eq!(ended(&environment, "one")["main_exit"]["code"], 0);
     environment.finish();
 }
 
