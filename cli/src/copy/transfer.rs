@@ -1,15 +1,14 @@
 //! Tar streams between this process and a guest's agent.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::thread;
 
 use banger_agent_api::{
-    Call, Empty, Frame, FrameReader, FrameWriter, GetTreeCall, MAX_FRAME_PAYLOAD, PutTreeCall,
-    PutTreeReply,
+    Call, Empty, Frame, FrameReader, FrameWriter, GetTreeCall, PutTreeCall, PutTreeReply,
 };
 use banger_types::VmId;
-use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::AsyncRead;
+use banger_workspace::{ChunkWriter, put_reply};
+use bytes::{Buf, Bytes};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Arrival, HostTree, Landing, Tally};
@@ -20,7 +19,6 @@ use crate::interrupt::Interrupts;
 use crate::progress::Progress;
 use crate::streams::{QUEUE, read_stdin, write_stream};
 
-const REPLY_LIMIT: usize = 64 << 10;
 /// Most bytes after the end of an archive; tar(1) fills up to 10 KiB.
 const TRAILER_LIMIT: u64 = 1 << 20;
 
@@ -35,7 +33,11 @@ pub async fn send(
     let (queue, chunks) = mpsc::channel(QUEUE);
     let (report, packed) = oneshot::channel();
     thread::spawn(move || {
-        let writer = ChunkWriter { queue, buffer: BytesMut::new() };
+        let writer = ChunkWriter::new(move |chunk| {
+            queue
+                .blocking_send(chunk)
+                .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the copy was given up"))
+        });
         // Nobody waits for the report when the copy was given up.
         let _ = report.send(tree.write_tar(&arrival, writer));
     });
@@ -81,7 +83,10 @@ async fn put<T>(
         let _ = writer.send(&Frame::DataEnd).await;
         Ok::<_, CliError>(Some(packed))
     };
-    let answer = answer(FrameReader::new(reader));
+    let answer = async {
+        let reply = put_reply(FrameReader::new(reader)).await;
+        reply.map_err(|error| CliError::new("cannot copy into the machine").because(&error))
+    };
     tokio::pin!(answer);
     let early = || CliError::new("the machine took only a part of the files");
     let packed = tokio::select! {
@@ -94,23 +99,6 @@ async fn put<T>(
     };
     let reply = answer.await?;
     Ok((packed.ok_or_else(early)?, reply))
-}
-
-async fn answer(mut reader: FrameReader<impl AsyncRead + Unpin>) -> Result<PutTreeReply, CliError> {
-    let failed = || CliError::new("cannot copy into the machine");
-    let mut reply = Vec::new();
-    loop {
-        match reader.next().await.map_err(|error| failed().because(&error))? {
-            Some(Frame::Data(bytes)) if reply.len() + bytes.len() <= REPLY_LIMIT => {
-                reply.extend_from_slice(&bytes);
-            }
-            Some(Frame::DataEnd) => break,
-            Some(Frame::Error(error)) => return Err(failed().because(&error)),
-            Some(Frame::Unknown(_)) => {}
-            Some(_) | None => return Err(broken_off(failed())),
-        }
-    }
-    serde_json::from_slice(&reply).map_err(|error| failed().because(&error))
 }
 
 fn broken_off(error: CliError) -> CliError {
@@ -204,33 +192,6 @@ async fn get(
             Some(Frame::Unknown(_)) => {}
             Some(_) | None => return Err(broken_off(failed())),
         }
-    }
-}
-
-/// Gathers small writes into frames; a write fails when nobody takes them any more.
-struct ChunkWriter {
-    queue: mpsc::Sender<Bytes>,
-    buffer: BytesMut,
-}
-
-impl Write for ChunkWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = bytes.len().min(MAX_FRAME_PAYLOAD - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..count]);
-        if self.buffer.len() == MAX_FRAME_PAYLOAD {
-            self.flush()?;
-        }
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let chunk = self.buffer.split().freeze();
-        self.queue
-            .blocking_send(chunk)
-            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the copy was given up"))
     }
 }
 

@@ -12,11 +12,12 @@ use banger_agent_api::{
     ListTreeCall, ListTreeReply, Listed, ListedKind, ListingDecoder, MAX_FRAME_PAYLOAD,
     PutTreeCall, PutTreeReply,
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::chunks::{ChunkWriter, put_reply};
 use crate::error::GuestError;
 
 /// A stream to the agent, on which a call has been answered.
@@ -41,7 +42,6 @@ pub trait Dial: Send + Sync {
 
 /// Chunks between this thread and the connection.
 const QUEUE: usize = 8;
-const REPLY_LIMIT: usize = 64 << 10;
 /// Most names of a guest's tree, and most bytes of them.
 const ENTRIES_MOST: usize = 4_000_000;
 const LISTING_LIMIT: usize = 1 << 30;
@@ -149,14 +149,13 @@ impl AgentGuest {
                 std::future::pending::<()>().await;
             };
             let answer = tokio::select! {
-                answer = answer_of(FrameReader::new(reader)) => answer,
+                answer = put_reply(FrameReader::new(reader)) => answer,
                 () = send => return,
             };
             // Nobody waits when the archive was given up.
             let _ = report.send(answer);
         });
-        let buffer = BytesMut::with_capacity(MAX_FRAME_PAYLOAD);
-        Ok(TreeSink { queue, buffer, answer, handle: self.handle.clone() })
+        Ok(TreeSink::new(queue, answer, &self.handle))
     }
 
     /// Gets some files and links below a directory; those that are gone are left out. More than `limit`
@@ -324,25 +323,37 @@ impl Read for Incoming {
     }
 }
 
+type PassOn = Box<dyn FnMut(Bytes) -> io::Result<()>>;
+
 /// A tree that is being put into the guest: the bytes of its tar.
 pub(crate) struct TreeSink {
+    chunks: ChunkWriter<PassOn>,
     queue: mpsc::Sender<Option<Bytes>>,
-    buffer: BytesMut,
     answer: oneshot::Receiver<Result<PutTreeReply, GuestError>>,
     handle: Handle,
 }
 
 impl TreeSink {
-    fn pass_on(&mut self, chunk: Option<Bytes>) -> io::Result<()> {
-        self.handle
-            .block_on(self.queue.send(chunk))
-            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the machine takes no more"))
+    fn new(
+        queue: mpsc::Sender<Option<Bytes>>,
+        answer: oneshot::Receiver<Result<PutTreeReply, GuestError>>,
+        handle: &Handle,
+    ) -> Self {
+        let (to, on) = (queue.clone(), handle.clone());
+        let pass_on: PassOn = Box::new(move |chunk| {
+            on.block_on(to.send(Some(chunk)))
+                .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the machine takes no more"))
+        });
+        let chunks = ChunkWriter::new(pass_on);
+        Self { chunks, queue, answer, handle: handle.clone() }
     }
 
     /// Ends the tree; returns once the guest has all of it.
     pub fn finish(mut self) -> Result<PutTreeReply, GuestError> {
         // If it is not taken, the answer says why.
-        let _ = self.flush().and_then(|()| self.pass_on(None));
+        if self.chunks.flush().is_ok() {
+            let _ = self.handle.block_on(self.queue.send(None));
+        }
         let answer = self.handle.block_on(self.answer);
         answer.unwrap_or_else(|_| Err(GuestError::other("the machine broke off")))
     }
@@ -359,39 +370,12 @@ impl TreeSink {
 
 impl Write for TreeSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = bytes.len().min(MAX_FRAME_PAYLOAD - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..count]);
-        if self.buffer.len() == MAX_FRAME_PAYLOAD {
-            self.flush()?;
-        }
-        Ok(count)
+        self.chunks.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let chunk = self.buffer.split().freeze();
-        self.pass_on(Some(chunk))
+        self.chunks.flush()
     }
-}
-
-async fn answer_of(
-    mut reader: FrameReader<impl AsyncRead + Unpin>,
-) -> Result<PutTreeReply, GuestError> {
-    let mut reply = Vec::new();
-    loop {
-        match reader.next().await.map_err(GuestError::other)? {
-            Some(Frame::Data(bytes)) if reply.len() + bytes.len() <= REPLY_LIMIT => {
-                reply.extend_from_slice(&bytes);
-            }
-            Some(Frame::DataEnd) => break,
-            Some(Frame::Error(error)) => return Err(GuestError::other(error)),
-            Some(Frame::Unknown(_)) => {}
-            Some(_) | None => return Err(GuestError::other("the machine broke off")),
-        }
-    }
-    serde_json::from_slice(&reply).map_err(GuestError::other)
 }
 
 /// Returns a name of the guest as a path; the listing's decoder has checked it.

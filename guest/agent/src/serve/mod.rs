@@ -26,6 +26,8 @@ mod tree;
 mod tree_get;
 mod tree_list;
 mod tree_put;
+mod tree_stream;
+mod tree_walk;
 mod users;
 
 use std::path::Path;
