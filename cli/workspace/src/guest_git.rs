@@ -17,7 +17,9 @@ use crate::archive::Archive;
 use crate::base::{self, open};
 use crate::error::{GuestError, WorkspaceError};
 use crate::git;
+use crate::kept::Kept;
 use crate::layout::{SHARED_INDEX, read_beneath, read_capped};
+use crate::pruning;
 use crate::repository::Workspace;
 
 /// The commit that the guest is on, in a repository of ours.
@@ -43,6 +45,8 @@ pub(crate) type PacksThere = BTreeMap<Vec<u8>, u64>;
 pub(crate) struct GuestGit {
     /// Where it is in the guest's tree; empty for the top.
     pub place: PathBuf,
+    /// The one of ours that it is made of, below what is kept, which gets another name once its machine is
+    /// made.
     repository: PathBuf,
     index: Vec<u8>,
     index_objects: Vec<String>,
@@ -53,12 +57,13 @@ pub(crate) struct GuestGit {
 }
 
 impl GuestGit {
-    /// Copies a repository's recent history and index into `repository`, one of ours.
+    /// Copies a repository's recent history and index into one of ours, at `ours` below what is kept.
     pub fn make(
         place: PathBuf,
         workspace: &Workspace,
-        repository: PathBuf,
+        (kept, ours): (&Kept, PathBuf),
     ) -> Result<Self, WorkspaceError> {
+        let repository = kept.directory().join(&ours);
         if !repository.join("objects").exists() {
             base::init(&repository, &workspace.object_format)?;
         }
@@ -85,15 +90,15 @@ impl GuestGit {
             head: head.into_bytes(),
             index_objects: workspace.index_objects.clone(),
             place,
-            repository,
+            repository: ours,
             index,
             exclude,
         })
     }
 
     /// Returns the repository of ours that it is made of.
-    pub fn repository(&self) -> &Path {
-        &self.repository
+    pub fn repository(&self, kept: &Kept) -> PathBuf {
+        kept.directory().join(&self.repository)
     }
 
     /// Returns the branch that it is on (`refs/heads/...`), where that has a commit.
@@ -110,6 +115,7 @@ impl GuestGit {
     /// does not have by its own listing `there`, and not the configuration, which it may have changed.
     pub fn pack(
         &self,
+        kept: &Kept,
         archive: &mut Archive<impl Write>,
         there: Option<&PacksThere>,
     ) -> Result<(), WorkspaceError> {
@@ -117,7 +123,8 @@ impl GuestGit {
         for directory in ["objects/pack", "objects/info", "refs/heads", "refs/tags", "info"] {
             archive.directory(&dot_git.join(directory))?;
         }
-        for pack in packs(&self.repository) {
+        let repository = self.repository(kept);
+        for pack in packs(&repository)? {
             let file = open(&pack)?;
             let size = file.metadata().map_err(WorkspaceError::keep("read", &pack))?.len();
             let name = pack.file_name().unwrap_or_default();
@@ -128,7 +135,7 @@ impl GuestGit {
             archive.file(&dot_git.join("objects/pack").join(name), 0o444, size, 0, file)?;
         }
         // gitformat-shallow(5): where the history that is carried ends.
-        if let Ok(shallow) = fs::read(self.repository.join("shallow")) {
+        if let Ok(shallow) = fs::read(repository.join("shallow")) {
             archive.text(&dot_git.join("shallow"), &shallow)?;
         }
         if there.is_none() {
@@ -174,14 +181,13 @@ fn ref_name(place: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// Returns the files with objects.
-fn packs(repository: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(repository.join("objects/pack")).into_iter().flatten().flatten();
-    let mut packs: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+fn packs(repository: &Path) -> Result<Vec<PathBuf>, WorkspaceError> {
+    let mut packs = pruning::pack_files(repository)?;
     packs.retain(|path| {
         path.extension().is_some_and(|extension| extension == "pack" || extension == "idx")
     });
     packs.sort();
-    packs
+    Ok(packs)
 }
 
 /// Returns the user's index as the guest can read it: in one file, and without what speaks of this

@@ -29,6 +29,9 @@ use crate::error::WorkspaceError;
 /// What the names of throw-away repositories begin with.
 pub(crate) const WORK: &str = "work-";
 
+/// The repository that the guest's own is made of.
+pub(crate) const HISTORY: &str = "history.git";
+
 /// Where the workspaces of one daemon's machines are kept.
 #[derive(Clone, Debug)]
 pub struct Keeping {
@@ -227,7 +230,7 @@ impl Kept {
     }
 
     pub(crate) fn history(&self) -> PathBuf {
-        self.path("history.git")
+        self.path(HISTORY)
     }
 
     /// Notes what was wanted, so that it is what is carried the next time.

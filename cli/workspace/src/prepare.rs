@@ -391,8 +391,8 @@ fn pack(
     }
     for (number, git) in snapshot.gits.iter().enumerate() {
         match &repository {
-            Repository::New => git.pack(&mut archive, None)?,
-            Repository::Has(there) => git.pack(&mut archive, there.get(number))?,
+            Repository::New => git.pack(kept, &mut archive, None)?,
+            Repository::Has(there) => git.pack(kept, &mut archive, there.get(number))?,
             Repository::Stays => {}
         }
     }

@@ -58,11 +58,11 @@ pub(crate) fn after_round(kept: &Kept) -> Result<(), WorkspaceError> {
 /// first of which is the one of the top.
 pub(crate) fn after_look(kept: &Kept, gits: &[GuestGit]) -> Result<(), WorkspaceError> {
     for (number, git) in gits.iter().enumerate() {
-        let repository = git.repository();
+        let repository = &git.repository(kept);
         if !is_due(repository, &packs(repository)?)? {
             continue;
         }
-        let needed = needed_of(git)?;
+        let needed = needed_of(git, repository)?;
         let made = pack(repository, &needed, &[])?;
         if number == 0 {
             // What was carried has the objects of this one: of those that go it takes its own.
@@ -79,8 +79,8 @@ pub(crate) fn after_look(kept: &Kept, gits: &[GuestGit]) -> Result<(), Workspace
 }
 
 /// Returns what a guest's repository needs.
-fn needed_of(git: &GuestGit) -> Result<Objects, WorkspaceError> {
-    let mut needed = objects(git.repository(), &[HEAD])?;
+fn needed_of(git: &GuestGit, repository: &Path) -> Result<Objects, WorkspaceError> {
+    let mut needed = objects(repository, &[HEAD])?;
     needed.extend(git.index_objects().iter().map(|object| object.clone().into_bytes()));
     Ok(needed)
 }
@@ -97,7 +97,8 @@ fn packs(repository: &Path) -> Result<Vec<(PathBuf, u64)>, WorkspaceError> {
     Ok(packs)
 }
 
-fn pack_files(repository: &Path) -> Result<Vec<PathBuf>, WorkspaceError> {
+/// Returns the files with objects, and what lies beside them.
+pub(crate) fn pack_files(repository: &Path) -> Result<Vec<PathBuf>, WorkspaceError> {
     let directory = repository.join("objects/pack");
     let entries = match fs::read_dir(&directory) {
         // Nothing was ever packed.

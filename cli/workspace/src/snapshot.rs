@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use banger_agent_api::Listed;
@@ -14,7 +14,7 @@ use crate::fast_import::{Content, FastImport};
 use crate::files::{self, Entry, git_mode, open_beneath};
 use crate::git;
 use crate::guest_git::GuestGit;
-use crate::kept::Kept;
+use crate::kept::{HISTORY, Kept};
 use crate::repository::Workspace;
 
 /// What was carried.
@@ -47,11 +47,12 @@ impl Snapshot {
         }
         let mut gits = Vec::new();
         for (number, (place, module)) in workspace.modules().into_iter().enumerate() {
-            let of_module = match number {
-                0 => history.clone(),
-                number => kept.path("modules").join(format!("{number}.git")),
+            let ours = match number {
+                0 => PathBuf::from(HISTORY),
+                number => Path::new("modules").join(format!("{number}.git")),
             };
             if number > 0 {
+                let of_module = kept.directory().join(&ours);
                 let modules = kept.path("modules");
                 fs::create_dir_all(&modules).map_err(WorkspaceError::keep("make", modules))?;
                 if of_module.exists() && !is_of_format(&of_module, &module.object_format) {
@@ -59,7 +60,7 @@ impl Snapshot {
                         .map_err(WorkspaceError::keep("remove", &of_module))?;
                 }
             }
-            gits.push(GuestGit::make(place, module, of_module)?);
+            gits.push(GuestGit::make(place, module, (kept, ours))?);
         }
         if !repository.join("objects").exists() {
             base::init(&repository, &workspace.object_format)?;

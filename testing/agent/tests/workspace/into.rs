@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use banger_workspace::{Options, Start, Wanted, Workspace, WorkspaceError};
 
-use crate::support::{Guest, Repository, files, git, try_git};
+use crate::support::{Guest, Repository, apply, files, git, try_git};
 
 /// What git says of a working tree, byte for byte.
 fn status(top: &std::path::Path) -> String {
@@ -169,6 +169,22 @@ fn submodules_come_along_with_their_own_repositories() {
     guest.write("lib/inner/new", "from the guest");
     crate::support::apply(&outer.path(), &guest.patch());
     assert_eq!(files(&guest.path()), files(&outer.path()));
+}
+
+#[test]
+fn a_machine_that_was_made_meanwhile_gets_the_history() {
+    let repository = Repository::new();
+    repository.write("a", "1");
+    repository.commit();
+    repository.write("a", "2");
+    let Some(mut guest) = Guest::new() else { return };
+    guest.prepare_new(repository.open());
+    git(&guest.path(), &["fsck", "--strict"]);
+    assert_eq!(status(&guest.path()), status(&repository.path()));
+    assert_eq!(git(&guest.path(), &["show", "HEAD:a"]).stdout, b"1");
+    guest.write("a", "3");
+    apply(&repository.path(), &guest.patch());
+    assert_eq!(files(&repository.path()), files(&guest.path()));
 }
 
 #[test]

@@ -92,7 +92,8 @@ fn taken(top: &Path) -> BTreeMap<Vec<u8>, (u32, Vec<u8>)> {
 }
 
 /// What a file is: git's mode of it and its content.
-type Files = BTreeMap<Vec<u8>, (u32, Vec<u8>)>;
+type Content = (u32, Vec<u8>);
+type Files = BTreeMap<Vec<u8>, Content>;
 
 /// What docs/workspaces.md says of a guest that follows the host and works itself.
 struct Model {
@@ -102,7 +103,7 @@ struct Model {
     /// directory with something of its own.
     unsure: BTreeSet<Vec<u8>>,
     /// Every file that the host ever had, by name.
-    hosts: BTreeSet<(Vec<u8>, (u32, Vec<u8>))>,
+    hosts: BTreeSet<(Vec<u8>, Content)>,
 }
 
 impl Model {

@@ -222,6 +222,15 @@ impl Guest {
         prepare(&kept, &snapshot, &mut self.guest, &plan, &|_| {})
     }
 
+    /// Prepares as for a machine that is made meanwhile: what is kept gets its name then.
+    pub fn prepare_new(&mut self, workspace: Workspace) -> Prepared {
+        let kept = self.keeping().begin().unwrap();
+        let snapshot = Snapshot::take(&kept, workspace).unwrap();
+        let kept = kept.assign("0123").unwrap();
+        let plan = Plan { guest_path: self.root(), newer: Newer::Refuse };
+        prepare(&kept, &snapshot, &mut self.guest, &plan, &|_| {}).unwrap()
+    }
+
     /// Prepares, and calls `meanwhile` again and again while files go.
     pub fn prepare_while(&mut self, workspace: Workspace, meanwhile: &(dyn Fn(u64) + Sync)) {
         let kept = self.kept();
