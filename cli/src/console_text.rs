@@ -2,10 +2,12 @@
 //!
 //! Escape sequences (ECMA-48) and control characters are taken out; line feeds and tabs stay.
 
+use crate::guest_text::{GuestText, disguises};
+
 /// Takes out what could steer a terminal, across chunk boundaries.
 #[derive(Debug, Default)]
 pub struct ConsoleText {
-    partial: Vec<u8>,
+    characters: GuestText,
     state: State,
 }
 
@@ -24,12 +26,7 @@ enum State {
 impl ConsoleText {
     /// Returns what of `bytes` may be shown.
     pub fn clean(&mut self, bytes: &[u8]) -> String {
-        self.partial.extend_from_slice(bytes);
-        let complete = complete_length(&self.partial);
-        let rest = self.partial.split_off(complete);
-        let text = String::from_utf8_lossy(&self.partial).into_owned();
-        self.partial = rest;
-        text.chars().filter(|&c| self.keeps(c)).collect()
+        self.characters.take(bytes).chars().filter(|&c| self.keeps(c)).collect()
     }
 
     fn keeps(&mut self, c: char) -> bool {
@@ -49,30 +46,11 @@ impl ConsoleText {
             (State::ControlSequence, '\n') => (State::Text, true),
             (State::ControlSequence, _) => (State::ControlSequence, false),
             (State::Text, '\n' | '\t') => (State::Text, true),
-            (State::Text, c) => {
-                let hidden = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-                (State::Text, !c.is_control() && !hidden)
-            }
+            (State::Text, c) => (State::Text, !c.is_control() && !disguises(c)),
         };
         self.state = next;
         keep
     }
-}
-
-/// Returns how many bytes end on a character's boundary; a character cut at the end waits.
-pub(crate) fn complete_length(bytes: &[u8]) -> usize {
-    for back in 1..=bytes.len().min(3) {
-        let byte = bytes[bytes.len() - back];
-        let length = match byte {
-            0xc0..=0xdf => 2,
-            0xe0..=0xef => 3,
-            0xf0..=0xf7 => 4,
-            0x80..=0xbf => continue,
-            _ => return bytes.len(),
-        };
-        return if back < length { bytes.len() - back } else { bytes.len() };
-    }
-    bytes.len()
 }
 
 #[cfg(test)]

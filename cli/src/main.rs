@@ -20,6 +20,7 @@ mod error;
 mod exec;
 mod file_sync;
 mod firewall;
+mod guest_text;
 mod host;
 mod host_checks;
 mod install;

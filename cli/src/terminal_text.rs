@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::console_text::complete_length;
+use crate::guest_text::{GuestText, disguises};
 
 /// Longest control sequence that passes, in characters.
 const LONGEST: usize = 64;
@@ -23,7 +23,7 @@ const USUALLY_ON: [u16; 2] = [7, 25];
 /// Takes out what does more than draw, across chunk boundaries.
 #[derive(Debug, Default)]
 pub struct TerminalText {
-    partial: Vec<u8>,
+    characters: GuestText,
     state: State,
     /// Private modes that are not as usual.
     switched: BTreeSet<u16>,
@@ -51,11 +51,7 @@ enum State {
 impl TerminalText {
     /// Returns what of `bytes` may be shown.
     pub fn clean(&mut self, bytes: &[u8]) -> String {
-        self.partial.extend_from_slice(bytes);
-        let complete = complete_length(&self.partial);
-        let rest = self.partial.split_off(complete);
-        let text = String::from_utf8_lossy(&self.partial).into_owned();
-        self.partial = rest;
+        let text = self.characters.take(bytes);
         let mut clean = String::with_capacity(text.len());
         for c in text.chars() {
             self.take(c, &mut clean);
@@ -169,10 +165,8 @@ impl TerminalText {
 }
 
 fn is_shown(c: char) -> bool {
-    let hidden =
-        matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     matches!(c, '\n' | '\r' | '\t' | '\x07' | '\x08' | '\x0e' | '\x0f')
-        || !(c.is_control() || hidden)
+        || !(c.is_control() || disguises(c))
 }
 
 #[cfg(test)]

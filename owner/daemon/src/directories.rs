@@ -8,17 +8,20 @@
 //! Each is a real directory, owned by the daemon's uid, with mode 0700.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use banger_daemon_api::routes::SOCKET_NAME;
+use banger_store::lock_directory;
 
 use crate::arguments::Arguments;
 use crate::start_error::StartError;
 
 /// The most bytes of a socket's path: `sun_path` has 108 with the terminating zero (unix(7)).
 const SOCKET_PATH_MOST: usize = 107;
+
+/// Name of the lock file in the runtime directory.
+const LOCK_NAME: &str = "bangerd.sock.lock";
 
 /// The daemon's directories, checked.
 #[derive(Clone, Debug)]
@@ -68,7 +71,7 @@ impl Directories {
     /// Takes the runtime directory's lock, which guards the socket. The state directory's lock is
     /// the store's.
     pub fn lock(&self) -> Result<Locks, StartError> {
-        Ok(Locks { _runtime: lock(&self.runtime)? })
+        Ok(Locks { _runtime: lock_directory(&self.runtime, LOCK_NAME)? })
     }
 }
 
@@ -115,41 +118,6 @@ fn prepare(path: &Path, uid: u32) -> Result<PathBuf, StartError> {
     Ok(path.to_owned())
 }
 
-fn lock(directory: &Path) -> Result<File, StartError> {
-    let path = directory.join("bangerd.sock.lock");
-    let io = |act: &str| {
-        let act = format!("{act} {}", path.display());
-        move |source| StartError::Io { act, source }
-    };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-        .open(&path)
-        .map_err(io("opening"))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            // The pid is a courtesy; whoever holds the lock may not have written it yet.
-            let _ = (&mut file).take(16).read_to_string(&mut text);
-            return Err(StartError::Locked {
-                path: directory.to_owned(),
-                holder: text.trim().parse().ok(),
-            });
-        }
-        Err(std::fs::TryLockError::Error(source)) => return Err(io("locking")(source)),
-    }
-    file.set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(io("writing"))?;
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,14 +160,16 @@ mod tests {
     #[test]
     fn a_directory_has_one_daemon_and_the_second_learns_the_pid() {
         let base = tempfile::tempdir().unwrap();
-        let first = lock(base.path()).unwrap();
-        match lock(base.path()) {
+        let path = base.path().to_owned();
+        let same = Directories { state: path.clone(), cache: path.clone(), runtime: path };
+        let first = same.lock().unwrap();
+        match same.lock() {
             Err(StartError::Locked { holder, .. }) => {
                 assert_eq!(holder, Some(std::process::id()));
             }
             other => panic!("{other:?}"),
         }
         drop(first);
-        lock(base.path()).unwrap();
+        same.lock().unwrap();
     }
 }

@@ -59,7 +59,7 @@ pub enum StartError {
 impl From<LockError> for StartError {
     fn from(error: LockError) -> Self {
         match error {
-            LockError::Held { state_dir, pid } => Self::Locked { path: state_dir, holder: pid },
+            LockError::Held { directory, pid } => Self::Locked { path: directory, holder: pid },
             LockError::Io { act, path, source } => {
                 Self::Io { act: format!("{act} {}", path.display()), source }
             }

@@ -23,7 +23,7 @@ mod mirror;
 
 pub use database::{Durability, Intent, Store, UnreadableRow, VmRow, VmRows};
 pub use error::StoreError;
-pub use lock::{LOCK_NAME, LockError, StateLock};
+pub use lock::{LOCK_NAME, LockError, StateLock, lock_directory};
 pub use migrate::{SCHEMA_VERSION, recorded_version};
 
 /// Name of the database in the state directory.

@@ -1,4 +1,4 @@
-//! One daemon per state directory.
+//! One daemon per directory.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -12,10 +12,10 @@ pub const LOCK_NAME: &str = "bangerd.lock";
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another daemon has it.
-    #[error("another bangerd uses {}{}", state_dir.display(), Holder(*pid))]
+    #[error("another bangerd uses {}{}", directory.display(), Holder(*pid))]
     Held {
-        /// The state directory.
-        state_dir: PathBuf,
+        /// The directory.
+        directory: PathBuf,
         /// The other's process id, where it left one.
         pid: Option<u32>,
     },
@@ -56,36 +56,7 @@ pub struct StateLock {
 impl StateLock {
     /// Takes the lock of `state_dir`, which must exist, without waiting.
     pub fn acquire(state_dir: &Path) -> Result<Self, LockError> {
-        let path = state_dir.join(LOCK_NAME);
-        let io = |act| {
-            let path = path.clone();
-            move |source| LockError::Io { act, path, source }
-        };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-            .open(&path)
-            .map_err(io("opening lock"))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(LockError::Held {
-                    state_dir: state_dir.to_owned(),
-                    pid: read_pid(&mut file),
-                });
-            }
-            Err(TryLockError::Error(source)) => {
-                return Err(io("taking lock")(source));
-            }
-        }
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(io("writing lock"))?;
+        let file = lock_directory(state_dir, LOCK_NAME)?;
         Ok(Self { state_dir: state_dir.to_owned(), _file: file })
     }
 
@@ -94,6 +65,41 @@ impl StateLock {
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
     }
+}
+
+/// Takes the lock of `directory`, which must exist, by its file `name`, without waiting: the lock goes
+/// with what is returned (flock(2)), the file, which has this process's id, stays.
+///
+/// # Errors
+/// Another process has it; a system call failed, as where the file is a link.
+pub fn lock_directory(directory: &Path, name: &str) -> Result<File, LockError> {
+    let path = directory.join(name);
+    let io = |act| {
+        let path = path.clone();
+        move |source| LockError::Io { act, path, source }
+    };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+        .open(&path)
+        .map_err(io("opening lock"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let pid = read_pid(&mut file);
+            return Err(LockError::Held { directory: directory.to_owned(), pid });
+        }
+        Err(TryLockError::Error(source)) => return Err(io("taking lock")(source)),
+    }
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .map_err(io("writing lock"))?;
+    Ok(file)
 }
 
 fn read_pid(file: &mut File) -> Option<u32> {

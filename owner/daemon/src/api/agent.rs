@@ -28,8 +28,6 @@ pub async fn post(
     OpId(op_id): OpId,
     upgrade: Upgrade,
 ) -> Answer<Response> {
-    upgrade.expect(AGENT_PROTOCOL)?;
-    let guest = api.services.open_agent(&vm).await?;
-    api.splice(upgrade, guest, "agent", op_id)?;
-    Ok(Upgrade::answer(AGENT_PROTOCOL))
+    let opened = api.services.open_agent(&vm);
+    api.carry(upgrade, AGENT_PROTOCOL, opened, op_id).await
 }

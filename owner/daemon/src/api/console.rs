@@ -29,8 +29,7 @@ pub async fn post(
     OpId(op_id): OpId,
     upgrade: Upgrade,
 ) -> Answer<Response> {
-    upgrade.expect(CONSOLE_PROTOCOL)?;
-    let console = api.services.engine().open_console(&vm).await.map_err(|error| error.to_api())?;
-    api.splice(upgrade, console, "console", op_id)?;
-    Ok(Upgrade::answer(CONSOLE_PROTOCOL))
+    let engine = api.services.engine();
+    let opened = async { engine.open_console(&vm).await.map_err(|error| error.to_api()) };
+    api.carry(upgrade, CONSOLE_PROTOCOL, opened, op_id).await
 }

@@ -1,16 +1,14 @@
 //! Images as files: exports, and file systems of the user's own.
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::State;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use banger_daemon_api::artifact::{ExportFormat, Image, RegisterImage};
 use banger_daemon_api::error::ApiError;
 use banger_types::ImageName;
 use serde::Deserialize;
 
-use super::Shared;
+use super::{OCTETS, Shared, stream};
 use crate::server::{Answer, JsonBody, PathPart, Query};
 
 /// What a client wants to have.
@@ -42,8 +40,7 @@ pub async fn export(
     let chunks = futures::stream::unfold(export.read(), |mut chunks| async move {
         chunks.recv().await.map(|chunk| (chunk, chunks))
     });
-    let headers = [(header::CONTENT_TYPE, "application/octet-stream")];
-    Ok((headers, Body::from_stream(chunks)).into_response())
+    Ok(stream(OCTETS, chunks))
 }
 
 /// Gives an ext4 file system of the user's own a name; it is checked first.

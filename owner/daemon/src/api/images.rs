@@ -2,23 +2,18 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use banger_daemon_api::artifact::{ChangeImage, Image, ImportImage};
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_daemon_api::operation::OperationStarted;
 use banger_types::{ImageName, KernelName};
 
-use super::{Api, Nothing, Shared};
+use super::{Accepted, Nothing, Shared, accepted, used};
 use crate::server::{Answer, Failure, JsonBody, OpId, PathPart};
 
 /// Lists the images.
 #[utoipa::path(get, path = "/v1/images", responses((status = 200, body = Vec<Image>)))]
 pub async fn list(State(api): Shared) -> Answer<Json<Vec<Image>>> {
-    let mut images = api.services.artifacts().images().await?;
-    for image in &mut images {
-        image.used_by = users(&api, &image.name);
-    }
-    Ok(Json(images))
+    Ok(Json(used::images(&api).await?))
 }
 
 /// Shows an image.
@@ -29,9 +24,7 @@ pub async fn list(State(api): Shared) -> Answer<Json<Vec<Image>>> {
     responses((status = 200, body = Image), (status = 404, body = ApiError))
 )]
 pub async fn get(State(api): Shared, PathPart(name): PathPart<ImageName>) -> Answer<Json<Image>> {
-    let mut image = api.services.artifacts().image(&name).await?;
-    image.used_by = users(&api, &name);
-    Ok(Json(image))
+    Ok(Json(used::image(&api, &name).await?))
 }
 
 /// Begins an import, or joins the one of this name that is under way.
@@ -45,9 +38,8 @@ pub async fn import(
     State(api): Shared,
     OpId(op_id): OpId,
     JsonBody(request): JsonBody<ImportImage>,
-) -> Answer<(StatusCode, Json<OperationStarted>)> {
-    let started = api.services.importer().image(request, op_id).await?;
-    Ok((StatusCode::ACCEPTED, Json(started)))
+) -> Accepted {
+    Ok(accepted(api.services.importer().image(request, op_id).await?))
 }
 
 /// Changes what VMs of an image boot unless told otherwise.
@@ -83,9 +75,7 @@ pub async fn change(
         }
         api.services.artifacts().set_image_kernel(&name, kernel).await?;
     }
-    let mut image = api.services.artifacts().image(&name).await?;
-    image.used_by = users(&api, &name);
-    Ok(Json(image))
+    Ok(Json(used::image(&api, &name).await?))
 }
 
 /// Deletes an image that no VM uses.
@@ -103,23 +93,8 @@ pub async fn delete(
     State(api): Shared,
     PathPart(name): PathPart<ImageName>,
 ) -> Answer<Json<Nothing>> {
-    refuse_in_use(&api, &name)?;
+    used::refuse_used_image(&api, &name)?;
     api.services.artifacts().delete_image(&name).await?;
     tracing::info!(image = name.as_str(), "deleted");
     Ok(Json(Nothing {}))
-}
-
-fn refuse_in_use(api: &Api, name: &ImageName) -> Answer<()> {
-    let users = users(api, name);
-    if users.is_empty() {
-        return Ok(());
-    }
-    let message = format!("image {name} is used by VM {}", users.join(", "));
-    Err(Failure::new(ErrorCode::InUse, message)
-        .hint(format!("`banger vm delete {}` first", users.join(" "))))
-}
-
-/// Returns the names of the VMs that use it.
-pub(super) fn users(api: &Api, name: &ImageName) -> Vec<String> {
-    api.services.engine().users_of_image(name).iter().map(ToString::to_string).collect()
 }

@@ -2,24 +2,19 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use banger_daemon_api::artifact::{ImportKernel, Kernel};
 use banger_daemon_api::config::KERNEL_DEFAULT;
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_daemon_api::operation::OperationStarted;
 use banger_types::KernelName;
 
-use super::{Api, Nothing, Shared};
+use super::{Api, Accepted, Nothing, Shared, accepted, used};
 use crate::server::{Answer, Failure, JsonBody, OpId, PathPart};
 
 /// Lists the kernels.
 #[utoipa::path(get, path = "/v1/kernels", responses((status = 200, body = Vec<Kernel>)))]
 pub async fn list(State(api): Shared) -> Answer<Json<Vec<Kernel>>> {
-    let mut kernels = api.services.artifacts().kernels().await?;
-    for kernel in &mut kernels {
-        kernel.used_by = users(&api, &kernel.name);
-    }
-    Ok(Json(kernels))
+    Ok(Json(used::kernels(&api).await?))
 }
 
 /// Shows a kernel.
@@ -30,9 +25,7 @@ pub async fn list(State(api): Shared) -> Answer<Json<Vec<Kernel>>> {
     responses((status = 200, body = Kernel), (status = 404, body = ApiError))
 )]
 pub async fn get(State(api): Shared, PathPart(name): PathPart<KernelName>) -> Answer<Json<Kernel>> {
-    let mut kernel = api.services.artifacts().kernel(&name).await?;
-    kernel.used_by = users(&api, &name);
-    Ok(Json(kernel))
+    Ok(Json(used::kernel(&api, &name).await?))
 }
 
 /// Begins an import, or joins the one of this name that is under way.
@@ -46,9 +39,8 @@ pub async fn import(
     State(api): Shared,
     OpId(op_id): OpId,
     JsonBody(request): JsonBody<ImportKernel>,
-) -> Answer<(StatusCode, Json<OperationStarted>)> {
-    let started = api.services.importer().kernel(request, op_id).await?;
-    Ok((StatusCode::ACCEPTED, Json(started)))
+) -> Accepted {
+    Ok(accepted(api.services.importer().kernel(request, op_id).await?))
 }
 
 /// Deletes a kernel that no VM uses.
@@ -66,21 +58,11 @@ pub async fn delete(
     State(api): Shared,
     PathPart(name): PathPart<KernelName>,
 ) -> Answer<Json<Nothing>> {
-    refuse_in_use(&api, &name)?;
+    used::refuse_used_kernel(&api, &name)?;
     refuse_default(&api, &name).await?;
     api.services.artifacts().delete_kernel(&name).await?;
     tracing::info!(kernel = name.as_str(), "deleted");
     Ok(Json(Nothing {}))
-}
-
-fn refuse_in_use(api: &Api, name: &KernelName) -> Answer<()> {
-    let users = users(api, name);
-    if users.is_empty() {
-        return Ok(());
-    }
-    let message = format!("kernel {name} is used by VM {}", users.join(", "));
-    Err(Failure::new(ErrorCode::InUse, message)
-        .hint(format!("`banger vm delete {}` first", users.join(" "))))
 }
 
 /// A kernel that an image or the configuration names stays, so that the next machine finds it.
@@ -99,9 +81,4 @@ async fn refuse_default(api: &Api, name: &KernelName) -> Answer<()> {
     Err(Failure::new(ErrorCode::InUse, format!("kernel {name} is what image {image} boots")).hint(
         format!("`banger image set {image} --kernel OTHER` or `banger image delete {image}` first"),
     ))
-}
-
-/// Returns the names of the VMs that use it.
-pub(super) fn users(api: &Api, name: &KernelName) -> Vec<String> {
-    api.services.engine().users_of_kernel(name).iter().map(ToString::to_string).collect()
 }

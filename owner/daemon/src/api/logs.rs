@@ -9,10 +9,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::State;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use banger_daemon_api::error::ApiError;
 use banger_daemon_api::vm::VmState;
 use banger_engine::VmWatch;
@@ -23,7 +21,7 @@ use tokio::fs::File;
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
+use super::{OCTETS, Shared, stream};
 use crate::server::{Answer, PathPart, Query};
 
 /// How often a follower looks for more.
@@ -70,8 +68,7 @@ pub async fn get(
         };
         io::Result::Ok(chunk.map(|chunk| (chunk, (log, follower))))
     });
-    let headers = [(header::CONTENT_TYPE, "application/octet-stream")];
-    Ok((headers, Body::from_stream(chunks)).into_response())
+    Ok(stream(OCTETS, chunks))
 }
 
 /// Returns whether a VM in this state may still write to its console.

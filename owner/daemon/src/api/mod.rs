@@ -18,17 +18,24 @@ mod pulls;
 mod set;
 mod shutdown;
 mod stats;
+mod used;
 mod vms;
 mod wait;
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::body::Body;
 use axum::extract::Request;
-use banger_daemon_api::error::ErrorCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{BoxError, Json, Router};
+use banger_daemon_api::error::{ApiError, ErrorCode};
+use banger_daemon_api::operation::OperationStarted;
 use banger_guest_client::BoxedStream;
 use banger_helper_client::HelperClient;
 use banger_types::OperationId;
+use bytes::Bytes;
+use futures::Stream;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -74,6 +81,26 @@ const SESSIONS_MOST: usize = 512;
 #[derive(Debug, serde::Serialize, utoipa::ToSchema)]
 pub struct Nothing {}
 
+/// The answer of an act that goes on after it.
+type Accepted = Answer<(StatusCode, Json<OperationStarted>)>;
+
+fn accepted(started: OperationStarted) -> (StatusCode, Json<OperationStarted>) {
+    (StatusCode::ACCEPTED, Json(started))
+}
+
+/// The media type of bytes as they are.
+const OCTETS: &str = "application/octet-stream";
+/// The media type of one JSON value a line.
+const JSON_LINES: &str = "application/x-ndjson";
+
+/// Answers with bytes of a media type as they come; an error cuts the answer without an end.
+fn stream<Error: Into<BoxError>>(
+    media_type: &'static str,
+    chunks: impl Stream<Item = Result<Bytes, Error>> + Send + 'static,
+) -> Response {
+    ([(header::CONTENT_TYPE, media_type)], Body::from_stream(chunks)).into_response()
+}
+
 /// The handlers' state.
 pub type Shared = axum::extract::State<Arc<Api>>;
 
@@ -108,15 +135,18 @@ impl Api {
         })
     }
 
-    /// Carries bytes between a client that leaves HTTP and `guest`, the stream `what` of it, until one
-    /// side or the daemon ends.
-    fn splice(
+    /// Has a client leave HTTP for `protocol`, and carries bytes between it and the guest's stream that
+    /// `opened` gives, until one side or the daemon ends. Nothing is opened for a client that asks for
+    /// another protocol.
+    async fn carry(
         self: &Arc<Self>,
         upgrade: Upgrade,
-        guest: BoxedStream,
-        what: &'static str,
+        protocol: &'static str,
+        opened: impl Future<Output = Result<BoxedStream, ApiError>>,
         op_id: OperationId,
-    ) -> Answer<()> {
+    ) -> Answer<Response> {
+        upgrade.expect(protocol)?;
+        let guest = opened.await?;
         let session = self.open_session()?;
         let ending = Arc::clone(self);
         self.sessions.spawn(async move {
@@ -126,12 +156,12 @@ impl Api {
                     () = ending.end.cancelled() => Ok(()),
                 };
                 if let Err(error) = ended {
-                    tracing::debug!(op_id = op_id.as_str(), %error, what, "a guest's stream");
+                    tracing::debug!(op_id = op_id.as_str(), %error, protocol, "a guest's stream");
                 }
             }
             drop(session);
         });
-        Ok(())
+        Ok(Upgrade::answer(protocol))
     }
 }
 

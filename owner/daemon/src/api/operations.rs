@@ -5,8 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use banger_daemon_api::error::{ApiError, ErrorCode};
 use banger_daemon_api::operation::Operation;
 use banger_engine::OperationHandle;
@@ -14,7 +13,7 @@ use banger_types::OperationId;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::{Api, Nothing, Shared};
+use super::{Api, JSON_LINES, Nothing, Shared, stream};
 use crate::server::{Answer, Failure, PathPart, Query};
 
 /// The longest a request may wait for a change; the client asks again.
@@ -99,8 +98,7 @@ pub async fn events(State(api): Shared, PathPart(id): PathPart<OperationId>) -> 
             Some((Ok::<_, std::convert::Infallible>(Bytes::from(line)), next))
         }
     });
-    let headers = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    Ok((headers, Body::from_stream(lines)).into_response())
+    Ok(stream(JSON_LINES, lines))
 }
 
 /// Takes the bytes of an import. The answer comes when all are taken, or when the import failed;

@@ -2,12 +2,11 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use banger_daemon_api::error::ApiError;
 use banger_daemon_api::operation::OperationStarted;
 use banger_daemon_api::pull::{BlobsPruned, DiskUsage, PruneBlobs, PullImage};
 
-use super::Shared;
+use super::{Accepted, Shared, accepted, used};
 use crate::server::{Answer, JsonBody, OpId};
 
 /// Begins to make an image of one in a registry, or joins the pull of this name and reference that
@@ -26,10 +25,9 @@ pub async fn begin(
     State(api): Shared,
     OpId(op_id): OpId,
     JsonBody(request): JsonBody<PullImage>,
-) -> Answer<(StatusCode, Json<OperationStarted>)> {
+) -> Accepted {
     let config = api.services.config().now().await.registry;
-    let started = api.services.puller().begin(request, config, op_id).await?;
-    Ok((StatusCode::ACCEPTED, Json(started)))
+    Ok(accepted(api.services.puller().begin(request, config, op_id).await?))
 }
 
 /// Removes what was fetched from registries and no pull under way needs.
@@ -53,14 +51,7 @@ pub async fn prune(
     responses((status = 200, body = DiskUsage), (status = 500, body = ApiError))
 )]
 pub async fn usage(State(api): Shared) -> Answer<Json<DiskUsage>> {
-    let mut images = api.services.artifacts().images().await?;
-    for image in &mut images {
-        image.used_by = super::images::users(&api, &image.name);
-    }
-    let mut kernels = api.services.artifacts().kernels().await?;
-    for kernel in &mut kernels {
-        kernel.used_by = super::kernels::users(&api, &kernel.name);
-    }
+    let (images, kernels) = (used::images(&api).await?, used::kernels(&api).await?);
     let (blobs, vms) = (api.services.puller().blobs(), api.directories.state.join("vms"));
     Ok(Json(api.services.artifacts().usage(&images, &kernels, blobs, &vms).await?))
 }

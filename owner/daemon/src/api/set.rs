@@ -6,8 +6,8 @@ use banger_daemon_api::operation::OperationStarted;
 use banger_daemon_api::vm::SetVm;
 use banger_types::VmReference;
 
-use super::Shared;
-use super::vms::{Accepted, accepted};
+use super::vms::begun;
+use super::{Accepted, Shared};
 use crate::server::{JsonBody, OpId, PathPart};
 
 /// Changes a stopped VM; a change that changes nothing of it succeeds.
@@ -28,5 +28,5 @@ pub async fn post(
     OpId(op_id): OpId,
     JsonBody(change): JsonBody<SetVm>,
 ) -> Accepted {
-    accepted(api.services.engine().set(&vm, change, op_id).await)
+    begun(api.services.engine().set(&vm, change, op_id).await)
 }

@@ -2,7 +2,6 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use banger_daemon_api::error::ApiError;
 use banger_daemon_api::operation::OperationStarted;
 use banger_daemon_api::vm::{ChangeVm, CreateVm, KillVm, RenameVm, StopVm, Vm};
@@ -10,11 +9,8 @@ use banger_engine::{EngineError, Started};
 use banger_types::VmReference;
 use serde::Deserialize;
 
-use super::{Nothing, Shared};
+use super::{Accepted, Nothing, Shared, accepted};
 use crate::server::{Answer, JsonBody, OpId, OptionalJsonBody, PathPart, Query};
-
-/// An act that goes on after the answer.
-pub(super) type Accepted = Answer<(StatusCode, Json<OperationStarted>)>;
 
 /// Lists the VMs.
 #[utoipa::path(get, path = "/v1/vms", responses((status = 200, body = Vec<Vm>)))]
@@ -72,7 +68,7 @@ pub async fn create(
     JsonBody(request): JsonBody<CreateVm>,
 ) -> Accepted {
     let operation = api.services.engine().create(request, op_id);
-    accepted(operation.map(|operation| Started { operation, joined: false }))
+    begun(operation.map(|operation| Started { operation, joined: false }))
 }
 
 /// Starts a stopped VM; one that runs stays as it is.
@@ -87,7 +83,7 @@ pub async fn start(
     PathPart(vm): PathPart<VmReference>,
     OpId(op_id): OpId,
 ) -> Accepted {
-    accepted(api.services.engine().start(&vm, op_id).await)
+    begun(api.services.engine().start(&vm, op_id).await)
 }
 
 /// Stops a VM; one that is stopped stays as it is.
@@ -104,7 +100,7 @@ pub async fn stop(
     OpId(op_id): OpId,
     OptionalJsonBody(how): OptionalJsonBody<StopVm>,
 ) -> Accepted {
-    accepted(api.services.engine().stop(&vm, &how, op_id).await)
+    begun(api.services.engine().stop(&vm, &how, op_id).await)
 }
 
 /// Stops a VM and starts it again.
@@ -121,7 +117,7 @@ pub async fn restart(
     OpId(op_id): OpId,
     OptionalJsonBody(how): OptionalJsonBody<StopVm>,
 ) -> Accepted {
-    accepted(api.services.engine().restart(&vm, &how, op_id).await)
+    begun(api.services.engine().restart(&vm, &how, op_id).await)
 }
 
 /// What of a VM is to be deleted only on a condition.
@@ -152,7 +148,7 @@ pub async fn delete(
     OpId(op_id): OpId,
 ) -> Accepted {
     let engine = api.services.engine();
-    accepted(match when.idle {
+    begun(match when.idle {
         true => engine.delete_idle(&vm, op_id).await,
         false => engine.delete(&vm, op_id).await,
     })
@@ -200,9 +196,9 @@ pub async fn kill(
     Ok(Json(Nothing {}))
 }
 
-pub(super) fn accepted(outcome: Result<Started, EngineError>) -> Accepted {
+pub(super) fn begun(outcome: Result<Started, EngineError>) -> Accepted {
     let started = outcome.map_err(|error| error.to_api())?;
     let started =
         OperationStarted { operation: started.operation.snapshot(), joined: started.joined };
-    Ok((StatusCode::ACCEPTED, Json(started)))
+    Ok(accepted(started))
 }

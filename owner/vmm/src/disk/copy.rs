@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use async_trait::async_trait;
-use banger_engine::seams::{DiskError, DiskFormat, DiskImage, DiskUsage, RootDisk};
+use banger_engine::seams::{DiskError, DiskImage, DiskUsage, RootDisk};
 use banger_types::DiskSize;
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use rustix::io::Errno;
@@ -50,33 +50,23 @@ impl RootDisk for CopyDisk {
         stem: &str,
         size: DiskSize,
     ) -> Result<DiskImage, DiskError> {
-        let path = dir.join(format!("{stem}.raw"));
-        let base = base.to_owned();
-        blocking(move |cancelled| {
-            let base = file::open_base(&base, size)?;
-            file::make(&path, cancelled, |disk| {
-                copy_data(&base.file, disk, base.size, cancelled)
-                    .and_then(|()| disk.set_len(size.bytes()))
-                    .map_err(|source| io_error("copying the base image to", &path, source))
-            })?;
-            Ok(DiskImage { path, format: DiskFormat::Raw, kind: KIND.to_owned(), base: None })
+        let kind = (KIND, "copying the base image to");
+        file::create_raw(base, (dir, stem), size, kind, |base, disk, cancelled| {
+            copy_data(&base.file, disk, base.size, cancelled)
         })
         .await
     }
 
     async fn measure(&self, disk: &DiskImage) -> Result<DiskUsage, DiskError> {
-        let disk = disk.clone();
-        blocking(move |_| file::measure_raw(&disk)).await
+        file::measure_raw(disk).await
     }
 
     async fn grow(&self, disk: &DiskImage, size: DiskSize) -> Result<bool, DiskError> {
-        let disk = disk.clone();
-        blocking(move |_| file::grow_raw(&disk, size)).await
+        file::grow_raw(disk, size).await
     }
 
     async fn remove(&self, disk: &DiskImage) -> Result<bool, DiskError> {
-        let path = disk.path.clone();
-        blocking(move |_| file::remove_file(&path)).await
+        file::remove(disk).await
     }
 }
 

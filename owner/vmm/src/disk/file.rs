@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use banger_engine::seams::{DiskError, DiskImage, DiskUsage};
+use banger_engine::seams::{DiskError, DiskFormat, DiskImage, DiskUsage};
 use banger_types::DiskSize;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
@@ -153,29 +153,66 @@ pub(crate) fn allocated(metadata: &std::fs::Metadata) -> u64 {
     metadata.blocks().saturating_mul(512)
 }
 
-/// Measures a raw disk.
-pub(crate) fn measure_raw(disk: &DiskImage) -> Result<DiskUsage, DiskError> {
-    let metadata = raw_metadata(disk)?;
-    Ok(DiskUsage { size: metadata.len(), allocated: allocated(&metadata), fill_percent: None })
+/// Makes a raw root disk of `size` bytes over `base` in the directory `dir`. `fill` gives the new file
+/// what the base has; `act` says what that is, as a participle.
+pub(crate) async fn create_raw(
+    base: &Path,
+    (dir, stem): (&Path, &str),
+    size: DiskSize,
+    (kind, act): (&str, &'static str),
+    fill: impl FnOnce(&Base, &mut File, &Cancelled) -> io::Result<()> + Send + 'static,
+) -> Result<DiskImage, DiskError> {
+    let path = dir.join(format!("{stem}.raw"));
+    let (base, kind) = (base.to_owned(), kind.to_owned());
+    blocking(move |cancelled| {
+        let base = open_base(&base, size)?;
+        make(&path, cancelled, |disk| {
+            fill(&base, disk, cancelled)
+                .and_then(|()| disk.set_len(size.bytes()))
+                .map_err(|source| io_error(act, &path, source))
+        })?;
+        Ok(DiskImage { path, format: DiskFormat::Raw, kind, base: None })
+    })
+    .await
 }
 
-/// Grows a raw disk.
-pub(crate) fn grow_raw(disk: &DiskImage, size: DiskSize) -> Result<bool, DiskError> {
-    let path = &disk.path;
-    let current = raw_metadata(disk)?.len();
-    let requested = size.bytes();
-    if requested < current {
-        return Err(DiskError::Shrink { path: path.clone(), current, requested });
-    }
-    if requested == current {
-        return Ok(false);
-    }
-    OpenOptions::new()
-        .write(true)
-        .open(path)
-        .and_then(|file| file.set_len(requested))
-        .map_err(|source| io_error("growing disk", path, source))?;
-    Ok(true)
+/// Measures a raw disk.
+pub(crate) async fn measure_raw(disk: &DiskImage) -> Result<DiskUsage, DiskError> {
+    let disk = disk.clone();
+    blocking(move |_| {
+        let metadata = raw_metadata(&disk)?;
+        Ok(DiskUsage { size: metadata.len(), allocated: allocated(&metadata), fill_percent: None })
+    })
+    .await
+}
+
+/// Grows a raw disk; returns whether it was smaller.
+pub(crate) async fn grow_raw(disk: &DiskImage, size: DiskSize) -> Result<bool, DiskError> {
+    let disk = disk.clone();
+    blocking(move |_| {
+        let path = &disk.path;
+        let current = raw_metadata(&disk)?.len();
+        let requested = size.bytes();
+        if requested < current {
+            return Err(DiskError::Shrink { path: path.clone(), current, requested });
+        }
+        if requested == current {
+            return Ok(false);
+        }
+        OpenOptions::new()
+            .write(true)
+            .open(path)
+            .and_then(|file| file.set_len(requested))
+            .map_err(|source| io_error("growing disk", path, source))?;
+        Ok(true)
+    })
+    .await
+}
+
+/// Removes a disk that is one file; returns whether there was one.
+pub(crate) async fn remove(disk: &DiskImage) -> Result<bool, DiskError> {
+    let path = disk.path.clone();
+    blocking(move |_| remove_file(&path)).await
 }
 
 fn raw_metadata(disk: &DiskImage) -> Result<std::fs::Metadata, DiskError> {

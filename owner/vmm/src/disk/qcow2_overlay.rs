@@ -97,8 +97,7 @@ impl RootDisk for Qcow2Overlay {
     }
 
     async fn remove(&self, disk: &DiskImage) -> Result<bool, DiskError> {
-        let path = disk.path.clone();
-        blocking(move |_| file::remove_file(&path)).await
+        file::remove(disk).await
     }
 }
 

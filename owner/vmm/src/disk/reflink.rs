@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use async_trait::async_trait;
-use banger_engine::seams::{DiskError, DiskFormat, DiskImage, DiskUsage, RootDisk};
+use banger_engine::seams::{DiskError, DiskImage, DiskUsage, RootDisk};
 use banger_types::DiskSize;
 use rustix::fs::{SeekFrom, copy_file_range, fstatfs, ioctl_ficlone, seek};
 use rustix::io::Errno;
@@ -41,33 +41,21 @@ impl RootDisk for ReflinkDisk {
         stem: &str,
         size: DiskSize,
     ) -> Result<DiskImage, DiskError> {
-        let path = dir.join(format!("{stem}.raw"));
-        let base = base.to_owned();
-        blocking(move |cancelled| {
-            let base = file::open_base(&base, size)?;
-            file::make(&path, cancelled, |disk| {
-                clone(&base.file, disk)
-                    .and_then(|()| disk.set_len(size.bytes()))
-                    .map_err(|source| io_error("cloning the base image to", &path, source))
-            })?;
-            Ok(DiskImage { path, format: DiskFormat::Raw, kind: KIND.to_owned(), base: None })
-        })
-        .await
+        let kind = (KIND, "cloning the base image to");
+        file::create_raw(base, (dir, stem), size, kind, |base, disk, _| clone(&base.file, disk))
+            .await
     }
 
     async fn measure(&self, disk: &DiskImage) -> Result<DiskUsage, DiskError> {
-        let disk = disk.clone();
-        blocking(move |_| file::measure_raw(&disk)).await
+        file::measure_raw(disk).await
     }
 
     async fn grow(&self, disk: &DiskImage, size: DiskSize) -> Result<bool, DiskError> {
-        let disk = disk.clone();
-        blocking(move |_| file::grow_raw(&disk, size)).await
+        file::grow_raw(disk, size).await
     }
 
     async fn remove(&self, disk: &DiskImage) -> Result<bool, DiskError> {
-        let path = disk.path.clone();
-        blocking(move |_| file::remove_file(&path)).await
+        file::remove(disk).await
     }
 }
 
