@@ -33,6 +33,7 @@ mod streams;
 mod subordinate_ids;
 mod table;
 mod terminal;
+mod terminal_reset;
 mod terminal_text;
 mod ui;
 mod user_config;

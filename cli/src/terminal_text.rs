@@ -3,20 +3,27 @@
 //! A shell or an editor on a console moves the cursor, erases and colours; those sequences (ECMA-48,
 //! and the private modes that full-screen programs use) pass. What makes a terminal answer as if the
 //! user had typed, report the mouse, change keys, set its title or clipboard or load anything is taken
-//! out. What was switched on is known, so that it can be switched off at the end.
+//! out. What was switched on is known, so that it can be switched off at the end; where all was let
+//! through, what cannot be known is switched off, too.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::guest_text::{GuestText, disguises};
+use crate::terminal_reset;
 
 /// Longest control sequence that passes, in characters.
 const LONGEST: usize = 64;
+/// Longest of which it is remembered what it switches, where all is let through, in characters; xterm
+/// itself takes no more than 30 parameters.
+const LONGEST_KNOWN: usize = 256;
 /// Final characters of the sequences that draw: moving, erasing, inserting, deleting, scrolling,
 /// tabs, colours, the scrolling region, saving and restoring the cursor.
 const DRAWING: &str = "@ABCDEFGHIJKLMPSTXZ`abdefgmrsu";
 /// Private modes that may be switched: cursor keys, origin, wrapping, blinking, the cursor, the other
 /// screen, bracketed paste.
 const MODES: [u16; 10] = [1, 6, 7, 12, 25, 47, 1047, 1048, 1049, 2004];
+/// The most other modes that are remembered; there are fewer than that in any terminal.
+const OTHERS: usize = 256;
 /// Those that are on in a terminal that nobody has touched.
 const USUALLY_ON: [u16; 2] = [7, 25];
 
@@ -27,6 +34,8 @@ pub struct TerminalText {
     state: State,
     /// Private modes that are not as usual.
     switched: BTreeSet<u16>,
+    /// Private modes of lists that do not pass, and whether the first to switch them set them.
+    others: BTreeMap<u16, bool>,
     has_region: bool,
     has_charset: bool,
     has_keypad: bool,
@@ -59,7 +68,18 @@ impl TerminalText {
         clean
     }
 
-    /// Returns what puts the terminal back as it was found.
+    /// Returns what puts the terminal back where it was sent everything, not only what passes: the
+    /// modes known here, those seen here that a user may like one way or the other, which are taken to
+    /// have been the other way, and then all that a terminal may be left in.
+    pub fn resetting(&self) -> String {
+        let mut text = format!("{}{}", terminal_reset::FIRST, self.restoring());
+        for (mode, set) in &self.others {
+            text.push_str(&format!("\x1b[?{mode}{}", if *set { 'l' } else { 'h' }));
+        }
+        text + &terminal_reset::all()
+    }
+
+    /// Returns what puts the terminal back as it was found, where it was sent what passes.
     pub fn restoring(&self) -> String {
         let mut text = String::new();
         for mode in &self.switched {
@@ -112,7 +132,7 @@ impl TerminalText {
             (State::Charset(_), _) => State::Text,
             (State::Sequence(mut begun), ' '..='?') => {
                 // One that is too long has no end that passes.
-                if begun.len() <= LONGEST {
+                if begun.len() <= LONGEST_KNOWN {
                     begun.push(c);
                 }
                 State::Sequence(begun)
@@ -120,6 +140,8 @@ impl TerminalText {
             (State::Sequence(begun), '@'..='~') => {
                 if begun.len() <= LONGEST && self.passes(&begun, c) {
                     clean.push_str(&format!("\x1b[{begun}{c}"));
+                } else if begun.len() <= LONGEST_KNOWN {
+                    self.remember_others(&begun, c);
                 }
                 State::Text
             }
@@ -131,6 +153,18 @@ impl TerminalText {
                 State::Text
             }
         };
+    }
+
+    /// Remembers what a sequence that does not pass switches, for who is sent it all the same.
+    fn remember_others(&mut self, parameters: &str, last: char) {
+        let Some(modes) = parameters.strip_prefix('?').filter(|_| "hl".contains(last)) else {
+            return;
+        };
+        for mode in modes.split(';').filter_map(|mode| mode.parse().ok()) {
+            if self.others.len() < OTHERS && !terminal_reset::covers(mode) {
+                self.others.entry(mode).or_insert(last == 'h');
+            }
+        }
     }
 
     /// Judges a control sequence and remembers what it switches.
@@ -225,6 +259,84 @@ mod tests {
                 text.as_bytes().chunks(step).map(|piece| cleaner.clean(piece)).collect();
             assert_eq!(pieces, whole, "{step}");
         }
+    }
+
+    /// What a terminal's private modes are after a text; of those that it did not name, nothing.
+    fn modes_after(text: &str) -> BTreeMap<u16, bool> {
+        let mut modes = BTreeMap::new();
+        for sequence in text.split('\x1b').skip(1) {
+            if let Some(list) = sequence.strip_prefix("[?")
+                && let Some(end) = list.find(['h', 'l'])
+            {
+                let set = list.as_bytes()[end] == b'h';
+                modes.extend(list[..end].split(';').map(|mode| (mode.parse().unwrap(), set)));
+            } else if sequence.starts_with('<') {
+                modes.insert(2, true);
+            } else if sequence.starts_with('\x03') {
+                modes.insert(38, false);
+            }
+        }
+        modes
+    }
+
+    /// The modes that ctlseqs has under "CSI ? Pm h" (patch 379), all but 1048, which saves the cursor,
+    /// and those of the last patches and of other terminals that are said to be reset.
+    const DOCUMENTED: [u16; 73] = [
+        1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 18, 19, 25, 30, 35, 38, 40, 41, 42, 43, 44, 45,
+        46, 47, 66, 67, 69, 80, 95, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1007, 1010, 1011,
+        1015, 1016, 1034, 1035, 1036, 1037, 1039, 1040, 1041, 1042, 1043, 1044, 1045, 1046, 1047,
+        1049, 1050, 1051, 1052, 1053, 1060, 1061, 2001, 2002, 2003, 2004, 2005, 2006, 2026, 2031,
+        2048,
+    ];
+
+    #[test]
+    fn no_mode_of_xterm_is_left_as_a_machine_had_it() {
+        for mode in DOCUMENTED {
+            let usually = [2, 7, 8, 25].contains(&mode);
+            let letter = if usually { 'l' } else { 'h' };
+            let long = format!("{}{mode}", "1002;".repeat(29));
+            for list in [format!("{mode}"), format!("1;{mode}"), format!("{mode};99"), long] {
+                let sent = format!("text\x1b[?{list}{letter}more");
+                let mut text = TerminalText::default();
+                text.clean(sent.as_bytes());
+                let after = modes_after(&(sent + &text.resetting()));
+                // 47 and 1047 name the same screen as 1049.
+                let mode = if [47, 1047].contains(&mode) { 1049 } else { mode };
+                assert_eq!(after.get(&mode), Some(&usually), "{mode} of {list}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_reset_reaches_a_terminal_in_the_middle_of_something_and_moves_no_cursor() {
+        let untouched = TerminalText::default().resetting();
+        assert!(untouched.starts_with("\x18\x1b\\"), "{untouched:?}");
+        assert!(untouched.ends_with("\x1b[0m"), "{untouched:?}");
+        assert!(untouched.contains("\x1b[!p"), "{untouched:?}");
+        // What moves the cursor stands behind a DECSC, of which each is used up once.
+        let mut is_saved = false;
+        for sequence in untouched.split('\x1b').skip(1) {
+            match sequence {
+                "7" => is_saved = true,
+                "[?6l" | "[r" | "[?69l" => assert!(is_saved, "{sequence}"),
+                "8" | "[?1049l" => assert!(std::mem::take(&mut is_saved), "{sequence}"),
+                _ => {}
+            }
+        }
+        // A user's liking is not touched where nobody has.
+        for mode in [3, 10, 30, 35, 40, 45, 67, 1007, 1010, 1034, 1036, 1042, 1046] {
+            assert!(!untouched.contains(&format!("[?{mode}h")), "{mode}");
+            assert!(!untouched.contains(&format!("[?{mode}l")), "{mode}");
+        }
+    }
+
+    #[test]
+    fn a_machine_that_switches_all_modes_there_could_be_takes_no_memory() {
+        let mut text = TerminalText::default();
+        for mode in 0..=u16::MAX {
+            text.clean(format!("\x1b[?{mode}h").as_bytes());
+        }
+        assert!(text.resetting().len() < 8 * 1024);
     }
 
     #[test]

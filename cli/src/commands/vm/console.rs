@@ -40,8 +40,9 @@ of the machine has the console as its terminal, a login shell of root's answers,
 you leave. Several may be attached at once, and type at the same machine.
 
 On a terminal what the machine prints may draw, and nothing else: sequences that make a terminal
-answer, or change its keys, title or clipboard, are taken out, unless --raw is given. A pipe or
-file gets every byte.")]
+answer, or change its keys, title or clipboard, are taken out, unless --raw is given. Modes that it
+switched are switched back when the console is left, with --raw by a reset of all that xterm knows;
+only a banger that is killed (SIGKILL) leaves them: reset(1). A pipe or file gets every byte.")]
 pub struct ConsoleArgs {
     #[command(flatten)]
     vm: OneVm,
@@ -112,6 +113,7 @@ pub async fn run(ui: &Ui, args: &ConsoleArgs) -> Result<(), CliError> {
     }
     // Raw from here on; the guard restores the terminal however this function ends.
     let raw = if is_typed { Some(RawMode::enter()?) } else { None };
+    // Dropped before that one, so that the terminal's own modes are back first.
     let mut screen = Screen { text: TerminalText::default(), cleans: !args.raw };
     let mut writer = Writer::new();
     let left = tokio::select! {
@@ -124,7 +126,7 @@ pub async fn run(ui: &Ui, args: &ConsoleArgs) -> Result<(), CliError> {
         }
     };
     writer.finish().await;
-    screen.restore();
+    drop(screen);
     drop(raw);
     if is_typed {
         // The machine's last line has no end, as a rule.
@@ -137,7 +139,8 @@ pub async fn run(ui: &Ui, args: &ConsoleArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// What is shown where standard output is a terminal.
+/// What is shown where standard output is a terminal, which is put back as it was when this is dropped,
+/// also by a panic.
 struct Screen {
     text: TerminalText,
     cleans: bool,
@@ -151,11 +154,14 @@ impl Screen {
         let clean = self.text.clean(bytes);
         if self.cleans { clean.into() } else { Bytes::copy_from_slice(bytes) }
     }
+}
 
-    /// Switches off what the machine has switched on.
-    fn restore(&self) {
+impl Drop for Screen {
+    fn drop(&mut self) {
         if io::stdout().is_terminal() {
-            let _ = write_all(io::stdout(), self.text.restoring().as_bytes());
+            let text = if self.cleans { self.text.restoring() } else { self.text.resetting() };
+            // A terminal that is gone has no modes.
+            let _ = write_all(io::stdout(), text.as_bytes());
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `vm console`: reading and typing at a machine's serial console.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use banger_harness::{Contents, Environment, GUEST_DEADLINE, Running, Terminal, wait_for};
@@ -144,5 +145,79 @@ fn a_console_is_there_after_the_daemons_end_and_an_exit() {
     ask(&mut next, 3);
     next.signal(Signal::INT);
     next.finish().code(130);
+    environment.finish();
+}
+
+/// What a terminal's private modes (DECSET, DECRST) are after a text; nothing of those not named in it.
+fn private_modes(text: &str) -> BTreeMap<u16, bool> {
+    let mut modes = BTreeMap::new();
+    for sequence in text.split("\x1b[?").skip(1) {
+        let end = sequence.find(|c: char| !(c.is_ascii_digit() || c == ';')).unwrap_or(0);
+        if let Some(letter @ ('h' | 'l')) = sequence[end..].chars().next() {
+            let list = sequence[..end].split(';').filter_map(|mode| mode.parse().ok());
+            modes.extend(list.map(|mode: u16| (mode, letter == 'h')));
+        }
+    }
+    modes
+}
+
+#[test]
+fn a_raw_console_leaves_no_mode_behind_however_it_ends() {
+    /// Cursor keys, columns, reverse video, X10 mouse, toolbar, blinking, keypad, sixel, mouse and
+    /// focus, the meta key, the other screen, pasting, synchronized output.
+    const SET: [u16; 20] = [
+        1, 3, 5, 9, 10, 12, 66, 80, 1000, 1002, 1003, 1004, 1006, 1015, 1016, 1036, 1049, 2001,
+        2004, 2026,
+    ];
+    /// Wrapping and the cursor.
+    const RESET: [u16; 2] = [7, 25];
+    let environment = Environment::new(Contents::Busybox);
+    environment.start_busybox("box");
+    let list = |modes: &[u16]| modes.iter().map(u16::to_string).collect::<Vec<_>>().join(";");
+    let sent = format!("\\033[?{}h\\033[?{}l", list(&SET), list(&RESET));
+    for end in ["key", "SIGTERM", "daemon", "machine"] {
+        let command = environment.command(["vm", "console", "--raw", "box"]);
+        let mut terminal = Terminal::start(&command, 80, 24);
+        terminal.wait_for("console of VM box");
+        terminal.send(b"\r");
+        terminal.wait_for("#");
+        // In the end a title that is begun and not ended: all that follows would be part of it.
+        terminal.send(format!("printf '{sent}\\033]0;on-%d' $((1+1))\r").as_bytes());
+        terminal.wait_for("\x1b]0;on-2");
+        let pid = |process: Option<banger_harness::Process>| {
+            rustix::process::Pid::from_raw(process.unwrap().pid.cast_signed()).unwrap()
+        };
+        let kill = |pid, signal| rustix::process::kill_process(pid, signal).unwrap();
+        match end {
+            "key" => terminal.send(b"\x1d"),
+            "SIGTERM" => {
+                let mut processes = environment.processes().into_iter();
+                let client = processes.find(|process| process.command.contains("console --raw"));
+                kill(pid(client), Signal::TERM);
+            }
+            "daemon" => kill(pid(environment.daemon()), Signal::KILL),
+            _ => {
+                environment.banger(["vm", "kill", "box"]).ok();
+            }
+        }
+        let (status, screen) = terminal.finish();
+        let code = match end {
+            "daemon" => 1,
+            "SIGTERM" => 143,
+            _ => 0,
+        };
+        assert_eq!(status.code(), Some(code), "{end}: {screen:?}");
+        let before = private_modes(&screen[..screen.rfind("on-2").unwrap()]);
+        let after = &screen[screen.rfind("on-2").unwrap()..];
+        assert!(after.contains("\x18\x1b\\"), "{end}: the title ends: {after:?}");
+        assert!(after.contains("\x1b[!p"), "{end}: {after:?}");
+        let modes = private_modes(after);
+        for (all, usual) in [(&SET[..], false), (&RESET, true)] {
+            for mode in all {
+                assert_eq!(before.get(mode), Some(&!usual), "{end}: {mode} is let through");
+                assert_eq!(modes.get(mode), Some(&usual), "{end}: {mode} is left: {after:?}");
+            }
+        }
+    }
     environment.finish();
 }
