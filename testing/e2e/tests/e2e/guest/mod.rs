@@ -5,6 +5,7 @@
 
 mod applications;
 mod belongings;
+mod completion;
 mod console;
 mod copy;
 mod crash;
