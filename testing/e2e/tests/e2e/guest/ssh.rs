@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use banger_harness::{Contents, Environment, Invocation};
 
@@ -213,9 +214,75 @@ fn the_users_own_configuration_stays_the_users() {
     assert!(config.is_symlink());
     assert_eq!(dotfile.metadata().unwrap().mode() & 0o7777, 0o640);
 
+    // An empty file was the user's, too.
+    std::fs::write(&dotfile, "").unwrap();
+    change("--install");
+    change("--uninstall");
+    assert_eq!(std::fs::read(&dotfile).unwrap(), b"");
+    assert_eq!(dotfile.metadata().unwrap().mode() & 0o7777, 0o640);
+
     // Torn markers are not repaired by guessing.
     std::fs::write(&dotfile, "x\n# >>> banger >>>\n").unwrap();
     let refused = environment.banger(["ssh-config", "--install"]).run().code(1);
     refused.is_a_clear_error().says(&["line 2", "by hand"]);
+    environment.finish();
+}
+
+#[test]
+fn eight_at_once_leave_a_whole_file_and_the_users_lines() {
+    let environment = Environment::new(Contents::Empty);
+    let directory = environment.home().join(".ssh");
+    let config = directory.join("config");
+    let own = environment.home().join(".config/banger/ssh_config");
+    let read = || std::fs::read_to_string(&config).unwrap();
+    std::fs::create_dir(&directory).unwrap();
+    let mut text = "Host a\n  User b\n".to_owned();
+    std::fs::write(&config, &text).unwrap();
+    environment.banger(["ssh-config", "--install"]).ok();
+    let block = read().strip_suffix(&text).unwrap().to_owned();
+    let is_whole = |now: &str, text: &str| now == text || now.strip_prefix(&block) == Some(text);
+
+    let (mut seen_with, mut seen_without) = (0, 0);
+    for round in 0..6 {
+        // The user goes on, too, and nothing of it gets lost.
+        let more = format!("Host own-{round}\n  Port {round}\n# no end of line {round}\n");
+        text.push_str(&more);
+        std::fs::write(&config, read() + &more).unwrap();
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Whoever reads meanwhile, as ssh does, never sees a part.
+            let watched = scope.spawn(|| {
+                while !ended.load(Ordering::Acquire) {
+                    let now = read();
+                    if !is_whole(&now, &text) {
+                        return Err(now);
+                    }
+                }
+                Ok(())
+            });
+            let running: Vec<_> = (0..8)
+                .map(|number| {
+                    let what = ["--install", "--uninstall"][number % 2];
+                    environment.banger(["ssh-config", what]).spawn()
+                })
+                .collect();
+            let finished: Vec<_> = running.into_iter().map(|one| one.finish()).collect();
+            ended.store(true, Ordering::Release);
+            for one in finished {
+                one.code(0);
+            }
+            assert_eq!(watched.join().unwrap(), Ok(()));
+        });
+        let now = read();
+        assert!(is_whole(&now, &text), "{now}");
+        // The two files are of one and the same change, the last.
+        assert_eq!(now != text, own.exists(), "{now}");
+        *(if now == text { &mut seen_without } else { &mut seen_with }) += 1;
+    }
+    println!("the last was an install {seen_with} times, else {seen_without} times");
+    environment.banger(["ssh-config", "--uninstall"]).ok();
+    assert_eq!(read(), text);
+    let left: Vec<_> = directory.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(left, std::slice::from_ref(&config), "and no temporary file");
     environment.finish();
 }
