@@ -337,6 +337,37 @@ pub fn image_name_of(path: &Path) -> Result<ImageName, CliError> {
     })
 }
 
+/// Adds what to do to the error of an image or kernel that is not here: look at which there are, or
+/// pull it, where that can be.
+pub fn explain_missing(error: CliError, list: &str, pull: Option<String>) -> CliError {
+    if !error.is_code(ErrorCode::NotFound) || !error.hints.is_empty() {
+        return error;
+    }
+    let error = error.hint(list);
+    match pull {
+        Some(pull) => error.hint(pull),
+        None => error,
+    }
+}
+
+/// Deletes what `path` says of each name and prints those that are gone; one that stays keeps no other.
+pub async fn delete_all<Name: std::fmt::Display>(
+    ui: &Ui,
+    client: &Client,
+    names: &[Name],
+    path: impl Fn(&Name) -> String,
+    explain: impl Fn(CliError, &Name) -> CliError,
+) -> Result<(), CliError> {
+    let mut failures = Vec::new();
+    for name in names {
+        match client.delete::<serde_json::Value>(&path(name)).await {
+            Ok(_) => ui.line(name)?,
+            Err(error) => failures.push(explain(client.explain(error), name)),
+        }
+    }
+    report_all(ui, failures)
+}
+
 /// Shows all failures but the last, and returns that one.
 pub fn report_all(ui: &Ui, mut failures: Vec<CliError>) -> Result<(), CliError> {
     let last = failures.pop();

@@ -5,8 +5,6 @@ mod config;
 mod daemon;
 mod doctor;
 mod image;
-mod image_cache;
-mod image_set;
 mod internal;
 mod kernel;
 mod ps;

@@ -1,4 +1,4 @@
-//! `banger image register` and `promote`: file systems of the user's own.
+//! `banger image register`: a file system of the user's own.
 
 use std::path::PathBuf;
 
@@ -28,16 +28,8 @@ pub struct RegisterArgs {
     force: bool,
 }
 
-/// Arguments of `banger image promote`.
-#[derive(Args, Debug)]
-pub struct PromoteArgs {
-    /// The image
-    #[arg(value_name = "IMAGE", add = completion::images())]
-    name: ImageName,
-}
-
-/// Runs `banger image register`.
-pub async fn register(ui: &Ui, args: RegisterArgs) -> Result<(), CliError> {
+/// Runs the verb.
+pub async fn run(ui: &Ui, args: RegisterArgs) -> Result<(), CliError> {
     let failed = || CliError::new(format!("cannot register {}", args.path.display()));
     let path = args.path.canonicalize().map_err(|error| failed().because(&error))?;
     let path = path
@@ -54,17 +46,6 @@ pub async fn register(ui: &Ui, args: RegisterArgs) -> Result<(), CliError> {
     ui.status(format_args!("checking the file system"));
     let _: Image = client
         .post(routes::REGISTERED_IMAGES, &request)
-        .await
-        .map_err(|error| client.explain(error))?;
-    ui.line(&args.name)
-}
-
-/// Runs `banger image promote`.
-pub async fn promote(ui: &Ui, args: &PromoteArgs) -> Result<(), CliError> {
-    let client = daemon::connect(ui).await?;
-    super::get(&client, &args.name).await?;
-    let _: Image = client
-        .post(&routes::image_promote(&args.name), &serde_json::json!({}))
         .await
         .map_err(|error| client.explain(error))?;
     ui.line(&args.name)

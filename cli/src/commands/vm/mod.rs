@@ -11,14 +11,16 @@ pub mod list;
 mod logs;
 mod main_process;
 mod ports;
-mod power;
 mod prune;
 mod rename;
+mod restart;
 mod run;
 mod set;
 mod show;
 mod ssh;
+mod start;
 mod stats;
+mod stop;
 mod sync;
 mod top;
 mod variables;
@@ -59,11 +61,11 @@ pub enum VmCommand {
     /// Make a machine and start it
     Create(create::CreateArgs),
     /// Start stopped machines
-    Start(power::StartArgs),
+    Start(start::StartArgs),
     /// Stop machines cleanly; their disks are kept
-    Stop(power::StopArgs),
+    Stop(stop::StopArgs),
     /// Stop machines and start them again
-    Restart(power::StopArgs),
+    Restart(stop::StopArgs),
     /// Change the CPUs, memory, disks or limits of stopped machines, and what machines may on the
     /// network
     Set(set::SetArgs),
@@ -115,9 +117,9 @@ impl VmCommand {
             Self::Console(args) => console::run(ui, &args).await?,
             Self::Copy(args) => copy::run(ui, args).await?,
             Self::Create(args) => create::run(ui, &args).await?,
-            Self::Start(args) => power::start(ui, &args).await?,
-            Self::Stop(args) => power::stop(ui, &args).await?,
-            Self::Restart(args) => power::restart(ui, &args).await?,
+            Self::Start(args) => start::run(ui, &args).await?,
+            Self::Stop(args) => stop::run(ui, &args).await?,
+            Self::Restart(args) => restart::run(ui, &args).await?,
             Self::Rename(args) => rename::run(ui, &args).await?,
             Self::Kill(args) => kill::run(ui, &args).await?,
             Self::Set(args) => set::run(ui, &args).await?,

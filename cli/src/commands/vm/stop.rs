@@ -1,28 +1,18 @@
-//! `banger vm start`, `stop` and `restart`.
-
-use clap::Args;
-use serde_json::json;
+//! `banger vm stop`.
 
 use banger_daemon_api::vm::{LEFTOVERS_NOTE, StopVm, Vm};
+use clap::Args;
 
 use super::{Act, SomeVms, for_each};
 use crate::daemon;
 use crate::error::CliError;
-use crate::file_sync::Belongings;
 use crate::ui::Ui;
-
-/// Arguments of `banger vm start`.
-#[derive(Args, Debug)]
-pub struct StartArgs {
-    #[command(flatten)]
-    vms: SomeVms,
-}
 
 /// Arguments of `banger vm stop` and `banger vm restart`.
 #[derive(Args, Debug)]
 pub struct StopArgs {
     #[command(flatten)]
-    vms: SomeVms,
+    pub(super) vms: SomeVms,
     /// Seconds to wait for a clean power-off before the VMM is killed [default: 60]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(..=3600))]
     grace: Option<u32>,
@@ -32,7 +22,8 @@ pub struct StopArgs {
 }
 
 impl StopArgs {
-    fn body(&self) -> Result<serde_json::Value, CliError> {
+    /// Returns them as a request.
+    pub(super) fn body(&self) -> Result<serde_json::Value, CliError> {
         let stop = StopVm {
             grace_ms: self.grace.map(|seconds| u64::from(seconds) * 1000),
             force: self.force,
@@ -42,26 +33,10 @@ impl StopArgs {
     }
 }
 
-/// Starts machines.
-pub async fn start(ui: &Ui, args: &StartArgs) -> Result<(), CliError> {
-    let belongings = Belongings::read()?;
-    let client = daemon::connect(ui).await?;
-    let vms = args.vms.resolve(&client, |vm| !super::is_up(vm)).await?;
-    for_each(ui, &client, &vms, Act::Start("/start", &json!({}), &belongings)).await
-}
-
 /// Stops machines.
-pub async fn stop(ui: &Ui, args: &StopArgs) -> Result<(), CliError> {
+pub async fn run(ui: &Ui, args: &StopArgs) -> Result<(), CliError> {
     let client = daemon::connect(ui).await?;
     let concerns = |vm: &Vm| super::is_up(vm) || vm.notes.contains_key(LEFTOVERS_NOTE);
     let vms = args.vms.resolve(&client, concerns).await?;
     for_each(ui, &client, &vms, Act::Post("/stop", &args.body()?)).await
-}
-
-/// Stops and starts machines.
-pub async fn restart(ui: &Ui, args: &StopArgs) -> Result<(), CliError> {
-    let belongings = Belongings::read()?;
-    let client = daemon::connect(ui).await?;
-    let vms = args.vms.resolve(&client, super::is_up).await?;
-    for_each(ui, &client, &vms, Act::Start("/restart", &args.body()?, &belongings)).await
 }
