@@ -1,10 +1,11 @@
-//! The HTTP API, one file per resource; `banger_daemon_api::routes` has the table.
+//! The HTTP API, one file a method, in a directory where a resource has several;
+//! `banger_daemon_api::routes` has the table.
 
 mod agent;
+mod blobs;
 mod config;
 mod console;
 mod doctor;
-mod image_files;
 mod images;
 mod kernels;
 mod leases;
@@ -18,6 +19,7 @@ mod pulls;
 mod set;
 mod shutdown;
 mod stats;
+mod usage;
 mod used;
 mod vms;
 mod wait;
@@ -178,29 +180,29 @@ fn documented_router() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(ping::get))
         .routes(routes!(shutdown::post))
         .routes(routes!(openapi::get))
-        .routes(routes!(operations::list))
-        .routes(routes!(operations::get, operations::cancel))
-        .routes(routes!(operations::events))
-        .routes(routes!(operations::upload))
-        .routes(routes!(images::list, images::import))
+        .routes(routes!(operations::list::list))
+        .routes(routes!(operations::get::get, operations::cancel::cancel))
+        .routes(routes!(operations::events::events))
+        .routes(routes!(operations::upload::upload))
+        .routes(routes!(images::list::list, images::import::import))
         .routes(routes!(pulls::begin))
-        .routes(routes!(pulls::prune))
-        .routes(routes!(pulls::usage))
-        .routes(routes!(image_files::export))
-        .routes(routes!(image_files::promote))
-        .routes(routes!(image_files::register))
-        .routes(routes!(images::get, images::change, images::delete))
-        .routes(routes!(kernels::list, kernels::import))
-        .routes(routes!(kernels::get, kernels::delete))
-        .routes(routes!(vms::list, vms::create))
-        .routes(routes!(vms::get, vms::change, vms::delete))
-        .routes(routes!(vms::start))
-        .routes(routes!(vms::stop))
-        .routes(routes!(vms::restart))
+        .routes(routes!(blobs::prune))
+        .routes(routes!(usage::usage))
+        .routes(routes!(images::export::export))
+        .routes(routes!(images::promote::promote))
+        .routes(routes!(images::register::register))
+        .routes(routes!(images::get::get, images::change::change, images::delete::delete))
+        .routes(routes!(kernels::list::list, kernels::import::import))
+        .routes(routes!(kernels::get::get, kernels::delete::delete))
+        .routes(routes!(vms::list::list, vms::create::create))
+        .routes(routes!(vms::get::get, vms::change::change, vms::delete::delete))
+        .routes(routes!(vms::start::start))
+        .routes(routes!(vms::stop::stop))
+        .routes(routes!(vms::restart::restart))
         .routes(routes!(set::post))
-        .routes(routes!(ports::get, ports::change))
-        .routes(routes!(vms::kill))
-        .routes(routes!(vms::rename))
+        .routes(routes!(ports::get::get, ports::change::change))
+        .routes(routes!(vms::kill::kill))
+        .routes(routes!(vms::rename::rename))
         .routes(routes!(stats::get))
         .routes(routes!(logs::get))
         .routes(routes!(wait::get))
@@ -208,8 +210,8 @@ fn documented_router() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(console::post))
         .routes(routes!(leases::post))
         .routes(routes!(doctor::get))
-        .routes(routes!(orphans::list, orphans::remove))
-        .routes(routes!(config::list, config::set))
+        .routes(routes!(orphans::list::list, orphans::remove::remove))
+        .routes(routes!(config::list::list, config::set::set))
 }
 
 async fn no_such_path(request: Request) -> Failure {

@@ -1,25 +1,13 @@
-//! `/v1/vms/{vm}/ports`: the guest's ports, and those published on the host.
+//! `POST /v1/vms/{vm}/ports`.
 
 use axum::Json;
 use axum::extract::State;
 use banger_daemon_api::error::ApiError;
-use banger_daemon_api::vm::{ChangePorts, Vm, VmPorts};
+use banger_daemon_api::vm::{ChangePorts, Vm};
 use banger_types::VmReference;
 
-use super::Shared;
+use crate::api::Shared;
 use crate::server::{Answer, JsonBody, OpId, PathPart};
-
-/// Says what a VM publishes and what its guest listens on.
-#[utoipa::path(
-    get,
-    path = "/v1/vms/{vm}/ports",
-    params(("vm" = String, Path)),
-    responses((status = 200, body = VmPorts), (status = 404, body = ApiError))
-)]
-pub async fn get(State(api): Shared, PathPart(vm): PathPart<VmReference>) -> Answer<Json<VmPorts>> {
-    let ports = api.services.engine().ports(&vm).await;
-    Ok(Json(ports.map_err(|error| error.to_api())?))
-}
 
 /// Publishes ports and ends other publications, in one step: all of it or nothing. Of a VM that does
 /// not run they are opened at its next start.

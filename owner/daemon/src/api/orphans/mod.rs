@@ -1,16 +1,17 @@
-//! `/v1/orphans`: what of ours is on the host and belongs to no VM.
+//! `/v1/orphans`: what of ours is on the host and belongs to no VM, one file a method.
 
-use axum::Json;
-use axum::extract::State;
-use banger_daemon_api::error::{ApiError, ErrorCode};
-use banger_daemon_api::orphan::{Orphan, OrphanKind, OrphansRemoved};
+pub mod list;
+pub mod remove;
+
+use banger_daemon_api::error::ErrorCode;
+use banger_daemon_api::orphan::{Orphan, OrphanKind};
 use serde::Deserialize;
 
-use super::Shared;
-use crate::server::{Answer, Failure, Query};
+use crate::server::{Answer, Failure};
 
 /// What begins the names of VMs' taps.
 const TAP: &str = "tap-fc-";
+
 /// The most taps that a request names; nothing of the host has as many.
 const MOST_TAPS: usize = 4096;
 
@@ -45,34 +46,6 @@ impl Told {
         }
         Ok(orphans)
     }
-}
-
-/// Lists what belongs to no VM.
-#[utoipa::path(
-    get,
-    path = "/v1/orphans",
-    params(Told),
-    responses((status = 200, body = Vec<Orphan>), (status = 400, body = ApiError))
-)]
-pub async fn list(State(api): Shared, Query(told): Query<Told>) -> Answer<Json<Vec<Orphan>>> {
-    Ok(Json(api.services.engine().orphans(&told.orphans()?).await.map_err(|it| it.to_api())?))
-}
-
-/// Removes what belongs to no VM, and nothing else.
-#[utoipa::path(
-    delete,
-    path = "/v1/orphans",
-    params(Told),
-    responses((status = 200, body = OrphansRemoved), (status = 400, body = ApiError))
-)]
-pub async fn remove(State(api): Shared, Query(told): Query<Told>) -> Answer<Json<OrphansRemoved>> {
-    // In a task of its own: a client that goes away leaves no half-removed thing.
-    let told = told.orphans()?;
-    let removal = tokio::spawn(async move { api.services.engine().remove_orphans(&told).await });
-    let outcome = removal
-        .await
-        .map_err(|error| Failure::new(ErrorCode::Internal, format!("removing orphans: {error}")))?;
-    Ok(Json(outcome.map_err(|error| error.to_api())?))
 }
 
 #[cfg(test)]

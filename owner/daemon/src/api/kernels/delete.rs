@@ -1,47 +1,13 @@
-//! `/v1/kernels`.
+//! `DELETE /v1/kernels/{name}`.
 
 use axum::Json;
 use axum::extract::State;
-use banger_daemon_api::artifact::{ImportKernel, Kernel};
 use banger_daemon_api::config::KERNEL_DEFAULT;
 use banger_daemon_api::error::{ApiError, ErrorCode};
-use banger_daemon_api::operation::OperationStarted;
 use banger_types::KernelName;
 
-use super::{Api, Accepted, Nothing, Shared, accepted, used};
-use crate::server::{Answer, Failure, JsonBody, OpId, PathPart};
-
-/// Lists the kernels.
-#[utoipa::path(get, path = "/v1/kernels", responses((status = 200, body = Vec<Kernel>)))]
-pub async fn list(State(api): Shared) -> Answer<Json<Vec<Kernel>>> {
-    Ok(Json(used::kernels(&api).await?))
-}
-
-/// Shows a kernel.
-#[utoipa::path(
-    get,
-    path = "/v1/kernels/{name}",
-    params(("name" = String, Path)),
-    responses((status = 200, body = Kernel), (status = 404, body = ApiError))
-)]
-pub async fn get(State(api): Shared, PathPart(name): PathPart<KernelName>) -> Answer<Json<Kernel>> {
-    Ok(Json(used::kernel(&api, &name).await?))
-}
-
-/// Begins an import, or joins the one of this name that is under way.
-#[utoipa::path(
-    post,
-    path = "/v1/kernels",
-    request_body = ImportKernel,
-    responses((status = 202, body = OperationStarted), (status = 409, body = ApiError))
-)]
-pub async fn import(
-    State(api): Shared,
-    OpId(op_id): OpId,
-    JsonBody(request): JsonBody<ImportKernel>,
-) -> Accepted {
-    Ok(accepted(api.services.importer().kernel(request, op_id).await?))
-}
+use crate::api::{Api, Nothing, Shared, used};
+use crate::server::{Answer, Failure, PathPart};
 
 /// Deletes a kernel that no VM uses.
 #[utoipa::path(

@@ -1,0 +1,6 @@
+//! `/v1/kernels`, one file a method.
+
+pub mod delete;
+pub mod get;
+pub mod import;
+pub mod list;
