@@ -122,7 +122,10 @@ async fn read(
         false => error,
     })?;
     let mut reader = FrameReader::new(stream);
-    let lost = || CliError::new("the connection to the machine broke off");
+    let lost = || {
+        CliError::new(format!("the connection to VM {} broke off", vm.name))
+            .hint(format!("banger vm exec --list {}", vm.name))
+    };
     loop {
         match reader.next().await.map_err(|error| lost().because(&error))? {
             Some(Frame::Exit(status)) => return Ok(Some(status.shell_code())),

@@ -98,9 +98,16 @@ pub fn is_direct_chosen() -> bool {
 }
 
 fn user_directories() -> Result<etcetera::base_strategy::Xdg, CliError> {
-    etcetera::base_strategy::Xdg::new().map_err(|error| {
-        CliError::new("cannot find your home directory").because(&error).hint("set HOME")
-    })
+    etcetera::base_strategy::Xdg::new().map_err(|error| no_home(&error).hint("set HOME"))
+}
+
+/// Returns the user's home directory.
+pub fn home() -> Result<PathBuf, CliError> {
+    etcetera::home_dir().map_err(|error| no_home(&error).hint("set HOME"))
+}
+
+fn no_home(error: &(dyn std::error::Error + 'static)) -> CliError {
+    CliError::new("cannot find your home directory").because(error)
 }
 
 /// Returns where the user's own SSH key and known hosts are.
@@ -125,7 +132,8 @@ pub fn site() -> Result<Site, CliError> {
     let wants_system = mode.as_ref().is_some_and(|mode| mode == "system");
     let names_a_directory = names_a_directory.iter().any(Option::is_some);
     if wants_system && DIRECT.get() == Some(&true) {
-        return Err(CliError::usage(format!("--direct and {MODE}=system contradict each other")));
+        return Err(CliError::usage(format!("--direct and {MODE}=system contradict each other"))
+            .hint(format!("leave --direct out, or unset {MODE}")));
     }
     if wants_direct || (names_a_directory && !wants_system) {
         return direct_mode().map(Site::Direct);
@@ -199,9 +207,7 @@ pub fn terminal_type() -> Option<OsString> {
 
 /// Returns where the command line keeps what is the user's own and not the daemon's.
 pub fn user_state() -> Result<PathBuf, CliError> {
-    let strategy = etcetera::base_strategy::Xdg::new().map_err(|error| {
-        CliError::new("cannot find your home directory").because(&error).hint("set HOME")
-    })?;
+    let strategy = user_directories()?;
     Ok(strategy
         .state_dir()
         .unwrap_or_else(|| strategy.home_dir().join(".local/state"))
@@ -223,9 +229,7 @@ pub fn direct_mode() -> Result<DirectMode, CliError> {
     }
     let gid = rustix::process::getegid().as_raw();
     let strategy = etcetera::base_strategy::Xdg::new().map_err(|error| {
-        CliError::new("cannot find your home directory")
-            .because(&error)
-            .hint(format!("set HOME, or {STATE_DIR}, {CACHE_DIR} and {RUNTIME_DIR}"))
+        no_home(&error).hint(format!("set HOME, or {STATE_DIR}, {CACHE_DIR} and {RUNTIME_DIR}"))
     });
     let of_home = |pick: fn(&etcetera::base_strategy::Xdg) -> Option<PathBuf>, name| {
         if let Some(path) = env::var_os(name) {
@@ -259,7 +263,8 @@ fn check_mode(mode: Option<OsString>) -> Result<(), CliError> {
             "sudo banger system install, or unset {MODE}: direct mode needs no \
                                installation"
         ))),
-        Some(_) => Err(CliError::usage(format!("{MODE} is none of direct, system and auto"))),
+        Some(_) => Err(CliError::usage(format!("{MODE} is none of direct, system and auto"))
+            .hint(format!("unset {MODE}, which is the same as auto"))),
     }
 }
 
@@ -272,7 +277,8 @@ fn absolute(name: &'static str, path: OsString) -> Result<PathBuf, CliError> {
     if path.is_absolute() && path.file_name().is_some() {
         return Ok(path);
     }
-    Err(CliError::usage(format!("{name} must be an absolute path, not {}", path.display())))
+    Err(CliError::usage(format!("{name} must be an absolute path, not {}", path.display()))
+        .hint(format!("unset {name}, or write it from the root on: {name}=/...")))
 }
 
 fn dropped_user() -> Result<(u32, u32), CliError> {
@@ -283,10 +289,9 @@ fn dropped_user() -> Result<(u32, u32), CliError> {
         }
         Ok(Some(user)) => Ok((user.uid.as_raw(), user.gid.as_raw())),
         Ok(None) => Ok((FALLBACK_UID, FALLBACK_UID)),
-        Err(error) => {
-            Err(CliError::new(format!("cannot look up the system user {SYSTEM_USER}"))
-                .because(&error))
-        }
+        Err(error) => Err(CliError::new(format!("cannot look up the system user {SYSTEM_USER}"))
+            .because(&error)
+            .hint(format!("getent passwd {SYSTEM_USER}"))),
     }
 }
 

@@ -326,9 +326,9 @@ async fn receive(
             Some(Frame::StdinCredit(count)) => credit.give_back(count),
             Some(Frame::Exit(status)) => break Some(status.shell_code()),
             Some(Frame::Error(error)) => {
-                return Err(
-                    CliError::new("the command failed in the guest's agent").because(&error)
-                );
+                return Err(CliError::new("the machine's agent gave the command up")
+                    .because(&error)
+                    .hint("banger vm list shows which machines run; then run it again"));
             }
             Some(_) => {}
             None => return Err(lost(&io::Error::from(io::ErrorKind::UnexpectedEof))),
@@ -352,7 +352,10 @@ async fn explain_lost(client: &Client, vm: &VmId, error: CliError) -> CliError {
         return error;
     }
     match settled(client, &routes::vm(&vm.into(), "")).await {
-        Err(ClientError::Api(_)) => CliError::new("the machine was deleted while the command ran"),
+        Err(ClientError::Api(_)) => {
+            CliError::new(format!("machine {vm} was deleted while the command ran"))
+                .hint("banger vm list")
+        }
         Err(_) => {
             CliError::new("bangerd ended while the command ran, so the command was ended too")
                 .hint("the machine keeps running; any banger command starts bangerd again")

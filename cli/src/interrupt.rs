@@ -55,9 +55,9 @@ impl Interrupts {
             if ignored >> (which.number() - 1) & 1 == 1 {
                 return Ok(None);
             }
-            signal(kind)
-                .map(Some)
-                .map_err(|error| CliError::new("cannot listen to signals").because(&error))
+            signal(kind).map(Some).map_err(|error| {
+                CliError::new("cannot be told of Ctrl-C and other signals").because(&error)
+            })
         };
         Ok(Self {
             interrupt: install(Interrupt::ControlC, SignalKind::interrupt())?,

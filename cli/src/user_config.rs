@@ -54,9 +54,7 @@ impl UserConfig {
     /// Reads it; none is all defaults. Every entry is checked, whether it is used or not.
     pub fn read() -> Result<Self, CliError> {
         let path = environment::config_directory()?.join("config.toml");
-        let home = etcetera::home_dir()
-            .map_err(|error| CliError::new("cannot find your home directory").because(&error))?;
-        Self::read_at(&path, &home)
+        Self::read_at(&path, &environment::home()?)
     }
 
     fn read_at(path: &Path, home: &Path) -> Result<Self, CliError> {

@@ -33,7 +33,8 @@ pub fn prepare(mode: &DirectMode) -> Result<(), CliError> {
 
 fn prepare_one(mode: &DirectMode, path: &Path) -> Result<(), CliError> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(CliError::new(format!("{} cannot be a directory of ours", path.display())));
+        let message = format!("{} cannot be bangerd's: it has no parent or name", path.display());
+        return Err(CliError::new(message));
     };
     let failed = |what: &str, error: &io::Error| {
         CliError::new(format!("cannot {what} the directory {}", path.display())).because(error)
@@ -68,6 +69,11 @@ fn prepare_one(mode: &DirectMode, path: &Path) -> Result<(), CliError> {
             path.display(),
             metadata.uid(),
             mode.uid
+        ))
+        .hint(format!(
+            "sudo chown -R {} {}, if it is yours to give",
+            mode.uid,
+            path.display()
         )));
     }
     if metadata.mode() & 0o7777 != PRIVATE {

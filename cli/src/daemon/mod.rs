@@ -267,6 +267,7 @@ async fn lock(runtime: &Path) -> Result<File, CliError> {
         let text = error.to_string();
         CliError::new(format!("cannot lock {}", path.display()))
             .because(&std::io::Error::other(text))
+            .hint("run the command again when no other banger starts a bangerd")
     };
     let flags =
         OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -304,7 +305,7 @@ async fn start(ui: &Ui, mode: &DirectMode, binary: &DaemonBinary) -> Result<(), 
         match tokio::time::timeout(READY_DEADLINE, reader.read_line(&mut report)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
-                return Err(CliError::new("cannot read bangerd's report").because(&error));
+                return Err(not_ready(mode, &format!("its report cannot be read: {error}")));
             }
             Err(_) => {
                 return Err(not_ready(mode, "it is not ready after two minutes"));

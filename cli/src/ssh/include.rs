@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::config::{file_path, quoted};
-use super::{Options, Store, home, replace};
+use super::{Options, Store, replace};
 use crate::environment;
 use crate::error::CliError;
 
@@ -71,7 +71,7 @@ pub fn uninstall() -> Result<Option<PathBuf>, CliError> {
 fn change(
     edit: impl FnOnce(Option<&str>) -> Result<Option<String>, String>,
 ) -> Result<(PathBuf, bool), CliError> {
-    let named = home()?.join(".ssh/config");
+    let named = environment::home()?.join(".ssh/config");
     let failed = |error: &io::Error| {
         CliError::new(format!("cannot change {}", named.display())).because(error)
     };

@@ -167,12 +167,6 @@ pub fn renamed(vm: &VmId, name: &str) -> Result<(), CliError> {
     }
 }
 
-/// Returns the home directory that OpenSSH's own configuration is in.
-fn home() -> Result<PathBuf, CliError> {
-    etcetera::home_dir()
-        .map_err(|error| CliError::new("cannot find your home directory").because(&error))
-}
-
 /// Replaces a file in one step; `mode` is the new one's where there was none.
 fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));

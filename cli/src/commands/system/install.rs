@@ -111,12 +111,16 @@ fn owner(given: Option<String>) -> Result<User, CliError> {
     let name = match given {
         Some(name) => name,
         None => std::env::var("SUDO_USER").map_err(|_| {
-            CliError::usage("whom is banger for?").hint("banger system install --owner USER")
+            CliError::usage("it is not said for whom banger is to be installed")
+                .hint("banger system install --owner USER")
         })?,
     };
     let user = User::from_name(&name)
         .map_err(|error| CliError::new(format!("cannot look up the user {name}")).because(&error))?
-        .ok_or_else(|| CliError::new(format!("there is no user {name}")))?;
+        .ok_or_else(|| {
+            CliError::new(format!("there is no user {name} on this host to install banger for"))
+                .hint("banger system install --owner USER")
+        })?;
     if user.uid.is_root() || user.gid.as_raw() == 0 {
         return Err(CliError::usage("the owner cannot be root: bangerd never runs as root")
             .hint("banger system install --owner USER"));
@@ -205,7 +209,9 @@ async fn helper_answers(client: &crate::client::Client) -> Result<(), CliError> 
     let helper = report.checks.into_iter().find(|check| check.name == "root helper");
     match helper {
         Some(check) if check.status == CheckStatus::Pass => Ok(()),
-        Some(check) => Err(CliError::new(format!("root helper: {}", check.detail))),
-        None => Err(CliError::new("bangerd says nothing about its root helper")),
+        Some(check) => Err(CliError::new(format!("root helper: {}", check.detail))
+            .hint("journalctl -u bangerd-root; banger doctor")),
+        None => Err(CliError::new("bangerd says nothing about its root helper")
+            .hint("journalctl -u bangerd -u bangerd-root; banger doctor")),
     }
 }

@@ -31,7 +31,8 @@ impl SystemCommand {
         if !matches!(self, Self::Df(_) | Self::StopMachines)
             && !rustix::process::geteuid().is_root()
         {
-            return Err(CliError::new("only root can do that").hint("put sudo before the command"));
+            let message = "only root can install banger as services, or remove them";
+            return Err(CliError::new(message).hint("put sudo before the command"));
         }
         match self {
             Self::Df(json) => df::run(ui, json.json).await,

@@ -88,7 +88,8 @@ pub async fn run(ui: &Ui, args: CopyArgs) -> Result<(), CliError> {
         }
         (Endpoint::Stream, Endpoint::Guest(vm, target)) => {
             if io::stdin().is_terminal() {
-                return Err(CliError::usage("standard input is a terminal, not a tar stream"));
+                return Err(CliError::usage("standard input is a terminal, not a tar stream")
+                    .hint("tar c DIRECTORY | banger vm cp - VM:DIRECTORY"));
             }
             let mut session = Session::open(ui, &vm).await?;
             let tally = session.send_tar(ui, target, args.owner).await?;
@@ -109,7 +110,8 @@ pub async fn run(ui: &Ui, args: CopyArgs) -> Result<(), CliError> {
 fn no_owner(args: &CopyArgs) -> Result<(), CliError> {
     match args.owner {
         None => Ok(()),
-        Some(_) => Err(CliError::usage("--owner is for copies into a machine")),
+        Some(_) => Err(CliError::usage("--owner is for copies into a machine")
+            .hint("leave it out: what comes out of a machine is yours")),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::exec::{self, Exec};
 use crate::interrupt::Interrupts;
 use crate::ui::Ui;
 use crate::workspace::{self, WorkspaceArgs};
-use crate::{bootstrap, daemon, detached, terminal};
+use crate::{bootstrap, daemon, detached, table, terminal};
 
 /// How a command runs; shared by `vm run` and `vm exec`.
 #[derive(Args, Debug)]
@@ -76,9 +76,14 @@ impl CommandArgs {
         } else {
             self.command
                 .into_iter()
-                .map(|argument| Argument::new(argument.into_vec()))
-                .collect::<Result<_, _>>()
-                .map_err(|error| CliError::usage("bad argument").because(&error))?
+                .map(|argument| {
+                    let shown = table::printable(&argument.to_string_lossy());
+                    Argument::new(argument.into_vec()).map_err(|error| {
+                        CliError::usage(format!("{shown:?} cannot be a word of a command"))
+                            .because(&error)
+                    })
+                })
+                .collect::<Result<_, _>>()?
         };
         Ok(Exec {
             argv,

@@ -53,9 +53,7 @@ pub async fn run(ui: &Ui, args: &ForwardArgs) -> Result<(), CliError> {
     let mut listeners = JoinSet::new();
     for port in &args.ports {
         let listener = TcpListener::bind(port.host).await.map_err(|error| in_use(port, &error))?;
-        let address = listener
-            .local_addr()
-            .map_err(|error| CliError::new("cannot listen").because(&error))?;
+        let address = listener.local_addr().map_err(|error| in_use(port, &error))?;
         ui.line(format!("{address} -> {}/{}", port.guest, port.protocol))?;
         let call = ConnectCall { protocol: port.protocol, port: port.guest };
         let most = (MOST / args.ports.len()).max(1);
@@ -66,7 +64,8 @@ pub async fn run(ui: &Ui, args: &ForwardArgs) -> Result<(), CliError> {
         _ = interrupts.next() => Ok(()),
         state = super::wait::end_of(&client, &vm) => {
             let state = state?.map_or("deleted".to_owned(), |vm: Vm| vm.state.to_string());
-            Err(CliError::new(format!("VM {} is {state}", vm.name)))
+            Err(CliError::new(format!("VM {} is {state}, and forwarding ends with it", vm.name))
+                .hint(format!("banger vm show {}", vm.name)))
         }
     }
 }

@@ -31,7 +31,7 @@ pub async fn run(ui: &Ui, args: &PruneArgs) -> Result<(), CliError> {
     }
     if !args.force {
         if !io::stdin().is_terminal() {
-            return Err(CliError::usage("nobody is there to be asked")
+            return Err(CliError::usage("nobody is there to be asked which machines may go")
                 .hint("banger vm prune --force deletes without a question"));
         }
         let s = if names.len() == 1 { "" } else { "s" };

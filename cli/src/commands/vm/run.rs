@@ -215,7 +215,8 @@ fn main_options(args: &RunArgs) -> Result<MainOptions, CliError> {
                 .hint("give the program after --, which runs it in the repository"));
         }
         if args.detach && said != MainOptions::default() {
-            return Err(CliError::usage("-d cannot be used with PATH and a command"));
+            return Err(CliError::usage("-d cannot be used with PATH and a command")
+                .hint("banger vm run -d PATH, and then: banger vm exec -d VM -- COMMAND"));
         }
         return Ok(MainOptions { machine: true, ..MainOptions::default() });
     }

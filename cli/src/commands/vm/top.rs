@@ -72,7 +72,7 @@ pub async fn run(ui: &Ui, args: &TopArgs) -> Result<(), CliError> {
     }
     let mut interrupts = Interrupts::install()?;
     let mut resized = signal(SignalKind::window_change())
-        .map_err(|error| CliError::new("cannot listen to signals").because(&error))?;
+        .map_err(|error| CliError::new("cannot be told of the window's size").because(&error))?;
     let client = daemon::connect(ui).await?;
     let mut ticks = tokio::time::interval(Duration::from_secs(args.interval.into()));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

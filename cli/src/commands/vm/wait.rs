@@ -84,13 +84,15 @@ async fn wait_for_command(
     id: u32,
 ) -> Result<(), CliError> {
     let [vm] = vms else {
-        return Err(CliError::usage("--exec is for one machine"));
+        return Err(CliError::usage(format!("command {id} is of one machine, not of several"))
+            .hint(format!("banger vm wait --exec {id} VM")));
     };
     let vm = super::get_running(client, vm).await?;
     let call = DetachedOutputCall { id, follow: true, skip_kept: true };
     match detached::silent_end(client, &vm, call).await? {
         Some(code) => ui.line(format_args!("{id} {code}")),
-        None => Err(CliError::new("the machine did not say how the command ended")),
+        None => Err(CliError::new(format!("VM {} did not say how command {id} ended", vm.name))
+            .hint(format!("banger vm exec --list {}", vm.name))),
     }
 }
 

@@ -133,7 +133,8 @@ impl Api {
     fn open_session(&self) -> Answer<OwnedSemaphorePermit> {
         Arc::clone(&self.open_sessions).try_acquire_owned().map_err(|_| {
             let message = format!("{SESSIONS_MOST} sessions are open, the most there may be");
-            Failure::new(ErrorCode::Unavailable, message).hint("end some clients")
+            Failure::new(ErrorCode::Unavailable, message)
+                .hint("end some of them: commands and consoles of `banger vm`, `vm run --rm`")
         })
     }
 

@@ -234,7 +234,11 @@ async fn accept_until(
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             tracing::warn!(peer_pid = peer.pid, "refused a connection: too many");
             let message = format!("{CONNECTIONS_MOST} connections are open, the most there may be");
-            refuse(stream, ApiError::new(ErrorCode::Unavailable, message).hint("end some clients"));
+            refuse(
+                stream,
+                ApiError::new(ErrorCode::Unavailable, message)
+                    .hint("end some `banger` commands that run, or other clients of its socket"),
+            );
             continue;
         };
         let open = connections.open();

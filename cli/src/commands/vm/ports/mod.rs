@@ -46,7 +46,7 @@ pub async fn run(ui: &Ui, args: &PortsArgs) -> Result<(), CliError> {
         (Some(Change::Publish(args)), _) => publish::run(ui, args).await,
         (Some(Change::Unpublish(args)), _) => unpublish::run(ui, args).await,
         (None, Some(vm)) => show::run(ui, vm, args.json.json).await,
-        // clap asks for it; a request of another kind gets an answer all the same.
+        // Not reached: clap asks for it.
         (None, None) => Err(CliError::usage("no machine is named").hint("banger vm ports VM")),
     }
 }

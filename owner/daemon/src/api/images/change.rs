@@ -34,6 +34,7 @@ pub async fn change(
                     ErrorCode::BadParams,
                     format!("no kernel can be named {name:?}: {error}"),
                 )
+                .hint("banger kernel list")
             })?),
         };
         if let Some(kernel) = &kernel {

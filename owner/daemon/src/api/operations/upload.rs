@@ -32,7 +32,8 @@ pub async fn upload(
             no_error(handle.ended().await)?;
         }
         let message = format!("operation {id} takes no upload, or has one already");
-        return Err(Failure::new(ErrorCode::InUse, message));
+        return Err(Failure::new(ErrorCode::InUse, message)
+            .hint(format!("GET /v1/operations/{id} says how far it is")));
     };
     tokio::select! {
         taken = uploader.pump(body) => taken.map_err(Failure)?,

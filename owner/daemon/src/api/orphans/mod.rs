@@ -41,8 +41,8 @@ impl Told {
             })
             .collect();
         if orphans.len() > MOST_TAPS {
-            let message = format!("more than {MOST_TAPS} taps");
-            return Err(Failure::new(ErrorCode::BadParams, message));
+            let message = format!("the query names more than {MOST_TAPS} taps");
+            return Err(Failure::new(ErrorCode::BadParams, message).hint("name some at a time"));
         }
         Ok(orphans)
     }
