@@ -47,7 +47,7 @@ pub struct CreationArgs {
     #[arg(long, value_name = "SIZE")]
     pub disk_size: Option<DiskSize>,
     /// Size of the root disk; an image that is larger keeps its size [default: 8G, or what fits]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", visible_alias = "system-overlay-size")]
     pub root_size: Option<DiskSize>,
     /// Let the machine reach the network outside (on a rootless network this host's own 127.0.0.1
     /// too, as 10.0.2.2)
@@ -136,7 +136,7 @@ impl Lease {
             .get(LEASE_HEADER)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.parse().ok())
-            .ok_or_else(|| CliError::new("bangerd gave a lease without an id"))?;
+            .ok_or_else(no_lease)?;
         Ok(Self { id, _stream: stream })
     }
 }
@@ -243,6 +243,11 @@ fn created(operation: &Operation) -> Result<(VmId, VmName), CliError> {
     }
 }
 
+fn no_lease() -> CliError {
+    CliError::new("bangerd gave no lease for the machine that --rm is to delete")
+        .hint("banger daemon stop; the next command starts a bangerd of its own build")
+}
+
 /// Deletes a machine and waits until it is gone.
 pub async fn delete(client: &Client, id: &VmId) -> Result<(), CliError> {
     let started: OperationStarted = client
@@ -258,7 +263,10 @@ pub async fn delete(client: &Client, id: &VmId) -> Result<(), CliError> {
     while !latest.state.is_done() {
         match snapshots.next_json().await.map_err(|error| client.explain(error))? {
             Some(snapshot) => latest = snapshot,
-            None => return Err(CliError::new("bangerd ended while it deleted a machine")),
+            None => {
+                return Err(CliError::new(format!("bangerd ended while it deleted machine {id}"))
+                    .hint(format!("banger vm delete {id}")));
+            }
         }
     }
     match latest.error {

@@ -176,3 +176,68 @@ pub struct JsonArgs {
     #[arg(long)]
     pub json: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::{Arg, Command, CommandFactory};
+
+    use super::*;
+
+    /// Begins the table of docs/cli.md, which is the last thing in it.
+    const TABLE: &str = "| verb | options |\n|---|---|\n";
+
+    /// An option as people write it: `-e`, `--env`, and other names of it.
+    fn names(option: &Arg) -> Vec<String> {
+        let short = option.get_short().map(|letter| format!("`-{letter}`"));
+        let aliases = option.get_visible_aliases().unwrap_or_default();
+        let long = option.get_long().into_iter().chain(aliases).map(|name| format!("`--{name}`"));
+        short.into_iter().chain(long).collect()
+    }
+
+    /// A line for each verb that can be run, in the order of the help.
+    fn lines(command: &Command, verb: &str, table: &mut String) {
+        for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+            lines(below, &format!("{verb} {}", below.get_name()), table);
+        }
+        let options = command.get_arguments().filter(|argument| !argument.is_positional());
+        let shown = options.filter(|option| !option.is_hide_set()).flat_map(names);
+        let shown: Vec<String> = shown.collect();
+        let runs = !command.has_subcommands() || command.get_arguments().any(Arg::is_positional);
+        if runs || !shown.is_empty() {
+            table.push_str(&format!("| `{verb}` | {} |\n", shown.join(" ")));
+        }
+    }
+
+    #[test]
+    fn the_documentation_has_every_verb_with_every_option() {
+        let mut table = TABLE.to_owned();
+        lines(&Cli::command(), "banger", &mut table);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cli.md");
+        let page = std::fs::read_to_string(&path).unwrap();
+        let (before, _) = page.split_once(TABLE).expect("docs/cli.md has the table");
+        if std::env::var_os("BANGER_UPDATE_DOCS").is_some() {
+            std::fs::write(&path, format!("{before}{table}")).unwrap();
+            return;
+        }
+        let now = &page[before.len()..];
+        assert!(now == table, "docs/cli.md has\n{now}\nand banger has\n{table}");
+    }
+
+    #[test]
+    fn every_option_says_what_it_does() {
+        fn check(command: &Command, verb: &str) {
+            for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+                let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(!help.is_empty(), "{verb}: {}", argument.get_id());
+                assert!(!help.ends_with('.'), "{verb}: {}: {help}", argument.get_id());
+            }
+            for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+                assert!(below.get_about().is_some(), "{verb} {}", below.get_name());
+                check(below, &format!("{verb} {}", below.get_name()));
+            }
+        }
+        check(&Cli::command(), "banger");
+    }
+}

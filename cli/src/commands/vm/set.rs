@@ -38,7 +38,7 @@ struct ChangeArgs {
     #[arg(long, value_name = "SIZE")]
     disk_size: Option<DiskSize>,
     /// Size of the root disk; it only grows
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", visible_alias = "system-overlay-size")]
     root_size: Option<DiskSize>,
     /// The most that each disk reads and writes a second, such as 50M, or none
     #[arg(long, value_name = "SIZE")]
