@@ -5,7 +5,6 @@
 
 mod applications;
 mod belongings;
-mod completion;
 mod console;
 mod copy;
 mod crash;
