@@ -8,6 +8,7 @@ use banger_harness::lifecycle::Banger;
 
 use crate::Inside;
 use crate::installation::{Installed, OWNER, banger_as, main_pid, said, wait_until};
+use crate::story::Day;
 use crate::tool::run;
 
 /// An installation with Firecracker, a kernel and an image; undone when dropped.
@@ -218,8 +219,10 @@ fn resolves(name: &str, address: &str) -> bool {
 fn a_firecracker_machine_has_a_network_and_a_name_and_keeps_both() {
     let Some(inside) = Inside::get() else { return };
     let ready = Ready::new(&inside);
+    let day = Day::new(&inside);
     // Nobody says which VMM: it is the best that can run here.
-    banger(&["vm", "run", "-d", "--image", "busybox", "--name", "box", "--nat"]);
+    let run_it = ["vm", "run", "-d", "--image", Day::IMAGE, "--name", "box", "--nat", "repo"];
+    day.banger(&run_it);
     let shown = show("box");
     assert_eq!(shown["runtime"]["vmm"], "firecracker", "{shown}");
     assert_eq!(shown["network"], "tap", "{shown}");
@@ -234,6 +237,8 @@ fn a_firecracker_machine_has_a_network_and_a_name_and_keeps_both() {
     let asked = banger(&["vm", "exec", "box", "--", "busybox", "nslookup", "-type=a", "box.vm"]);
     assert!(asked.contains(&address), "{asked}");
 
+    day.live("box");
+
     run("systemctl", ["restart", "bangerd.service", "bangerd-root.service"]);
     wait_until("the daemon answers", || banger_as(OWNER, &["vm", "list"]).status.success());
     assert_eq!(show("box")["address"].as_str(), Some(address.as_str()));
@@ -247,7 +252,7 @@ fn a_firecracker_machine_has_a_network_and_a_name_and_keeps_both() {
     let rules = run("nft", ["list", "ruleset"]);
     assert!(!rules.contains(&address), "{rules}");
     assert!(!run("ip", ["-o", "link"]).contains(": tap-fc-"));
-    drop(ready);
+    drop((day, ready));
 }
 
 /// Attached to the console, and typed at, over a pipe in the jail.

@@ -24,6 +24,7 @@ mod resolver_routing;
 mod root_disk;
 mod snapshot_count;
 mod snapshot_race;
+mod story;
 mod system;
 mod tool;
 mod udev;
