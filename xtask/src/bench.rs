@@ -14,8 +14,8 @@ use crate::{kernel, kvm_host, say};
 /// What to measure; `testing/bench` knows the words.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// boot, disks, exec, helper, machines and network (as root), image, kernel, kvm-host, pull, sizes
-    /// or all
+    /// boot, copy, disks, exec, helper, machines and network (as root), image, kernel, kvm-host, pull,
+    /// sizes, workspace or all
     #[arg(default_value = "all")]
     what: String,
     /// Write the results into docs/benchmarks.md

@@ -17,6 +17,9 @@ use banger_harness::Environment;
 /// How long a guest may take to boot on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// The guest's name for the port of [`Prepared::with_raw_port`].
+pub(crate) const RAW_PORT: &str = "bench.raw";
+
 /// A command line to be run again and again.
 #[derive(Debug, Clone)]
 pub(crate) struct Template {
@@ -115,6 +118,24 @@ impl Prepared {
                 *word = format!("user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:{port}-:22");
             }
         }
+        self
+    }
+
+    /// Adds a port that nothing but the guest's own programs use; its host's end is `raw.sock` in the
+    /// folder.
+    pub(crate) fn with_raw_port(mut self) -> Self {
+        for word in &mut self.arguments {
+            if word.starts_with("virtio-serial-device") {
+                *word = word.replace("max_ports=2", "max_ports=3");
+            }
+        }
+        let socket = self.folder.join("raw.sock");
+        self.arguments.extend([
+            "-chardev".to_owned(),
+            format!("socket,id=raw,path={},server=on,wait=off", socket.display()),
+            "-device".to_owned(),
+            format!("virtserialport,bus=serial.0,chardev=raw,name={RAW_PORT}"),
+        ]);
         self
     }
 

@@ -5,6 +5,7 @@
 mod api;
 mod bare;
 mod boot;
+mod copy;
 mod disks;
 mod exec;
 mod helper;
@@ -18,6 +19,8 @@ mod number;
 mod pull;
 mod record;
 mod sizes;
+mod ssh;
+mod workspace;
 
 use std::any::Any;
 use std::io::Write;
@@ -38,6 +41,8 @@ use crate::number::Number;
 enum What {
     /// From nothing to the end of `true` in a new guest
     Boot,
+    /// Files into a guest and out of it
+    Copy,
     /// One command in a running guest
     Exec,
     /// New root disks over a small and a large image, by each back end
@@ -58,15 +63,19 @@ enum What {
     Pull,
     /// Memory and files
     Sizes,
+    /// A repository into a guest
+    Workspace,
     /// All of them
     All,
 }
 
 impl What {
     /// The parts in the order of the page; the longest is last.
-    const PARTS: [Self; 11] = [
+    const PARTS: [Self; 13] = [
         Self::Boot,
         Self::Exec,
+        Self::Copy,
+        Self::Workspace,
         Self::Helper,
         Self::Machines,
         Self::Network,
@@ -158,6 +167,7 @@ fn left_out(why: &str) -> Result<Vec<Number>> {
 fn measure(part: What, arguments: &Arguments) -> Result<Vec<Number>> {
     match part {
         What::Boot => boot::measure(arguments.rounds),
+        What::Copy => copy::measure(arguments.rounds),
         What::Exec => exec::measure(arguments.rounds),
         What::Helper => helper::measure(arguments.rounds),
         What::Disks => disks::measure(arguments.rounds, arguments.kvm_host.as_deref()),
@@ -169,6 +179,7 @@ fn measure(part: What, arguments: &Arguments) -> Result<Vec<Number>> {
         What::Image => image::measure(arguments.rounds.min(3)),
         What::Pull => pull::measure(arguments.rounds.min(3)),
         What::Sizes => sizes::measure(),
+        What::Workspace => workspace::measure(arguments.rounds.min(3)),
         What::Kernel => match &arguments.own_kernel {
             Some(package) => kernel::measure(package, arguments.rounds),
             None => left_out("banger's own kernel; `cargo xtask kernel` builds it"),
