@@ -8,6 +8,7 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -198,12 +199,6 @@ impl Jail {
         let root = rustix::fs::openat(&self.directory, ROOT, LOOK, Mode::empty());
         root.as_ref().map_or(Ok(()), |root| self.take_root(root))?;
         self.unmount().during("unmount all below", self.path.display())?;
-        // The one directory of root's with anything in it: what the libraries were shown in.
-        if let Ok(shown) = root.and_then(|root| look(root, OsStr::new("usr"))) {
-            for name in ["lib", "lib64"] {
-                let _ = rustix::fs::unlinkat(&shown, name, AtFlags::REMOVEDIR);
-            }
-        }
         self.empty(owner).during("empty", self.path.display())?;
         let name = self.path.file_name().unwrap_or_default();
         rustix::fs::unlinkat(&self.folder, name, AtFlags::REMOVEDIR)
@@ -252,6 +247,9 @@ impl Jail {
                     while !remove(&sub, &entry)? {
                         let uid =
                             rustix::fs::statat(&sub, &entry, AtFlags::SYMLINK_NOFOLLOW)?.st_uid;
+                        if uid == 0 && name.to_bytes() == ROOT.as_bytes() && hide(&sub, &entry)? {
+                            continue;
+                        }
                         if uid != owner {
                             let fault =
                                 format!("{entry:?} in {name:?} is of uid {uid}: move it out");
@@ -274,6 +272,15 @@ impl Jail {
             }
         }
     }
+}
+
+/// Removes what the libraries were shown in from a directory of root's in the jail's root; false where
+/// there is none. Its name is the owner's to change, but not its place: to move a directory is to write
+/// into it (rename(2), EACCES).
+fn hide(root: &OwnedFd, name: &CStr) -> rustix::io::Result<bool> {
+    let shown = look(root, OsStr::from_bytes(name.to_bytes()))?;
+    let is_gone = |it| rustix::fs::unlinkat(&shown, it, AtFlags::REMOVEDIR).is_ok();
+    Ok(["lib", "lib64"].into_iter().filter(|it| is_gone(*it)).count() > 0)
 }
 
 /// Removes a file or an empty directory; false for a directory that is not empty.

@@ -91,6 +91,36 @@ fn another_users_directory_that_was_moved_into_a_jail_stays() {
     scene.assert_clean();
 }
 
+/// What root has made for the libraries is root's, but its name is the owner's to change as long as the
+/// jail's root is.
+#[test]
+fn a_jail_whose_own_directory_was_renamed_is_cleaned_up() {
+    let Some(scene) = scene() else { return };
+    let root = left_jail(&scene);
+    for name in ["lib", "lib64"] {
+        fs::create_dir_all(root.join("usr").join(name)).unwrap();
+    }
+    make_owners(&root.join("run"));
+    let renamed = banger_privileged_sys::as_file_user(OWNER, OWNER, || {
+        fs::rename(root.join("usr"), root.join("run/usr")).unwrap_err();
+        fs::rename(root.join("usr"), root.join("mine"))
+    });
+    renamed.unwrap();
+    scene.clean_up("one").unwrap();
+    scene.assert_clean();
+
+    // Anything else in it is not ours.
+    let root = left_jail(&scene);
+    fs::create_dir_all(root.join("usr/lib")).unwrap();
+    fs::write(root.join("usr/precious"), b"keep").unwrap();
+    let error = banger_host::chain(&scene.clean_up("one").unwrap_err());
+    assert!(error.contains("\"usr\" in \"root\" is of uid 0"), "{error}");
+    assert_eq!(fs::read(root.join("usr/precious")).unwrap(), b"keep");
+    fs::remove_dir_all(root.join("usr")).unwrap();
+    scene.clean_up("one").unwrap();
+    scene.assert_clean();
+}
+
 /// The directory of a name, wherever it is below.
 fn find(folder: &Path, name: &str) -> Option<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().flatten();
