@@ -41,8 +41,23 @@ impl Life<'_> {
     fn ok(&self, words: &[&str]) -> String {
         let output = self.run(words);
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "banger {words:?}: {}: {said}", output.status);
+        let status = output.status;
+        assert!(status.success(), "banger {words:?}: {status}: {said}{}", self.about());
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// What is known about the machine, for a failure.
+    fn about(&self) -> String {
+        let text = |words: &[&str]| {
+            let output = self.run(words);
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said).into_owned();
+            let skipped = said.lines().count().saturating_sub(60);
+            said.lines().skip(skipped).collect::<Vec<_>>().join("\n")
+        };
+        let (shown, logs) =
+            (text(&["vm", "show", BOX, "--json"]), text(&["vm", "logs", BOX, "-n", "60"]));
+        format!("\n{shown}\nits console ended so:\n{logs}")
     }
 
     #[track_caller]

@@ -12,10 +12,12 @@ use tokio::net::UnixStream;
 
 use crate::cache::Cache;
 use crate::keeper::{SOCKET, UNKNOWN, read_line};
+use crate::saved_state::last_lines;
 
 /// The keeper of a cache's machine, running or not.
 #[derive(Clone, Debug)]
 pub struct Keeper {
+    cache: Cache,
     socket: PathBuf,
 }
 
@@ -23,7 +25,17 @@ impl Keeper {
     /// Names the keeper of this cache's machine.
     #[must_use]
     pub fn of(cache: &Cache) -> Self {
-        Self { socket: cache.run_folder().join(SOCKET) }
+        Self { cache: cache.clone(), socket: cache.run_folder().join(SOCKET) }
+    }
+
+    /// What the keeper of the machine that ended last had to say, once it has ended too; nothing where
+    /// it was asked to end.
+    async fn last_words(&self) -> String {
+        let cache = self.cache.clone();
+        // It holds the lock as long as it lives, which is no longer now.
+        let waited = tokio::task::spawn_blocking(move || cache.lock_run().map(drop));
+        let _ = tokio::time::timeout(NEWS, waited).await;
+        last_lines(&self.cache.keeper_log(), LAST_LINES)
     }
 
     async fn request(&self, line: &str) -> std::io::Result<(UnixStream, String)> {
@@ -98,6 +110,8 @@ fn is_unknown(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::Other && error.to_string() == UNKNOWN
 }
 
+/// So much of a keeper's last words is told; most of it is the console's end.
+const LAST_LINES: usize = 45;
 /// How long the agent of a machine that nobody uses may take to answer.
 const ANSWER: Duration = Duration::from_secs(20);
 /// How long the keeper may take to hear that QEMU has ended.
@@ -129,8 +143,12 @@ impl Kept {
         if self.is_there().await {
             return Err(error);
         }
-        Err(error
-            .context("the KVM host ended meanwhile: another command stopped it, or it was killed"))
+        let told = self.keeper.last_words().await;
+        let why = match told.trim() {
+            "" => "another command stopped it, or it was killed",
+            told => told,
+        };
+        Err(error.context(format!("the KVM host ended meanwhile: {why}")))
     }
 
     /// Returns whether the machine's agent answers soon.

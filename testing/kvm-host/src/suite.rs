@@ -45,17 +45,17 @@ const OWN_INITRD: &str = "own-initrd";
 const RUNNING: &str = "/data/.running";
 /// Set in the machine; the tests skip themselves where it is missing.
 pub const INSIDE: &str = "BANGER_KVM_HOST";
-/// How long a test may take whose name begins so; the first that fits. Five to ten times what it
+/// How long a test may take whose name begins so; the first that fits. Four to ten times what it
 /// takes on a quiet machine: nested guests run under two translators.
 const LIMITS: [(&str, Duration); 9] = [
-    ("crash_pairs::", Duration::from_secs(500)),
-    ("nested::", Duration::from_secs(300)),
-    ("installed::", Duration::from_secs(400)),
-    ("machines::", Duration::from_secs(600)),
-    ("orphans::", Duration::from_secs(300)),
-    ("removal::", Duration::from_secs(300)),
-    ("root_disk::", Duration::from_secs(300)),
-    ("walls::", Duration::from_secs(600)),
+    ("crash_pairs::", Duration::from_secs(300)),
+    ("nested::", Duration::from_secs(120)),
+    ("installed::", Duration::from_secs(240)),
+    ("machines::", Duration::from_secs(300)),
+    ("orphans::", Duration::from_secs(120)),
+    ("removal::", Duration::from_secs(120)),
+    ("root_disk::", Duration::from_secs(120)),
+    ("walls::", Duration::from_secs(300)),
     ("", Duration::from_secs(90)),
 ];
 /// How many rounds the races have; passed on, and then each test may take as long as it needs.
