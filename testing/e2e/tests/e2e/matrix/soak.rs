@@ -16,8 +16,10 @@ const FEW: u64 = 20;
 const WARM_UP: u64 = 60;
 /// Machines at a time.
 const AT_ONCE: u64 = 4;
-/// What may be more in the end, of hundred.
+/// What may be more after a span of cycles, of hundred.
 const GROWTH: u64 = 5;
+/// How many spans there may be until one has no more.
+const SPANS: u32 = 3;
 
 /// What a service takes.
 #[derive(Clone, Copy, Debug)]
@@ -78,20 +80,30 @@ fn soak(vmm: &'static str) {
             (name, process.pid, Use::of(&process))
         })
     };
-    let before = services();
-    turn(&scene, cycles);
-    let after = services();
-    scene.assert_clean("after all cycles");
-    for ((name, pid, before), (_, now, after)) in before.into_iter().zip(after) {
-        println!("{vmm}: {name}: {before:?} became {after:?} in {cycles} cycles");
-        assert_eq!(pid, now, "{name} is the same process");
-        for (what, before, after) in
-            [("memory", before.memory, after.memory), ("files", before.files, after.files)]
-        {
-            let most = before + before * GROWTH / 100;
-            assert!(after <= most, "{name}: {what} grew from {before} to {after}");
+    // What leaks grows in every span; what is taken once for all, an allocator's next page, does not.
+    let mut grown = Vec::new();
+    for _ in 0..SPANS {
+        let before = services();
+        turn(&scene, cycles);
+        let after = services();
+        scene.assert_clean("after all cycles");
+        grown.clear();
+        for ((name, pid, before), (_, now, after)) in before.into_iter().zip(after) {
+            println!("{vmm}: {name}: {before:?} became {after:?} in {cycles} cycles");
+            assert_eq!(pid, now, "{name} is the same process");
+            for (what, before, after) in
+                [("memory", before.memory, after.memory), ("files", before.files, after.files)]
+            {
+                if after > before + before * GROWTH / 100 {
+                    grown.push(format!("{name}: {what} grew from {before} to {after}"));
+                }
+            }
+        }
+        if grown.is_empty() {
+            break;
         }
     }
+    assert!(grown.is_empty(), "in each of {SPANS} spans, at last: {grown:?}");
     scene.finish();
 }
 
