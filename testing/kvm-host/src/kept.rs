@@ -32,9 +32,11 @@ impl Keeper {
     /// it was asked to end.
     async fn last_words(&self) -> String {
         let cache = self.cache.clone();
-        // It holds the lock as long as it lives, which is no longer now.
-        let waited = tokio::task::spawn_blocking(move || cache.lock_run().map(drop));
-        let _ = tokio::time::timeout(NEWS, waited).await;
+        let (tell, told) = tokio::sync::oneshot::channel();
+        // It holds the lock as long as it lives, and so does the next one: a thread that nobody waits
+        // for, unlike a runtime's.
+        std::thread::spawn(move || tell.send(cache.lock_run().map(drop)));
+        let _ = tokio::time::timeout(NEWS, told).await;
         last_lines(&self.cache.keeper_log(), LAST_LINES)
     }
 
