@@ -43,6 +43,8 @@ pub struct Host {
     /// The machines that this helper launched and that are not cleaned up, by the links to their API
     /// sockets.
     machines: std::sync::Mutex<std::collections::BTreeMap<PathBuf, vmm::Process>>,
+    /// The firewall as it was read last, with its generation.
+    firewall: std::sync::Mutex<Option<(Vec<u8>, network::Found)>>,
 }
 
 impl Host {
@@ -58,6 +60,7 @@ impl Host {
             records: Records::open(own)?,
             changing: std::sync::Mutex::default(),
             machines: std::sync::Mutex::default(),
+            firewall: std::sync::Mutex::default(),
             policy,
         })
     }

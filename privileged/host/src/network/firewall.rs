@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv4Addr;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -33,7 +34,7 @@ type Element = (String, String);
 
 /// The tables as they are.
 #[derive(Debug, Default)]
-struct Found {
+pub(crate) struct Found {
     tables: BTreeSet<String>,
     /// The comments of our rules, one for each rule.
     comments: Vec<String>,
@@ -253,7 +254,12 @@ impl Host {
         for _ in 0..ATTEMPTS {
             let kernel = Netlink::open(FIREWALL)?;
             let generation = kernel.generation().during("read", "the firewall")?;
-            let found = Found::now()?;
+            // What has not changed since it was read last is not read again.
+            let mut last = self.firewall.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.as_ref().is_none_or(|(then, _)| *then != generation) {
+                *last = Some((generation.clone(), Found::now()?));
+            }
+            let Some((_, found)) = last.as_ref() else { continue };
             let (foreign, changes) = found.foreign.changes(&known, also);
             let script = found.script(&known, &wanted, &ours) + &foreign;
             if !script.is_empty() {

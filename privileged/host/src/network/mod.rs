@@ -23,6 +23,7 @@ use rustix::fs::FlockOperation;
 use crate::{During, Result};
 use netlink::{IFLA_IFALIAS, Link, Netlink, ROUTE};
 
+pub(crate) use firewall::Found;
 pub use resolver::Resolver;
 
 /// Root's alone in every network namespace, and of each its own: what a lock needs.
