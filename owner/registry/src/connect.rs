@@ -16,12 +16,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::error::RegistryError;
 use crate::settings::{Proxies, Proxy};
+use crate::trust::tls_config;
 
 /// The longest answer of a proxy to `CONNECT`.
 const PROXY_ANSWER: usize = 8 << 10;
@@ -162,43 +162,6 @@ async fn tunnel(
         return Err(ConnectError::Refused { host: proxy.host.to_string(), problem: refused });
     }
     Err(problem(refused))
-}
-
-fn tls_config(authorities: Option<&str>) -> Result<Arc<ClientConfig>, RegistryError> {
-    let mut roots = RootCertStore::empty();
-    let native = rustls_native_certs::load_native_certs();
-    for error in &native.errors {
-        tracing::warn!(%error, "the host's certificate authorities");
-    }
-    roots.add_parsable_certificates(native.certs);
-    if let Some(text) = authorities {
-        let bad = |problem: String| {
-            RegistryError::Certificates(format!(
-                "registry.ca_file holds no certificates: {problem}"
-            ))
-        };
-        let mut count = 0;
-        for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
-            let certificate = certificate.map_err(|error| bad(error.to_string()))?;
-            roots.add(certificate).map_err(|error| bad(error.to_string()))?;
-            count += 1;
-        }
-        if count == 0 {
-            return Err(bad("there is no PEM in it".to_owned()));
-        }
-    }
-    if roots.is_empty() {
-        return Err(RegistryError::Certificates(
-            "this host has no certificate authorities to know registries by".to_owned(),
-        ));
-    }
-    let provider = Arc::new(crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| RegistryError::Certificates(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
 }
 
 /// What a request failed by, and whether it would again.

@@ -27,6 +27,7 @@ mod pull;
 mod reader;
 mod settings;
 mod store;
+mod trust;
 mod writer;
 
 pub use client::Registry;
