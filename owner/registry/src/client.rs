@@ -182,15 +182,39 @@ impl Repository {
         (0..self.places.len()).any(|place| self.is_passed_over(place))
     }
 
-    /// Reads all of an answer's body, at most `most` bytes.
-    pub(crate) async fn body(
+    /// Asks for a document of at most `most` bytes and reads it; one that breaks off is asked for
+    /// again as any request is, at a mirror's successor if it came from a mirror.
+    pub(crate) async fn document(
         &self,
-        response: Response<Incoming>,
+        ask: Ask<'_>,
         most: u64,
-        what: &str,
-    ) -> Result<Bytes, RegistryError> {
+    ) -> Result<(HeaderMap, Bytes), RegistryError> {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        body(response, most, self.deadlines().document, &self.name_of_registry(), what).await
+        let deadlines = self.deadlines();
+        let (mut attempt, mut pause) = (0, deadlines.pause);
+        loop {
+            let (place, response) = self.ask_places(ask).await?;
+            let headers = response.headers().clone();
+            let host = self.places[place].host.to_string();
+            let error = match body(response, most, deadlines.document, &host, ask.what).await {
+                Ok(bytes) => return Ok((headers, bytes)),
+                Err(error) => error,
+            };
+            if !error.may_pass() {
+                return Err(error);
+            }
+            // There are only so many mirrors, and each is passed over once.
+            if self.pass_over(place) {
+                continue;
+            }
+            if attempt >= deadlines.retries {
+                return Err(error);
+            }
+            attempt += 1;
+            tracing::debug!(attempt, error = &error as &dyn Error, "cut off; asking again");
+            tokio::time::sleep(pause).await;
+            pause = pause.saturating_mul(2).min(deadlines.longest_pause);
+        }
     }
 }
 
@@ -392,12 +416,9 @@ impl Shared {
                 request = request.header(AUTHORIZATION, authorization.value.clone());
             }
             let host = uri.authority().map_or_else(String::new, ToString::to_string);
-            let request =
-                request.body(Full::default()).map_err(|error| RegistryError::Transport {
-                    act: "reach",
-                    place: host.clone(),
-                    source: Arc::new(error),
-                })?;
+            let request = request.body(Full::default()).map_err(|error| {
+                RegistryError::Transport { place: host.clone(), source: Arc::new(error) }
+            })?;
             let response = self.send(request, &host).await?;
             let status = response.status();
             if !home && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
@@ -533,11 +554,9 @@ async fn body(
                 problem: format!("more than {most} bytes"),
             })
         }
-        Ok(Err(error)) => Err(RegistryError::Transport {
-            act: "read from",
-            place: place.to_owned(),
-            source: Arc::from(error),
-        }),
+        Ok(Err(error)) => {
+            Err(RegistryError::CutOff { place: place.to_owned(), source: Arc::from(error) })
+        }
         Err(_) => Err(RegistryError::Slow {
             place: place.to_owned(),
             what: "does not finish its answer",

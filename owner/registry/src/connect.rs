@@ -192,7 +192,6 @@ pub(crate) fn unreachable(host: &str, error: &hyper_util::client::legacy::Error)
         text.push(error.to_string());
     }
     RegistryError::Transport {
-        act: "reach",
         place: host.to_owned(),
         source: Arc::new(io::Error::new(kind, text.join(": "))),
     }

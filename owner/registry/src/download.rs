@@ -172,8 +172,7 @@ impl Job {
             return Err(self.liar(format!("{length} bytes, not the {rest} that it should have")));
         }
         let place = self.repository.name_of_registry();
-        let cut_off = |source: Box<dyn std::error::Error + Send + Sync>| RegistryError::Transport {
-            act: "read from",
+        let cut_off = |source: Box<dyn std::error::Error + Send + Sync>| RegistryError::CutOff {
             place: place.clone(),
             source: source.into(),
         };

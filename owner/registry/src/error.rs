@@ -13,12 +13,19 @@ pub(crate) type Cause = Arc<dyn std::error::Error + Send + Sync>;
 /// Why an image could not be had. Texts of the server are shortened and made printable.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// The connection or the exchange failed.
-    #[error("{act} {place}")]
+    /// There is no connection, or no answer on it.
+    #[error("reach {place}")]
     Transport {
-        /// What was done: `reach`, `read from`.
-        act: &'static str,
-        /// With whom.
+        /// Who.
+        place: String,
+        /// The cause.
+        #[source]
+        source: Cause,
+    },
+    /// An answer began and broke off, also after the repetitions.
+    #[error("read from {place}")]
+    CutOff {
+        /// Whose.
         place: String,
         /// The cause.
         #[source]
@@ -186,7 +193,7 @@ impl RegistryError {
     /// Returns whether the same request may succeed a moment later.
     pub(crate) const fn may_pass(&self) -> bool {
         match self {
-            Self::Transport { .. } | Self::Slow { .. } => true,
+            Self::Transport { .. } | Self::CutOff { .. } | Self::Slow { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
             _ => false,
         }

@@ -73,10 +73,9 @@ impl Registry {
                 Err(error) => return Err(error),
             }
         }
-        let response = repository.ask(ask(&Method::GET)).await?;
-        let claimed = content_digest(response.headers());
-        let content_type = content_type(response.headers());
-        let bytes = repository.body(response, LONGEST_MANIFEST, &what).await?;
+        let (headers, bytes) = repository.document(ask(&Method::GET), LONGEST_MANIFEST).await?;
+        let claimed = content_digest(&headers);
+        let content_type = content_type(&headers);
         let digest = digest_of(&bytes);
         if let Some(expected) = claimed.filter(|claimed| *claimed != digest) {
             let what = format!("the {what}");
@@ -214,9 +213,8 @@ impl Resolution {
         let path = format!("{kind}/{digest}");
         let accept = if kind == "manifests" { ACCEPT } else { "*/*" };
         let ask = Ask { method: &Method::GET, path: &path, accept, from: 0, what };
-        let response = self.repository.ask(ask).await?;
-        let content_type = content_type(response.headers());
-        let bytes = self.repository.body(response, most, what).await?;
+        let (headers, bytes) = self.repository.document(ask, most).await?;
+        let content_type = content_type(&headers);
         let found = digest_of(&bytes);
         if found != *digest {
             let what = format!("the {what}");

@@ -30,6 +30,14 @@ pub fn pull(reference: &OciReference, error: &RegistryError) -> ApiError {
         RegistryError::Slow { .. } => {
             (ErrorCode::Timeout, Some("try again: it goes on where it stopped".to_owned()))
         }
+        RegistryError::CutOff { .. } => (
+            ErrorCode::Unavailable,
+            Some(
+                "it answers, and its answers break off, also when it is asked again: try again, what \
+                 has arrived is kept"
+                    .to_owned(),
+            ),
+        ),
         RegistryError::Transport { .. } | RegistryError::Unusable { .. } => (
             ErrorCode::Unavailable,
             Some(
@@ -86,4 +94,21 @@ pub fn pull(reference: &OciReference, error: &RegistryError) -> ApiError {
 /// A failure of the blob store as such.
 pub fn store(error: &RegistryError) -> ApiError {
     ApiError::new(ErrorCode::OperationFailed, error.to_string()).caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn who_answered_is_not_asked_for_a_network() {
+        let reference = "registry.example/x".parse().unwrap();
+        let (place, source) = ("registry.example".to_owned(), Arc::new(std::fmt::Error));
+        let hint = |error| pull(&reference, &error).hint.unwrap();
+        let cut_off = RegistryError::CutOff { place: place.clone(), source: source.clone() };
+        assert!(hint(cut_off).contains("try again"));
+        assert!(hint(RegistryError::Transport { place, source }).contains("a network"));
+    }
 }

@@ -67,6 +67,23 @@ async fn a_mirror_whose_layers_are_no_good_is_passed_over() {
     }
 }
 
+#[tokio::test]
+async fn a_mirror_whose_documents_break_off_is_passed_over() {
+    let contents = Arc::new(contents(&[b"layer"]));
+    let origin = {
+        let contents = Arc::clone(&contents);
+        Server::start(move |request, stream| serve(&contents, request, stream))
+    };
+    let mirror = Server::start(|_, stream| answer(stream, 200, &[("Content-Length", "500")], b"{"));
+    let mut settings = settings();
+    let text = format!("{}=http://{}", origin.authority, mirror.authority);
+    settings.mirrors.push(text.parse().unwrap());
+    let reference = reference(&origin.authority, "x");
+    let read = pull_all(settings, Access::default(), &Cache::new(), &reference).await.unwrap();
+    assert_eq!(read, [b"layer".to_vec()]);
+    assert_eq!((mirror.requests().len(), origin.requests().len()), (1, 3));
+}
+
 /// What was read of it cannot be taken back, so the pull fails; the next one asks elsewhere.
 #[tokio::test]
 async fn a_mirror_with_another_content_is_not_asked_again() {

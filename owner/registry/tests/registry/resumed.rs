@@ -1,13 +1,51 @@
-//! What is left of a layer, by whatever end, and what becomes of it.
+//! What breaks off: documents are asked for again, and what is left of a layer is gone on with.
 
 use std::io::Write;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use banger_registry::Access;
 
 use crate::hostile::{contents, is_layer, serve, wait_for_hang_up, with_answer};
-use crate::server::{Request, Server};
-use crate::support::{Cache, digest, noise, pull, pull_all, read, reference, settings};
+use crate::server::{Request, Server, answer};
+use crate::support::{
+    Cache, MANIFEST, digest, image, noise, pull, pull_all, read, reference, settings,
+};
+
+#[tokio::test]
+async fn documents_that_break_off_are_asked_for_again() {
+    let (manifest, config) = image(&[b"layer"]);
+    let by_digest = format!("manifests/{}", digest(&manifest));
+    for (wanted, name) in [
+        ("manifests/latest".to_owned(), "x".to_owned()),
+        (by_digest, format!("x@{}", digest(&manifest))),
+        (format!("blobs/{}", digest(&config)), "x".to_owned()),
+    ] {
+        for (cuts, asked, arrives) in [(1, 2, true), (2, 3, true), (usize::MAX, 3, false)] {
+            let (tries, path) = (AtomicUsize::new(0), wanted.clone());
+            let answers = move |_: &Request, stream: &mut TcpStream, bytes: &[u8]| {
+                let whole = tries.fetch_add(1, Ordering::SeqCst) >= cuts;
+                let end = if whole { bytes.len() } else { bytes.len() / 2 };
+                let length = bytes.len().to_string();
+                let headers = [("Content-Type", MANIFEST), ("Content-Length", &length)];
+                answer(stream, 200, &headers, &bytes[..end]);
+            };
+            let server = with_answer(&[b"layer"], move |name| name == path, answers);
+            let cache = Cache::new();
+            let name = reference(&server.authority, &name);
+            let pulled = pull_all(settings(), Access::default(), &cache, &name).await;
+            match pulled {
+                Ok(read) => assert!(arrives && read == [b"layer".to_vec()], "{wanted} {cuts}"),
+                Err(error) => assert!(!arrives && error.contains("read from"), "{error}"),
+            }
+            let requests = server.requests();
+            let requests = requests.iter().filter(|request| request.target.ends_with(&wanted));
+            assert_eq!(requests.count(), asked, "{wanted} {cuts}");
+            assert!(cache.files("partial").is_empty());
+        }
+    }
+}
 
 #[tokio::test]
 async fn what_is_left_of_a_layer_is_gone_on_with_unless_it_is_damaged() {
