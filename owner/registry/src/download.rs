@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::client::{Ask, Repository};
 use crate::error::RegistryError;
 use crate::headers::content_range;
+use crate::settings::Deadlines;
 use crate::store::{Blob, BlobStore, Phase, Turn};
 use crate::writer::{self, Part, Sender, Verdict};
 
@@ -117,12 +118,19 @@ impl Job {
     async fn receive(&self, mut at: u64, parts: &mpsc::Sender<Part>) -> Result<(), RegistryError> {
         let deadlines = *self.repository.deadlines();
         let (mut attempt, mut pause) = (0, deadlines.pause);
+        let mut pace = Pace::new(&deadlines, self.size);
         while at < self.size {
             let before = at;
-            let error = match self.stream(&mut at, parts).await {
+            let error = match self.stream(&mut at, parts, &mut pace).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) => {
-                    self.pass_over();
+                    let is_mirror = self.pass_over();
+                    if pace.is_too_slow() {
+                        if !is_mirror {
+                            return Err(self.too_slow());
+                        }
+                        pace = Pace::new(&deadlines, self.size);
+                    }
                     error
                 }
                 Err(error @ RegistryError::Protocol { .. }) if self.pass_over() => error,
@@ -147,6 +155,7 @@ impl Job {
         &self,
         at: &mut u64,
         parts: &mpsc::Sender<Part>,
+        pace: &mut Pace,
     ) -> Result<Result<(), RegistryError>, RegistryError> {
         let path = format!("blobs/{}", self.digest);
         let ask =
@@ -180,7 +189,7 @@ impl Job {
         let slow =
             |what, after: Duration| RegistryError::Slow { place: place.clone(), what, after };
         let mut body = response.into_body();
-        let (mut window, mut began) = (Instant::now(), *at);
+        let (mut window, mut received) = (Instant::now(), 0);
         loop {
             let frame = match tokio::time::timeout(deadlines.stall, body.frame()).await {
                 Err(_) => return Ok(Err(slow("sends nothing", deadlines.stall))),
@@ -193,17 +202,17 @@ impl Job {
                 }
             };
             let Ok(mut chunk) = frame.into_data() else { continue };
+            // What is skipped arrives, too.
+            received += chunk.len() as u64;
+            pace.received += chunk.len() as u64;
             let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
             skip -= skipped as u64;
             chunk = chunk.split_off(skipped);
-            if chunk.is_empty() {
-                continue;
-            }
             if chunk.len() as u64 > self.size - *at {
                 return Err(self.liar(format!("more than its {} bytes", self.size)));
             }
             *at += chunk.len() as u64;
-            if parts.send(Part::Chunk(chunk)).await.is_err() {
+            if !chunk.is_empty() && parts.send(Part::Chunk(chunk)).await.is_err() {
                 // The writer has failed, and says why.
                 return Err(RegistryError::Cancelled);
             }
@@ -211,16 +220,58 @@ impl Job {
                 return Ok(Ok(()));
             }
             if window.elapsed() >= deadlines.window {
-                if *at - began < deadlines.least {
+                if received < deadlines.least {
                     return Ok(Err(slow("sends next to nothing", deadlines.window)));
                 }
-                (window, began) = (Instant::now(), *at);
+                (window, received) = (Instant::now(), 0);
             }
+            if pace.is_too_slow() {
+                return Ok(Err(self.too_slow()));
+            }
+        }
+    }
+
+    fn too_slow(&self) -> RegistryError {
+        RegistryError::Slow {
+            place: self.repository.name_of_registry(),
+            what: "sends too little of a layer",
+            after: self.repository.deadlines().floor_window,
         }
     }
 
     fn liar(&self, problem: String) -> RegistryError {
         let registry = self.repository.name_of_registry();
         RegistryError::Protocol { registry, what: self.what.clone(), problem }
+    }
+}
+
+/// How fast a layer comes in all, over connections that break off and the pauses between them: who
+/// goes on just before each other deadline would otherwise hold a pull for ever.
+struct Pace {
+    /// How long a window is.
+    length: Duration,
+    /// Bytes that a window must bring.
+    floor: u64,
+    began: Instant,
+    /// Bytes since then.
+    received: u64,
+}
+
+impl Pace {
+    fn new(deadlines: &Deadlines, size: u64) -> Self {
+        let (length, floor) = (deadlines.floor_window, deadlines.floor_of(size));
+        Self { length, floor, began: Instant::now(), received: 0 }
+    }
+
+    /// Looks at a window that is over, and begins another if it brought enough.
+    fn is_too_slow(&mut self) -> bool {
+        if self.began.elapsed() < self.length {
+            return false;
+        }
+        if self.received < self.floor {
+            return true;
+        }
+        (self.began, self.received) = (Instant::now(), 0);
+        false
     }
 }

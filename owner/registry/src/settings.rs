@@ -76,6 +76,10 @@ pub struct Deadlines {
     pub window: Duration,
     /// See `window`, in bytes.
     pub least: u64,
+    /// In this time, pauses and repetitions included, a layer must bring `floor`, or the pull ends.
+    pub floor_window: Duration,
+    /// See `floor_window`, in bytes; more for large layers.
+    pub floor: u64,
     /// How often a request is repeated that failed for a reason that may pass. A layer that has
     /// advanced since counts anew.
     pub retries: u32,
@@ -94,10 +98,22 @@ impl Default for Deadlines {
             stall: Duration::from_secs(60),
             window: Duration::from_secs(120),
             least: 64 << 10,
+            floor_window: Duration::from_secs(900),
+            floor: 3 << 20,
             retries: 5,
             pause: Duration::from_secs(1),
             longest_pause: Duration::from_secs(120),
         }
+    }
+}
+
+/// How many `floor_window`s a layer has at most: a week of them.
+const MOST_WINDOWS: u64 = 7 * 24 * 4;
+
+impl Deadlines {
+    /// Returns how many bytes of a layer of `size` must come in each `floor_window`.
+    pub(crate) fn floor_of(&self, size: u64) -> u64 {
+        self.floor.max(size / MOST_WINDOWS)
     }
 }
 
@@ -278,6 +294,16 @@ mod tests {
         assert_eq!(places("plain.example/x"), ["https://plain.example"]);
         assert_eq!(places("127.0.0.1:1/x"), ["http://127.0.0.1:1"]);
         assert_eq!(places("localhost/x"), ["http://localhost"]);
+    }
+
+    #[test]
+    fn a_layer_has_at_most_a_week() {
+        let deadlines = Deadlines::default();
+        assert_eq!(deadlines.floor_of(5), 3 << 20);
+        let largest = 256 << 30;
+        let windows = largest / deadlines.floor_of(largest);
+        let most = deadlines.floor_window.as_secs() * windows;
+        assert_eq!(most, 7 * 24 * 3600);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod encrypted;
 mod hostile;
 mod logins;
 mod mirrors;
+mod paced;
 mod real;
 mod resumed;
 mod server;

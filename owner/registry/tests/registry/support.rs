@@ -94,6 +94,7 @@ pub fn impatient() -> Deadlines {
         retries: 2,
         pause: Duration::from_millis(10),
         longest_pause: Duration::from_secs(2),
+        ..Deadlines::default()
     }
 }
 
