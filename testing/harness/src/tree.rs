@@ -101,20 +101,32 @@ fn attributes(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
         .collect()
 }
 
+/// Before any test ran, in seconds since 1970; what is later was made just now.
+pub const JUST_NOW: i64 = 1_750_000_000;
+
+impl Found {
+    /// Returns whether this is a directory that was made or changed just now.
+    #[must_use]
+    pub const fn is_new_directory(&self) -> bool {
+        self.mode & 0o170_000 == 0o040_000 && self.modified.0 > JUST_NOW
+    }
+}
+
 /// Says where two trees differ. `theirs` has directories that were made or changed just now: those
-/// without an entry, and those that umoci emptied by an opaque whiteout. Their times are its own.
+/// without an entry, and those that umoci emptied by an opaque whiteout. Their times are its own,
+/// and are not compared; a test that has given all of its entries times of the past looks for such
+/// ones with [`Found::is_new_directory`].
 #[must_use]
 pub fn differences(
     ours: &BTreeMap<PathBuf, Found>,
     theirs: &BTreeMap<PathBuf, Found>,
 ) -> Vec<String> {
-    let recent = |found: &Found| found.modified.0 > 1_750_000_000;
     let mut said = Vec::new();
     for path in ours.keys().chain(theirs.keys()).collect::<std::collections::BTreeSet<_>>() {
         match (ours.get(path), theirs.get(path)) {
             (Some(a), Some(b)) => {
                 let (mut a, mut b) = (a.clone(), b.clone());
-                if b.mode & 0o170_000 == 0o040_000 && recent(&b) {
+                if b.is_new_directory() {
                     (a.modified, b.modified) = ((0, 0), (0, 0));
                 }
                 a.content.truncate(a.content.len().min(1 << 24));

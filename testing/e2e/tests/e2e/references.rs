@@ -5,9 +5,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use banger_harness::tree::{Mounted, cannot_compare, differences, umoci_unpack, walk};
+use banger_harness::tree::{JUST_NOW, Mounted, cannot_compare, differences, umoci_unpack, walk};
 use banger_harness::{Contents, Environment, Registry, RootfsTar, find_program, skip};
-use rustix::fs::{FileType, Mode, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use serde_json::json;
 
 /// Runs a tool and returns its first line.
@@ -69,6 +69,23 @@ fn change(root: &Path) {
     std::fs::set_permissions(root.join("usr"), PermissionsExt::from_mode(0o2711)).expect("a mode");
 }
 
+/// When the entries of the two layers were changed last, in seconds since 1970.
+const CHANGED: [i64; 2] = [1_600_000_000, 1_650_000_000];
+
+/// Gives what was made or changed just now a time of the past, directories too: only such times can
+/// be told from those of the unpacking.
+fn age(root: &Path, seconds: i64) {
+    let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
+    let times = Timestamps { last_access: time, last_modification: time };
+    for (path, found) in walk(root) {
+        if found.modified.0 > JUST_NOW {
+            let path = root.join(path);
+            rustix::fs::utimensat(rustix::fs::CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW)
+                .expect("a time");
+        }
+    }
+}
+
 /// Has umoci make an image of two layers.
 fn by_umoci(folder: &Path, to: &str) {
     let (layout, bundle) = (folder.join("umoci"), folder.join("umoci-bundle"));
@@ -76,8 +93,9 @@ fn by_umoci(folder: &Path, to: &str) {
     tool("umoci", &["init", "--layout", text(&layout)]);
     tool("umoci", &["new", "--image", &image]);
     tool("umoci", &["unpack", "--image", &image, text(&bundle)]);
-    for layer in [fill, change] {
+    for (layer, seconds) in [fill as fn(&Path), change].into_iter().zip(CHANGED) {
         layer(&bundle.join("rootfs"));
+        age(&bundle.join("rootfs"), seconds);
         tool("umoci", &["repack", "--refresh-bundle", "--image", &image, text(&bundle)]);
     }
     skopeo(&format!("oci:{image}"), to, &[]);
@@ -92,10 +110,13 @@ fn by_buildah(folder: &Path, to: &str) {
     let places = ["--root", text(&root), "--runroot", text(&run), "--storage-driver", "vfs"];
     let buildah = |words: &[&str]| tool("buildah", &[&places[..], words].concat());
     let mut from = "scratch".to_owned();
-    for (layer, name) in [(fill as fn(&Path), "one"), (change, "two")] {
+    let layers = [(fill as fn(&Path), "one"), (change, "two")];
+    for ((layer, name), seconds) in layers.into_iter().zip(CHANGED) {
         let container =
             buildah(&["from", "--pull=never", "--signature-policy", text(&policy), &from]);
-        layer(Path::new(&buildah(&["mount", &container])));
+        let mounted = buildah(&["mount", &container]);
+        layer(Path::new(&mounted));
+        age(Path::new(&mounted), seconds);
         let trusted = ["commit", "--signature-policy", text(&policy), "--format", "docker"];
         buildah(&[&trusted[..], &["-q", &container, name]].concat());
         buildah(&["rm", &container]);
@@ -157,6 +178,11 @@ fn images_of_other_tools_are_the_trees_that_umoci_makes_of_them() {
         let mounted = Mounted::new(&disk);
         let (ours, theirs) = (walk(mounted.0.path()), walk(&theirs));
         assert!(theirs.len() > 2, "{name}: {theirs:?}");
+        // The root alone may be without an entry.
+        let new = theirs
+            .iter()
+            .filter(|(path, found)| !path.as_os_str().is_empty() && found.is_new_directory());
+        assert_eq!(new.map(|(path, _)| path).collect::<Vec<_>>(), Vec::<&PathBuf>::new(), "{name}");
         let said = differences(&ours, &theirs);
         assert!(said.is_empty(), "{name}:\n{}", said.join("\n"));
     }
