@@ -170,10 +170,8 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Number>> {
         }
         settle(&folder)?;
         tar.push(peer.tar()?);
-        if round == 0 {
-            settle(&folder)?;
-            umoci.push(peer.umoci()?);
-        }
+        settle(&folder)?;
+        umoci.push(peer.umoci()?);
         environment.banger(["image", "delete", "bench"]).ok();
         environment.banger(["image", "cache", "prune"]).ok();
         say(format_args!("pull, round {round}: {:?} against {:?}", ours.last(), tar.last()));
