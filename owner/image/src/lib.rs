@@ -38,5 +38,5 @@ pub use layers::{
 pub use limits::Limits;
 pub use progress::{CancelFlag, Cancelled, NoProgress, Progress};
 pub use shelf::ShelfError;
-pub use tools::ToolError;
+pub use tools::{ToolError, ToolOutput};
 pub use work_disk::{WorkDisk, make_work_disk};

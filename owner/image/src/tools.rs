@@ -43,18 +43,45 @@ pub enum ToolError {
         seconds: u64,
     },
     /// It reported a failure.
-    #[error("{tool} failed ({status}): {output}")]
+    #[error("{tool} failed ({status})")]
     Failed {
         /// Its name.
         tool: &'static str,
         /// How it ended.
         status: ExitStatus,
-        /// The end of what it wrote.
-        output: String,
+        /// The end of what it wrote, if it wrote anything.
+        #[source]
+        output: Option<ToolOutput>,
     },
     /// It was killed because the work was cancelled.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
+}
+
+/// How many lines of a failed tool's output are shown; `e2fsck` sums up in its last ones what a
+/// damaged file system makes it say thousands of times.
+const SHOWN_LINES: usize = 4;
+/// The most characters of such a line.
+const SHOWN_LINE: usize = 200;
+
+/// A line of what a tool wrote, and those below it: a chain, since errors are shown one to a line.
+#[derive(Debug, thiserror::Error)]
+#[error("{line}")]
+pub struct ToolOutput {
+    line: String,
+    #[source]
+    next: Option<Box<ToolOutput>>,
+}
+
+impl ToolOutput {
+    /// Takes the last lines.
+    fn last_of(output: &str) -> Option<Self> {
+        let lines = output.lines().rev().map(str::trim).filter(|line| !line.is_empty());
+        lines.take(SHOWN_LINES).fold(None, |next, line| {
+            let line = line.chars().take(SHOWN_LINE).collect();
+            Some(Self { line, next: next.map(Box::new) })
+        })
+    }
 }
 
 /// A tool and the package that brings it.
@@ -119,7 +146,8 @@ impl Tool {
         if status.success() {
             return Ok(text);
         }
-        Err(ToolError::Failed { tool: self.name, status, output: text })
+        let output = ToolOutput::last_of(&text);
+        Err(ToolError::Failed { tool: self.name, status, output })
     }
 }
 
@@ -139,4 +167,36 @@ fn tail(output: &mut File) -> io::Result<String> {
     let clean: String =
         text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
     Ok(clean.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    #[test]
+    fn of_a_failed_tool_the_last_lines_are_shown_one_by_one() {
+        let shell = Tool { name: "sh", package: "dash" };
+        let run = |script: &str| {
+            let words = [OsStr::new("-c"), OsStr::new(script)];
+            shell.run(&words, Duration::from_secs(60), &CancelFlag::default()).unwrap_err()
+        };
+        let shown = |error: &ToolError| {
+            let mut lines = vec![error.to_string()];
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                lines.push(error.to_string());
+                cause = error.source();
+            }
+            lines
+        };
+        let failed = "sh failed (exit status: 3)";
+        let long = run("seq 1 5000; echo; exit 3");
+        assert_eq!(shown(&long), [failed, "4997", "4998", "4999", "5000"]);
+        assert_eq!(shown(&run("exit 3")), [failed]);
+        let wide = run("printf '%01000d\\tx' 7; exit 3");
+        assert_eq!(shown(&wide)[1].len(), SHOWN_LINE);
+    }
 }

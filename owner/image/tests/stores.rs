@@ -210,7 +210,7 @@ fn packages_that_are_none_are_refused() {
         (package("Package: bash\nArchitecture: amd64\n", &[]), "is not an amd64 kernel"),
         (package("Package: linux-image-x\nArchitecture: arm64\n", &[]), "is not an amd64 kernel"),
         (package(kernel, &[support::directory("./boot")]), "no boot/vmlinuz"),
-        (whole.clone(), "not a bzImage"),
+        (whole.clone(), "boot/vmlinuz-1 is no kernel that a machine can boot: it is not a bzImage"),
         (
             package(kernel, &[file("./lib/modules/1/a.ko", b"x")]),
             "\"lib/modules/1/a.ko\" is damaged",
@@ -271,7 +271,7 @@ fn a_kernel_is_made_of_its_files_too() {
     assert!(whole.modules_image().is_some());
     for (files, expected) in [
         (vec![config.clone()], "no bzImage or vmlinux"),
-        (vec![file("vmlinux", b"\x7fELF, or so it says")], "not an ELF kernel"),
+        (vec![file("vmlinux", b"\x7fELF, or so it says")], "vmlinux is no kernel"),
         (vec![file("vmlinux", &elf("../../etc"))], "no Linux kernel"),
         (vec![file("bzImage", b"none")], "no version"),
         (vec![vmlinux.clone(), file("config", b"CONFIG_EXT4_FS=y\n")], "no virtio_blk"),

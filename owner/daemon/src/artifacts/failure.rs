@@ -82,6 +82,13 @@ pub fn kernel(name: &KernelName, error: &KernelError) -> ApiError {
             general(ErrorCode::OperationFailed, error)
         }
         KernelError::Cancelled(_) => general(ErrorCode::Cancelled, error),
+        // What else there is says what is wrong with the files, and not whose they are.
+        _ if matches!(kind(error), Kind::Other) => {
+            let mut api =
+                ApiError::new(ErrorCode::BadArchive, format!("kernel {name} cannot be imported"));
+            api.causes.push(error.to_string());
+            api.caused_by(error)
+        }
         _ => general(ErrorCode::BadArchive, error),
     }
 }

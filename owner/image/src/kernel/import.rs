@@ -129,7 +129,8 @@ pub(super) fn import(
     report.progress.stage("extracting the kernel");
     let vmlinux = match images.elf {
         Some(elf) => elf,
-        None => bzimage::extract(&images.compressed)?,
+        None => bzimage::extract(&images.compressed)
+            .map_err(|source| KernelError::Image { file: images.file.clone(), source })?,
     };
     cancel.check()?;
     write(&directory.join(BZIMAGE), &images.compressed)?;
@@ -208,6 +209,8 @@ fn place_in_tree(path: &str) -> Option<Place<'_>> {
 /// The kernel in both its forms.
 struct Images {
     version: String,
+    /// The name of what QEMU boots, safe to show.
+    file: String,
     /// What QEMU boots: where there is only the ELF file that, by its PVH entry.
     compressed: Vec<u8>,
     elf: Option<Vec<u8>>,
@@ -261,23 +264,32 @@ impl Found {
     fn images(&mut self, is_deb: bool) -> Result<Images, KernelError> {
         let elf = self.elf.take();
         if elf.as_ref().is_some_and(|elf| !bzimage::is_elf(elf)) {
-            return Err(BzImageError::NotElf.into());
+            let (file, source) = (VMLINUX.to_owned(), BzImageError::NotElf);
+            return Err(KernelError::Image { file, source });
         }
         let (named, compressed) = match (self.kernel.take(), &elf) {
             (Some(kernel), _) => kernel,
             (None, Some(elf)) => (None, elf.clone()),
-            (None, None) if is_deb => return Err(KernelError::Missing("boot/vmlinuz")),
-            (None, None) => return Err(KernelError::Missing("bzImage or vmlinux")),
+            (None, None) if is_deb => {
+                return Err(KernelError::Missing("boot/vmlinuz-VERSION in the package"));
+            }
+            (None, None) => {
+                return Err(KernelError::Missing("bzImage or vmlinux among the kernel's files"));
+            }
         };
+        let file = named.as_ref().map_or_else(
+            || BZIMAGE.to_owned(),
+            |version| format!("boot/vmlinuz-{}", version.escape_debug()),
+        );
         let version = named
             .or_else(|| bzimage::version(&compressed))
             .or_else(|| elf.as_deref().and_then(bzimage::version));
         let missing = || match elf {
             Some(_) => KernelError::NoKernel,
-            None => KernelError::Missing("version in the kernel"),
+            None => KernelError::Missing("version in bzImage"),
         };
         let version = version.ok_or_else(missing)?;
-        Ok(Images { version, compressed, elf })
+        Ok(Images { version, file, compressed, elf })
     }
 
     /// Reads the package's files.

@@ -52,8 +52,8 @@ pub enum KernelError {
         /// Its architecture.
         architecture: String,
     },
-    /// Something in the package is missing.
-    #[error("the package has no {0}")]
+    /// Something is missing; it says where.
+    #[error("there is no {0}")]
     Missing(&'static str),
     /// An ELF file that is another program.
     #[error("vmlinux is an ELF file, and no Linux kernel: it does not say its version as one does")]
@@ -81,8 +81,14 @@ pub enum KernelError {
     #[error("the kernel has no {0}, neither built in nor as a module")]
     NoDriver(&'static str),
     /// The kernel image is unusable.
-    #[error("kernel image: {0}")]
-    Image(#[from] BzImageError),
+    #[error("{file} is no kernel that a machine can boot")]
+    Image {
+        /// Its name in the package or among the kernel's files, safe to show.
+        file: String,
+        /// The cause.
+        #[source]
+        source: BzImageError,
+    },
     /// The module tree's file system could not be written.
     #[error("write the module tree")]
     Tree(#[source] Ext4Error),
