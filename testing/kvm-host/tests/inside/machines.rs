@@ -186,7 +186,8 @@ fn assert_no_jail() {
     panic!("{jails:?} are left\n{}\n{journal}\n{log}", said(&list));
 }
 
-/// Runs a command in a machine of its own, which is gone afterwards.
+/// Runs a command in a machine of its own, which is gone afterwards, and one as a machine's main
+/// process.
 #[test]
 fn one_command_has_a_firecracker_of_its_own() {
     let Some(inside) = Inside::get() else { return };
@@ -202,6 +203,20 @@ fn one_command_has_a_firecracker_of_its_own() {
     wait_until("it ends", || show("off")["state"] == "stopped");
     assert!(show("off")["last_error"].is_null(), "{}", show("off"));
     banger(&["vm", "delete", "off"]);
+    // The main process of an application: its output, its exit code, and its end is the machine's.
+    let words = ["vm", "run", "--vmm", "firecracker", "--image", "busybox", "--name", "app"];
+    let main = ["--entrypoint", "sh", "--", "-c", "echo $((40+2)) by the main process; exit 9"];
+    let output = banger_as(OWNER, &[&words[..], &main].concat());
+    assert_eq!(output.status.code(), Some(9), "{}", said(&output));
+    let text = "42 by the main process";
+    assert!(String::from_utf8_lossy(&output.stdout).contains(text), "{}", said(&output));
+    wait_until("it ends", || show("app")["state"] == "stopped");
+    let shown = show("app");
+    assert_eq!(shown["main_exit"]["code"], 9, "{shown}");
+    assert!(shown["last_error"].is_null(), "{shown}");
+    let log = banger(&["vm", "logs", "app"]);
+    assert!(log.contains(text), "{log}");
+    banger(&["vm", "delete", "app"]);
     assert_no_jail();
     let left = Command::new("/usr/bin/pgrep").args(["-x", "firecracker"]).output();
     assert!(left.is_ok_and(|left| left.stdout.is_empty()), "a Firecracker is left");
