@@ -81,6 +81,11 @@ impl Vmm for HeldGuests {
         Ok(found.map(|process| Arc::new(Process(process)) as Arc<dyn VmmProcess>))
     }
 
+    fn hold(&self, identity: &VmmIdentity) -> Result<Option<Arc<dyn VmmProcess>>, VmmError> {
+        let held = self.0.hold(identity)?;
+        Ok(held.map(|process| Arc::new(Process(process)) as Arc<dyn VmmProcess>))
+    }
+
     async fn end(&self, identity: &VmmIdentity) -> Result<bool, VmmError> {
         self.0.end(identity).await
     }
@@ -122,6 +127,10 @@ impl VmmProcess for Process {
 
     fn state(&self) -> VmmState {
         self.0.state()
+    }
+
+    fn stall(&self) -> Option<&'static str> {
+        self.0.stall()
     }
 
     async fn limit_network(&self, limits: &NetLimits) -> Result<(), VmmError> {

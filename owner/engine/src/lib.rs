@@ -9,6 +9,7 @@ mod error;
 mod fault;
 mod guest;
 mod host;
+mod late;
 mod layout;
 mod main_process;
 mod names;

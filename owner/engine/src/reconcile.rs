@@ -5,7 +5,7 @@
 //! | not complete (creation was interrupted) | any | ended, everything removed |
 //! | deleting | any | ended, everything removed |
 //! | bound to a lease | any | ended, everything removed: its client's connection is gone |
-//! | running | alive | adopted |
+//! | running | alive | adopted; one that does not answer too ([`crate::late`]) |
 //! | stopping | alive | ended, marked stopped |
 //! | starting | alive | ended, marked failed |
 //! | any of these | gone | cleaned, marked stopped or failed |
@@ -13,7 +13,8 @@
 //! | stopped, failed, with something left | gone | cleaned |
 //!
 //! Where a VMM is, three sources say: `handles.json`, the row, and the host itself (command lines
-//! of our VMMs). Any one of them is enough.
+//! of our VMMs). Any one of them is enough. Only what is known to have ended is cleaned up after.
+//! Rows are taken at once, so that a VMM that does not answer holds up no other.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -25,8 +26,10 @@ use banger_daemon_api::operation::OperationKind;
 use banger_daemon_api::orphan::Orphan;
 use banger_daemon_api::vm::{PORTS_NOTE, VmState};
 use banger_types::{OperationId, VmName};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use crate::error::EngineError;
+use crate::late::{self, Taken};
 use crate::record::{Running, VmRecord};
 use crate::seams::{VmmIdentity, VmmProcess};
 use crate::shared::Shared;
@@ -49,6 +52,9 @@ pub struct ReconcileReport {
     pub warnings: Vec<String>,
 }
 
+/// How many rows are taken at a time: each may wait for its VMM's answer.
+const AT_ONCE: usize = 32;
+
 /// VMMs found on the host, by runtime directory.
 type Found = HashMap<PathBuf, Vec<VmmIdentity>>;
 
@@ -70,13 +76,22 @@ pub(crate) async fn reconcile(
         }
     }
     let mut found = find_vmms(shared, &mut report).await;
-    let mut bodies = Vec::new();
+    let mut rest = Vec::new();
     for row in rows.rows {
         let mut body = Body::new(Arc::clone(shared), row.document, None);
         let number = shared.address_number(&body.record.id, body.record.address_number);
         body.record.address_number = Some(number);
         let on_host = found.remove(body.files.runtime_dir()).unwrap_or_default();
-        bodies.extend(one(body, on_host, &mut report).await);
+        rest.push(one(body, on_host));
+    }
+    let dealt: Vec<_> = stream::iter(rest).buffered(AT_ONCE).try_collect().await?;
+    let mut bodies = Vec::new();
+    for (body, of_one) in dealt {
+        bodies.extend(body);
+        report.adopted.extend(of_one.adopted);
+        report.ended.extend(of_one.ended);
+        report.removed.extend(of_one.removed);
+        report.warnings.extend(of_one.warnings);
     }
     for warning in &report.warnings {
         tracing::warn!("{warning}");
@@ -99,12 +114,15 @@ async fn find_vmms(shared: &Arc<Shared>, report: &mut ReconcileReport) -> Found 
     found
 }
 
-/// Deals with one row; returns the VM unless it is removed.
+/// Deals with one row; returns the VM unless it is removed, and what was done.
+///
+/// # Errors
+/// Whether its VMM runs cannot be told: to go on would be to run a second one on the same disks.
 async fn one(
     mut body: Body,
     on_host: Vec<VmmIdentity>,
-    report: &mut ReconcileReport,
-) -> Option<Body> {
+) -> Result<(Option<Body>, ReconcileReport), EngineError> {
+    let mut report = ReconcileReport::default();
     let name = body.record.name.clone();
     let remove = !body.record.complete
         || body.record.state == VmState::Deleting
@@ -117,18 +135,22 @@ async fn one(
     let recorded = body.record.running.as_ref().map(|running| running.identity.clone());
     let was_running = recorded.is_some();
     let mut identities: Vec<VmmIdentity> = Vec::new();
-    for identity in
-        handles.map(|handles| handles.identity).into_iter().chain(recorded).chain(on_host)
-    {
+    let in_file = handles.map(|handles| handles.identity);
+    for identity in in_file.iter().cloned().chain(recorded).chain(on_host) {
         if !identities.contains(&identity) {
             identities.push(identity);
         }
     }
     let keep = !remove && body.record.state == VmState::Running;
     for identity in &identities {
-        if let Err(error) = take_hold(&mut body, identity, keep).await {
-            let error = error.to_api();
-            report.warnings.push(format!("VM {name}: {error}: {}", error.causes.join(": ")));
+        if body.process.is_none() {
+            report.warnings.extend(take_hold(&mut body, identity, keep).await?);
+        } else if let Some(vmm) = body.vmm(identity.kind)
+            && let Err(error) = vmm.end(identity).await
+        {
+            let error = EngineError::from(error).to_api();
+            let causes = error.causes.join(": ");
+            report.warnings.push(format!("VM {name} has a second VMM: {error}: {causes}"));
         }
     }
     let vm = body.record.id.clone();
@@ -147,19 +169,19 @@ async fn one(
             }
         };
         control.reporter.finish(deleted);
-        return kept;
+        return Ok((kept, report));
     }
     if let Some(process) = body.process.clone().filter(|_| keep) {
         adopted(&mut body, process.as_ref(), network).await;
         watch_main(&mut body);
         report.adopted.push(name);
-        return Some(body);
+        return Ok((Some(body), report));
     }
     let settled =
         matches!(body.record.state, VmState::Stopped | VmState::Failed | VmState::Created);
     let is_clean = body.record.leftovers.is_none() && !body.files.runtime_dir().exists();
     if settled && identities.is_empty() && !was_running && is_clean {
-        return Some(body);
+        return Ok((Some(body), report));
     }
     let control = Control::new(reporter(OperationKind::VmStop { vm }));
     let ended = tear_down(&mut body, &control).await;
@@ -168,27 +190,35 @@ async fn one(
     }
     control.reporter.finish(ended);
     report.ended.push(name);
-    Some(body)
+    Ok((Some(body), report))
 }
 
-/// Takes hold of the VMM if it is alive. A second one, or one that is not to be kept and cannot be
-/// talked to, is ended.
-async fn take_hold(body: &mut Body, identity: &VmmIdentity, keep: bool) -> Result<(), EngineError> {
-    let Some(vmm) = body.vmm(identity.kind) else { return Ok(()) };
-    if body.process.is_some() {
-        vmm.end(identity).await?;
-        return Ok(());
+/// Takes hold of the VMM if it is alive. One that is to be kept is asked; returns what a person should
+/// know of it.
+async fn take_hold(
+    body: &mut Body,
+    identity: &VmmIdentity,
+    keep: bool,
+) -> Result<Option<String>, EngineError> {
+    let Some(vmm) = body.vmm(identity.kind) else { return Ok(None) };
+    if !keep {
+        // Its end needs no word from it.
+        body.process = vmm.hold(identity)?;
+        return Ok(None);
     }
     let runtime_dir = body.files.runtime_dir().to_owned();
-    match vmm.adopt(identity, &runtime_dir, &body.files.console_log()).await {
-        Ok(process) => {
-            body.process = process;
-            Ok(())
+    match late::take(vmm, identity, runtime_dir, body.files.console_log()).await? {
+        Taken::Ended => Ok(None),
+        Taken::Answering(process) => {
+            body.process = Some(process);
+            Ok(None)
         }
-        Err(error) => {
-            vmm.end(identity).await?;
-            // Only a VMM that should have been kept is worth a word.
-            if keep { Err(error.into()) } else { Ok(()) }
+        Taken::Silent(process) => {
+            body.process = Some(process);
+            let (name, pid) = (&body.record.name, identity.pid);
+            Ok(Some(format!(
+                "VM {name}: its VMM, process {pid}, ran and did not answer when this daemon started"
+            )))
         }
     }
 }

@@ -124,7 +124,7 @@ pub(crate) async fn kill(held: &HeldProcess, pid: u32, kind: VmmKind) -> Result<
 }
 
 /// What people call a VMM.
-fn name(kind: VmmKind) -> &'static str {
+pub(crate) fn name(kind: VmmKind) -> &'static str {
     match kind {
         VmmKind::Firecracker => "Firecracker",
         VmmKind::Qemu => "QEMU",

@@ -16,6 +16,7 @@ mod held;
 mod known_version;
 pub mod probe;
 pub mod qemu;
+mod silent;
 mod task;
 
 /// Why a guest whose VMM is alive does not get on ([`banger_engine::seams::VmmProcess::stall`]).

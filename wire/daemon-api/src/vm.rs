@@ -290,7 +290,8 @@ pub const WARNING_NOTES: [&str; 3] = [SPACE_NOTE, SUBNET_NOTE, HOSTNAME_NOTE];
 /// The note of a VM that does not run and of which something is left on the host: what failed.
 pub const LEFTOVERS_NOTE: &str = "leftovers";
 
-/// The note of a running VM that stands still until the host can do something for it: why.
+/// The note of a running VM that stands still until the host can do something for it, or whose VMM does
+/// not answer: why.
 pub const HELD_NOTE: &str = "held";
 
 /// What is true of a VM only while its VMM runs.

@@ -294,8 +294,9 @@ pub trait Vmm: Send + Sync {
     async fn launch(&self, plan: LaunchPlan) -> Result<Arc<dyn VmmProcess>, VmmError>;
 
     /// Finds the running VMM that `identity` names and takes hold of it again; `None` where it has
-    /// ended. `runtime_dir` and `console_log` are those of its plan. An error means that it runs but
-    /// cannot be talked to: see `end`.
+    /// ended. `runtime_dir` and `console_log` are those of its plan. It may wait for the VMM's answer
+    /// for as long as that runs, so the caller sets the limit; an error means that it runs and cannot
+    /// be talked to now: see `hold`.
     async fn adopt(
         &self,
         identity: &VmmIdentity,
@@ -303,8 +304,13 @@ pub trait Vmm: Send + Sync {
         console_log: &std::path::Path,
     ) -> Result<Option<Arc<dyn VmmProcess>>, VmmError>;
 
+    /// Takes hold of the running VMM that `identity` names without a word from it: its end can be
+    /// seen and it can be signalled and killed, and nothing else. `None` where it has ended; an error
+    /// means that neither is known.
+    fn hold(&self, identity: &VmmIdentity) -> Result<Option<Arc<dyn VmmProcess>>, VmmError>;
+
     /// Ends the VMM that `identity` names, without needing its sockets, and waits until it is gone;
-    /// returns `false` where it had ended already. For one that `adopt` cannot talk to.
+    /// returns `false` where it had ended already.
     async fn end(&self, identity: &VmmIdentity) -> Result<bool, VmmError>;
 
     /// Removes what a VMM that has ended left in `runtime_dir`; returns whether there was anything.

@@ -3,6 +3,8 @@
 //! A kill is played by a runtime that is dropped while a fault holds the engine in a step: nothing
 //! of the engine runs afterwards, and the host's processes and files stay as they are.
 
+use banger_daemon_api::vm::HELD_NOTE;
+
 use super::*;
 use crate::{Action, Step};
 
@@ -213,18 +215,88 @@ fn a_vmm_that_ended_meanwhile_is_cleaned_up() {
 }
 
 #[test]
-fn a_vmm_that_cannot_be_talked_to_is_ended() {
+fn a_vmm_that_cannot_be_talked_to_is_kept_and_asked_again() {
     let machine = Machine::new();
     block_on(async {
         let host = Arc::clone(&machine);
-        let (_, engine, report) = after_restart(&machine, |_| {
+        let (before, engine, report) = after_restart(&machine, |_| {
             host.script(|script| script.failing.push("adopt"));
         })
         .await;
-        assert_eq!(report.warnings.len(), 1, "{report:?}");
-        assert_eq!(machine.alive(), Vec::<u32>::new());
-        machine.script(|script| script.failing.clear());
+        assert_eq!(report.adopted.len(), 1, "{report:?}");
+        let [warning] = report.warnings.as_slice() else { panic!("{report:?}") };
+        assert!(warning.contains("did not answer"), "{warning}");
+        let held = engine.get(&vm("box")).await.unwrap();
+        assert_eq!((held.state, &held.runtime), (VmState::Running, &before.runtime));
+        assert_eq!(held.last_error, None);
+        assert!(held.notes[HELD_NOTE].contains("does not answer"), "{:?}", held.notes);
+        // Whoever calls meanwhile waits for it.
+        let channel = engine.agent(&vm("box")).unwrap();
+        let (opened, ()) = tokio::join!(channel.open(), async {
+            machine.script(|script| script.failing.clear());
+        });
+        opened.unwrap();
+        let after = engine.get(&vm("box")).await.unwrap();
+        assert_eq!((after.runtime, after.notes.get(HELD_NOTE)), (before.runtime, None));
+        stop(&engine, "box").await;
+        assert_eq!(engine.get(&vm("box")).await.unwrap().last_error, None);
         start(&engine, "box").await;
+    });
+}
+
+#[test]
+fn stopped_vmms_hold_up_nobody_and_end_when_told_to() {
+    const VMS: u32 = 6;
+    let machine = Machine::new();
+    block_on(async {
+        let (engine, _) = open(&machine, Faults::default()).await;
+        let mut pids = Vec::new();
+        for number in 0..VMS {
+            let vm = create(&engine, &format!("box{number}")).await;
+            pids.push(vm.runtime.unwrap().pid);
+        }
+        engine.shutdown().await;
+        drop(engine);
+        drop(lock(&machine).await);
+        let answering = pids.pop().unwrap();
+        machine.script(|script| script.stopped.extend(&pids));
+        let begun = std::time::Instant::now();
+        let (engine, report) = open(&machine, Faults::default()).await;
+        assert_eq!(report.adopted.len(), pids.len() + 1, "{report:?}");
+        assert_eq!(report.warnings.len(), pids.len(), "{report:?}");
+        // One after another they would have taken five times as long as one.
+        assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+        let list = engine.list().await;
+        let held = list.iter().filter(|vm| vm.notes.contains_key(HELD_NOTE)).count();
+        assert_eq!(held, pids.len());
+        assert_eq!(machine.alive().len(), pids.len() + 1);
+
+        let force = StopVm { force: true, ..StopVm::default() };
+        let stopped = engine.stop(&vm("box0"), &force, op()).await.unwrap().operation;
+        succeed(&stopped).await;
+        // One that ends by itself is seen to.
+        machine.end(pids[1], Some("oom"));
+        until_state(&engine, "box1", VmState::Failed).await;
+        let mut rest = pids.split_off(2);
+        rest.push(answering);
+        assert_eq!(machine.alive(), rest);
+    });
+}
+
+#[test]
+fn whether_a_vmm_runs_is_known_before_another_is_started() {
+    let machine = Machine::new();
+    block_on(async {
+        let (engine, _) = open(&machine, Faults::default()).await;
+        create(&engine, "box").await;
+        engine.shutdown().await;
+        drop(engine);
+        machine.script(|script| script.failing.push("hold"));
+        let config = config(&machine, Faults::default(), timing());
+        let (engine, _) = Engine::open(config, lock(&machine).await).await.unwrap();
+        assert!(engine.reconcile().await.is_err());
+        assert!(engine.create(request(Some("two")), op()).is_err(), "nothing is taken");
+        assert_eq!(machine.alive().len(), 1);
     });
 }
 

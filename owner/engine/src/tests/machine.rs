@@ -61,6 +61,8 @@ pub(super) struct Script {
     pub(super) guest: Guest,
     /// Calls that fail from now on.
     pub(super) failing: Vec<&'static str>,
+    /// VMMs that do not answer whoever adopts them.
+    pub(super) stopped: BTreeSet<u32>,
     pub(super) memory: u64,
     pub(super) disk: u64,
     /// How full a root disk is.
@@ -134,6 +136,10 @@ impl Machine {
             .filter(|process| *process.state.borrow() == VmmState::Alive)
             .map(|process| process.identity.pid)
             .collect()
+    }
+
+    fn stopped(&self, pid: u32) -> bool {
+        self.script.lock().unwrap().stopped.contains(&pid)
     }
 
     /// What the guest of a VMM was told to run.
@@ -383,6 +389,19 @@ impl Vmm for FakeVmm {
         _: &Path,
     ) -> Result<Option<Arc<dyn VmmProcess>>, VmmError> {
         self.0.vmm_failure("adopt")?;
+        let found = self.hold(identity)?;
+        if let Some(process) = &found
+            && self.0.stopped(process.identity().pid)
+        {
+            // Connected, and nobody answers.
+            process.wait().await;
+            return Ok(None);
+        }
+        Ok(found)
+    }
+
+    fn hold(&self, identity: &VmmIdentity) -> Result<Option<Arc<dyn VmmProcess>>, VmmError> {
+        self.0.vmm_failure("hold")?;
         let process = self.0.processes.lock().unwrap().get(&identity.pid).cloned();
         let process = process.filter(|process| {
             process.identity == *identity && *process.state.borrow() == VmmState::Alive

@@ -52,6 +52,7 @@ use crate::disk::DmSnapshotDisk;
 use crate::held::{self, HeldProcess};
 use crate::known_version::KnownVersion;
 use crate::probe::{self, AccelerationChoice, KvmStatus};
+use crate::silent;
 
 pub use self::version::{Exposure, FirecrackerVersion, KNOWN_FLAWS, KnownFlaw, OLDEST};
 
@@ -417,6 +418,10 @@ impl Vmm for FirecrackerVmm {
         let (identity, held) = (identity.clone(), Arc::new(held));
         let process = FirecrackerProcess::new(identity, held, &files, console_log, is_paused);
         Ok(Some(Arc::new(process)))
+    }
+
+    fn hold(&self, identity: &VmmIdentity) -> Result<Option<Arc<dyn VmmProcess>>, VmmError> {
+        silent::hold(identity, VmmKind::Firecracker)
     }
 
     async fn end(&self, identity: &VmmIdentity) -> Result<bool, VmmError> {

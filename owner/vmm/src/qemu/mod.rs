@@ -46,6 +46,7 @@ use self::process::QemuProcess;
 use crate::held::{self, HeldProcess};
 use crate::known_version::KnownVersion;
 use crate::probe::{self, AccelerationChoice};
+use crate::silent;
 
 pub use self::version::QemuVersion;
 
@@ -228,6 +229,10 @@ impl Vmm for QemuVmm {
             Err(_) if held.has_ended() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn hold(&self, identity: &VmmIdentity) -> Result<Option<Arc<dyn VmmProcess>>, VmmError> {
+        silent::hold(identity, VmmKind::Qemu)
     }
 
     async fn end(&self, identity: &VmmIdentity) -> Result<bool, VmmError> {

@@ -25,9 +25,10 @@ use crate::console_port::ConsolePort;
 use crate::held::{self, HeldProcess};
 use crate::task::Task;
 
-/// How long QEMU may take from its start, or from our connecting, to its monitor's first answer.
-/// Usually below 0.1 s; a loaded machine is given much more.
-pub(crate) const MONITOR_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a QEMU that we have started may take to its monitor's first answer. Usually below 0.1 s;
+/// a loaded machine is given much more. One that runs already is waited for until it ends: a second
+/// connection would only stand behind the first.
+const MONITOR_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a running QEMU may take to answer a command.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
 /// How long to wait for the last lines of a QEMU that has ended; they are in our sockets already.
@@ -50,7 +51,8 @@ pub(crate) struct QemuProcess {
 }
 
 impl QemuProcess {
-    /// Connects to a QEMU's sockets. `exit` is how its exit status will be learnt.
+    /// Connects to a QEMU's sockets. `exit` is how the exit status of our own child will be learnt;
+    /// one of an earlier daemon is waited for as long as it runs.
     pub(crate) async fn connect(
         identity: VmmIdentity,
         held: Arc<HeldProcess>,
@@ -59,7 +61,13 @@ impl QemuProcess {
         words: LastWords,
         exit: Option<watch::Receiver<Option<ExitStatus>>>,
     ) -> Result<Self, VmmError> {
-        let negotiated = timeout(MONITOR_DEADLINE, negotiate(files)).await;
+        let negotiated = match exit {
+            Some(_) => timeout(MONITOR_DEADLINE, negotiate(files)).await,
+            None => tokio::select! {
+                negotiated = negotiate(files) => Ok(negotiated),
+                () = held.ended() => Ok(Err(QmpError::Closed)),
+            },
+        };
         let monitor = match negotiated {
             Ok(Ok(monitor)) => monitor,
             Ok(Err(QmpError::Refused(message))) => {

@@ -10,6 +10,7 @@ mod helper_end;
 mod pool;
 mod scene;
 mod soak;
+mod stopped_vmm;
 
 use std::fs::OpenOptions;
 use std::io::Write;
