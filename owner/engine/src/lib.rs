@@ -28,6 +28,7 @@ pub use fault::Faults;
 pub use host::LinuxHost;
 pub use main_process::MainError;
 pub use operation::{Begun, KEEP_FOR, KEEP_MOST, OperationHandle, Operations, Reporter};
+pub use orphans::DamagedVm;
 pub use reconcile::ReconcileReport;
 pub use shared::Timing;
 pub use step::{Action, Step};

@@ -7,10 +7,10 @@
 //! What is left of a VM that does not run is that VM's: its own end is what removes it.
 //!
 //! A directory whose `vm.json` is whole is no orphan, nor is anything that is its VM's: a store
-//! that is rebuilt has that VM again.
+//! that is rebuilt has that VM again. Nor is a record as long as one of its VM's disks is there.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use banger_daemon_api::operation::OperationState;
@@ -101,27 +101,53 @@ async fn vmms(shared: &Shared) -> Result<Vec<(Orphan, Arc<dyn Vmm>, VmmIdentity)
     Ok(all)
 }
 
-/// Records of VMs at rest whose root disk is gone: they can never start again.
-fn rows(shared: &Shared) -> Vec<Orphan> {
+/// A VM at rest that has lost some of its disks and not all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedVm {
+    /// Its name.
+    pub name: VmName,
+    /// The disks that are gone.
+    pub gone: Vec<PathBuf>,
+    /// Those that are there.
+    pub left: Vec<PathBuf>,
+}
+
+/// VMs at rest of which a disk is gone: they cannot start.
+fn without_disks(shared: &Shared) -> Vec<(VmId, DamagedVm)> {
     let table = shared.table();
     let views = table.vms.iter().map(|(id, entry)| (id, entry.view.borrow().clone()));
     views
-        .filter(|(_, view)| {
+        .filter_map(|(id, view)| {
             let record = &view.record;
             let rests = matches!(record.state, VmState::Stopped | VmState::Failed);
-            let disk = record.disks.as_ref().map(|disks| &disks.root.path);
-            rests
-                && record.complete
-                && view.process.is_none()
-                // Only where the kernel says so: a disk that cannot be looked at is there.
-                && disk.is_some_and(|disk| matches!(disk.try_exists(), Ok(false)))
-        })
-        .map(|(id, view)| Orphan {
-            kind: OrphanKind::Row,
-            name: view.record.name.to_string(),
-            vm: id.to_string(),
+            let disks = record.disks.as_ref().filter(|_| rests && record.complete)?;
+            let paths = [&disks.root.path, &disks.work.path].map(PathBuf::clone).into_iter();
+            // Only where the kernel says so: a disk that cannot be looked at is there.
+            let (gone, left): (Vec<PathBuf>, Vec<PathBuf>) =
+                paths.partition(|disk| matches!(disk.try_exists(), Ok(false)));
+            let is_whole = gone.is_empty() || view.process.is_some();
+            (!is_whole).then(|| (id.clone(), DamagedVm { name: record.name.clone(), gone, left }))
         })
         .collect()
+}
+
+/// Records of VMs at rest with no disk left: there is nothing to lose with them.
+fn rows(shared: &Shared) -> Vec<Orphan> {
+    let lost = without_disks(shared).into_iter().filter(|(_, vm)| vm.left.is_empty());
+    lost.map(|(id, vm)| Orphan {
+        kind: OrphanKind::Row,
+        name: vm.name.to_string(),
+        vm: id.to_string(),
+    })
+    .collect()
+}
+
+/// VMs that have lost a disk and keep another, by name.
+pub(crate) fn damaged(shared: &Shared) -> Vec<DamagedVm> {
+    let all = without_disks(shared).into_iter().map(|(_, vm)| vm);
+    let mut damaged: Vec<DamagedVm> = all.filter(|vm| !vm.left.is_empty()).collect();
+    damaged.sort_by(|a, b| a.name.cmp(&b.name));
+    damaged
 }
 
 pub(crate) async fn find(shared: &Shared, told: &[Orphan]) -> Result<Vec<Orphan>, EngineError> {
@@ -249,7 +275,7 @@ impl Engine {
     }
 }
 
-/// Deletes a VM that has lost its disk, as its owner would.
+/// Deletes a VM that has lost its disks, as its owner would.
 async fn forget(engine: &Engine, orphan: &Orphan) -> Result<(), String> {
     let vm: VmReference = orphan.vm.parse().map_err(|error| format!("{error}"))?;
     let started = engine.delete(&vm, OperationId::random()).await;

@@ -41,7 +41,7 @@ pub enum OrphanKind {
     Sockets,
     /// A VM's directory with its disks.
     Folder,
-    /// The record of a VM whose root disk is gone, by the VM's name.
+    /// The record of a VM whose disks are gone, by the VM's name.
     Row,
     /// What the end of a VM could not remove, by the VM's name.
     Leftovers,

@@ -9,8 +9,8 @@ use axum::extract::State;
 use banger_daemon_api::daemon::{Check, CheckStatus, DoctorReport};
 use banger_daemon_api::orphan::{Orphan, OrphanKind};
 use banger_daemon_api::vm::{LEFTOVERS_NOTE, VmState};
-use banger_engine::Engine;
 use banger_engine::seams::{Acceleration, Vmm, VmmError};
+use banger_engine::{DamagedVm, Engine};
 use banger_helper_api::{DNS_PORTS, Method, ProcessRunningParams, ProcessRunningResult};
 use banger_network::Status;
 use banger_vmm::firecracker::Exposure;
@@ -346,6 +346,7 @@ async fn leftovers(api: &Api) -> Vec<Check> {
         );
         hinted(check("VMs", CheckStatus::Warn, detail), hint)
     }));
+    checks.extend(engine.damaged().iter().map(damaged));
     let warnings = api.services.notices().reconciled.warnings.iter();
     checks.extend(warnings.map(|warning| check("VMs", CheckStatus::Warn, warning)));
     if checks.is_empty() {
@@ -385,6 +386,19 @@ async fn of_resting(engine: &Engine) -> Vec<Check> {
         }
     }
     checks
+}
+
+fn damaged(vm: &DamagedVm) -> Check {
+    let paths = |paths: &[PathBuf]| {
+        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    };
+    let (name, gone, left) = (&vm.name, paths(&vm.gone), paths(&vm.left));
+    let detail = format!("VM {name} cannot start: {gone} is gone; {left} is there");
+    let hint = format!(
+        "put {gone} back, or copy what you need of {left} and then `banger vm delete {name}`; \
+         `banger doctor --fix` leaves it"
+    );
+    hinted(check("VMs", CheckStatus::Warn, detail), hint)
 }
 
 fn orphan(orphan: &Orphan) -> Check {

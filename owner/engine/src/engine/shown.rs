@@ -8,6 +8,7 @@ use banger_daemon_api::vm::{DISK_NOTE, Disk, HELD_NOTE, LEFTOVERS_NOTE, Vm};
 use banger_types::ByteSize;
 
 use super::Engine;
+use crate::orphans::{self, DamagedVm};
 use crate::record::VmRecord;
 use crate::seams::{DiskImage, FULL_SOON, hardware_address, hardware_text};
 use crate::vm::View;
@@ -56,6 +57,12 @@ impl Engine {
             console_log: self.files(&record.id).console_log().display().to_string(),
             notes,
         }
+    }
+
+    /// Lists the VMs at rest that have lost a disk and keep another, by name.
+    #[must_use]
+    pub fn damaged(&self) -> Vec<DamagedVm> {
+        orphans::damaged(&self.shared)
     }
 
     /// Returns the address that a VM has on the bridge, or would get at its next start.

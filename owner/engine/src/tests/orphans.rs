@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use banger_daemon_api::orphan::{Orphan, OrphanKind};
 
 use super::*;
+use crate::DamagedVm;
 
 /// A daemon that comes up with one VM known, and another whose row, mirror and handles are lost.
 async fn with_a_lost_vm(machine: &Arc<Machine>) -> (Engine, Vm, Vm) {
@@ -115,19 +116,45 @@ async fn a_vm_that_only_the_database_has_lost_is_no_orphan() {
 }
 
 #[tokio::test]
-async fn a_record_whose_disk_is_gone_is_removed_and_one_that_rests_is_not() {
+async fn a_record_without_disks_is_removed_and_one_with_a_disk_is_not() {
     let machine = Machine::new();
     let (engine, _) = open(&machine, Faults::default()).await;
-    let (_, lost) = (create(&engine, "kept").await, create(&engine, "lost").await);
-    std::fs::remove_file(&lost.disks[0].path).unwrap();
-    assert_eq!(engine.orphans(&[]).await.unwrap(), [], "it runs");
-    stop(&engine, "kept").await;
-    stop(&engine, "lost").await;
+    create(&engine, "kept").await;
+    let (lost, no_root, no_work) = (
+        create(&engine, "lost").await,
+        create(&engine, "no-root").await,
+        create(&engine, "no-work").await,
+    );
+    let path = |vm: &Vm, number: usize| PathBuf::from(&vm.disks[number].path);
+    let gone = [path(&lost, 0), path(&lost, 1), path(&no_root, 0), path(&no_work, 1)];
+    let aside = machine.dir.path().join("aside");
+    for disk in &gone {
+        std::fs::rename(disk, &aside).unwrap();
+    }
+    assert_eq!(engine.orphans(&[]).await.unwrap(), [], "they run");
+    assert_eq!(engine.damaged(), []);
+    for name in ["kept", "lost", "no-root", "no-work"] {
+        stop(&engine, name).await;
+    }
+    let damaged = |vm: &Vm, gone, left| DamagedVm {
+        name: vm.name.clone(),
+        gone: vec![path(vm, gone)],
+        left: vec![path(vm, left)],
+    };
+    let known = [damaged(&no_root, 0, 1), damaged(&no_work, 1, 0)];
+    assert_eq!(engine.damaged(), known);
     let found = engine.orphans(&[]).await.unwrap();
     assert_eq!(kinds(&found), [OrphanKind::Row]);
     assert_eq!(found[0].name, "lost");
     assert_eq!(engine.remove_orphans(&[]).await.unwrap().removed, found);
     let left: Vec<_> = engine.list().await.into_iter().map(|vm| vm.name.to_string()).collect();
-    assert_eq!(left, ["kept"]);
+    assert_eq!(left, ["kept", "no-root", "no-work"]);
+    assert_eq!(engine.damaged(), known);
+    assert!(path(&no_root, 1).exists() && path(&no_work, 0).exists());
     start(&engine, "kept").await;
+    // Back in its place it serves as before, and a deletion takes the rest.
+    std::fs::rename(&aside, path(&no_work, 1)).unwrap();
+    start(&engine, "no-work").await;
+    delete(&engine, "no-root").await;
+    assert_eq!(engine.damaged(), []);
 }

@@ -7,6 +7,7 @@
 
 mod cell;
 mod helper_end;
+mod lost_disk;
 mod pool;
 mod scene;
 mod soak;
