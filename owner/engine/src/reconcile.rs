@@ -8,7 +8,8 @@
 //! | running | alive | adopted; one that does not answer too ([`crate::late`]) |
 //! | stopping | alive | ended, marked stopped |
 //! | starting | alive | ended, marked failed |
-//! | any of these | gone | cleaned, marked stopped or failed |
+//! | running, stopping | gone | cleaned, marked stopped, with what is known of its end |
+//! | starting | gone | cleaned, marked failed |
 //! | stopped, failed | alive (a lost write) | ended, cleaned |
 //! | stopped, failed, with something left | gone | cleaned |
 //!
@@ -42,7 +43,7 @@ use crate::vm::{
 pub struct ReconcileReport {
     /// VMs whose VMM runs on.
     pub adopted: Vec<VmName>,
-    /// VMs that were thought to run and are marked as not running.
+    /// VMs that were thought to run and are marked as stopped or failed.
     pub ended: Vec<VmName>,
     /// VMs that were half made, half deleted or bound to a lost connection, and are removed.
     pub removed: Vec<VmName>,
@@ -270,11 +271,13 @@ async fn tear_down(body: &mut Body, control: &Control) -> Result<(), ApiError> {
             let rebooted = running.is_some_and(|running| {
                 host_boot_id().is_some_and(|now| now != running.identity.host_boot_id)
             });
-            if rebooted {
-                (VmState::Stopped, Some(format!("the host was restarted while VM {vm} ran")))
+            // By itself, with nobody there to see why: that is told, and the VM is at rest.
+            let message = if rebooted {
+                format!("the host was restarted while VM {vm} ran")
             } else {
-                (VmState::Failed, Some(format!("the VMM of VM {vm} ended while no daemon ran")))
-            }
+                format!("the VMM of VM {vm} ended while no daemon ran")
+            };
+            (VmState::Stopped, Some(message))
         }
         VmState::Starting => {
             (VmState::Failed, Some(format!("the daemon ended while VM {vm} was being started")))

@@ -208,8 +208,9 @@ fn a_vmm_that_ended_meanwhile_is_cleaned_up() {
         .await;
         assert_eq!(report.ended.len(), 1);
         let after = engine.get(&vm("box")).await.unwrap();
-        assert_eq!(after.runtime, None);
-        assert!(after.last_error.is_some());
+        assert_eq!((after.state, after.runtime), (VmState::Stopped, None));
+        let why = after.last_error.unwrap().message;
+        assert!(why.contains("ended while no daemon ran"), "{why}");
         start(&engine, "box").await;
     });
 }

@@ -76,8 +76,10 @@ fn daemon_and_vmm_killed_together_are_sorted_out() {
     daemon.signal(Signal::KILL);
     vmm.signal(Signal::KILL);
     wait_for("both deaths", MINUTE, || (!daemon.is_alive() && !vmm.is_alive()).then_some(()));
-    let state = environment.show("box")["state"].clone();
-    assert!(state == "failed" || state == "stopped", "{state}");
+    let found = environment.show("box");
+    assert_eq!(found["state"], "stopped", "{found}");
+    let why = found["last_error"]["message"].as_str().expect("it is said");
+    assert!(why.contains("ended while no daemon ran"), "{why}");
     environment.banger(["vm", "start", "box"]).ok();
     environment.exec("box", ["true"]).ok();
     environment.finish();
