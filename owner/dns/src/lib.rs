@@ -11,10 +11,12 @@
 
 mod answer;
 mod forward;
+mod rebinding;
 mod server;
 mod zone;
 
 pub use answer::{Outcome, answer};
 pub use forward::Upstreams;
+pub use rebinding::leads_inside;
 pub use server::{Server, ServerError};
 pub use zone::{Asker, Host, Zone};

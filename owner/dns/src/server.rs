@@ -12,6 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::answer::{Outcome, answer};
 use crate::forward::Upstreams;
+use crate::rebinding::leads_inside;
 use crate::zone::Zone;
 
 /// The largest question that is read; real ones are a tenth of it.
@@ -121,7 +122,8 @@ impl Shared {
         Some(Place { shared: Arc::clone(self), asker, _permit: permit })
     }
 
-    /// Asks others; `failure` is what is said if they do not answer, or too many ask already.
+    /// Asks others; `failure` is what is said if they do not answer, or too many ask already. An answer
+    /// that leads inside is not passed on.
     async fn forward(
         self: &Arc<Self>,
         asker: IpAddr,
@@ -131,8 +133,24 @@ impl Shared {
     ) -> Vec<u8> {
         let Some(_place) = self.place(asker) else { return failure };
         let upstreams = self.upstreams.read().unwrap_or_else(PoisonError::into_inner).clone();
-        upstreams.ask(packet, self.own, over_tcp).await.unwrap_or(failure)
+        match upstreams.ask(packet, self.own, over_tcp).await {
+            Some(answer) if leads_inside(&answer, self.zone.subnet()) => {
+                tracing::info!(%asker, "an answer from outside that leads inside is not passed on");
+                nothing(failure)
+            }
+            Some(answer) => answer,
+            None => failure,
+        }
     }
+}
+
+/// Makes a reply that says that there is nothing of one that says that nobody answers.
+fn nothing(mut failure: Vec<u8>) -> Vec<u8> {
+    // The code is the lower half of the header's fourth byte (RFC 1035, 4.1.1); 0 is NOERROR.
+    if let Some(byte) = failure.get_mut(3) {
+        *byte &= 0xf0;
+    }
+    failure
 }
 
 async fn packets(shared: Arc<Shared>, socket: UdpSocket) {

@@ -234,11 +234,15 @@ async fn server() -> (Server, UdpSocket) {
 }
 
 async fn answer_one(outside: &UdpSocket) {
+    answer_with(outside, Ipv4Addr::new(9, 9, 9, 9)).await;
+}
+
+async fn answer_with(outside: &UdpSocket, address: Ipv4Addr) {
     let mut buffer = [0; 600];
     let (length, from) = outside.recv_from(&mut buffer).await.unwrap();
     let asked = Message::from_vec(&buffer[..length]).unwrap();
     let mut reply = asked.clone().into_response();
-    let data = RData::A(Ipv4Addr::new(9, 9, 9, 9).into());
+    let data = RData::A(address.into());
     reply.add_answer(Record::from_rdata(asked.queries[0].name().clone(), 60, data));
     // One with another number first, as somebody who guesses would send it.
     let mut forged = reply.clone();
@@ -274,6 +278,34 @@ async fn names_outside_are_asked_for_and_numbers_are_not_the_guests() {
             assert_eq!(said(&reply).1, ["127.0.0.2"]);
             break;
         }
+    }
+}
+
+#[tokio::test]
+async fn a_name_outside_never_leads_inside() {
+    let (server, outside) = server().await;
+    let to = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), server.address().port());
+    let guest = UdpSocket::bind("127.0.0.2:0").await.unwrap();
+    guest.connect(to).await.unwrap();
+    let packet = question("evil.example.", RecordType::A).to_vec().unwrap();
+    for (address, is_passed_on) in [
+        ([9, 9, 9, 9], true),
+        ([10, 0, 0, 1], false),
+        ([10, 0, 0, 3], false),
+        ([127, 0, 0, 1], false),
+        ([169, 254, 169, 254], false),
+        ([10, 0, 1, 3], true),
+        ([192, 168, 1, 1], true),
+    ] {
+        let address = Ipv4Addr::from(address);
+        guest.send(&packet).await.unwrap();
+        answer_with(&outside, address).await;
+        let mut buffer = [0; 600];
+        let length = guest.recv(&mut buffer).await.unwrap();
+        let reply = Message::from_vec(&buffer[..length]).unwrap();
+        let data = if is_passed_on { vec![address.to_string()] } else { Vec::new() };
+        assert_eq!(said(&reply), (ResponseCode::NoError, data), "{address}");
+        assert_eq!((reply.metadata.id, reply.queries.len()), (77, 1));
     }
 }
 

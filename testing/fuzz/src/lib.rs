@@ -4,7 +4,7 @@
 
 pub use libfuzzer_sys;
 
-/// Makes a program that feeds one target: the frames, archives, or a gate by the name of its type.
+/// Makes a program that feeds one target: the frames, archives, documents, names, or a gate by the name of its type.
 #[macro_export]
 macro_rules! target {
     ($name:ident) => {
@@ -27,6 +27,10 @@ pub fn feed(target: &str, data: &[u8]) {
     }
     if target == banger_properties::manifests::TARGET {
         banger_properties::manifests::check(data);
+        return;
+    }
+    if target == banger_properties::names::TARGET {
+        banger_properties::names::check(data);
         return;
     }
     static GATE: std::sync::OnceLock<&banger_properties::Gate> = std::sync::OnceLock::new();

@@ -5,7 +5,7 @@
 //! [`GATES`] holds each gate against its rule in both directions; [`frames`] has the helper's own
 //! connection and dispatch over a host that does nothing but check what it is granted. And what
 //! must hold of what the daemon takes for an archive ([`archives`]) and for a registry's manifest
-//! ([`manifests`]).
+//! ([`manifests`]), for a question or an answer of a name server ([`names`]).
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a property that does not hold ends the test")]
 
@@ -24,6 +24,7 @@ mod dispatch;
 pub mod frames;
 mod gates;
 pub mod manifests;
+pub mod names;
 pub mod rules;
 mod stand_in;
 
@@ -83,14 +84,17 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     if target == manifests::TARGET {
         return manifests::seeds();
     }
+    if target == names::TARGET {
+        return names::seeds();
+    }
     let gate = GATES.iter().find(|gate| gate.target() == target);
     gate.map(gates::seeds).unwrap_or_default()
 }
 
-/// Every target: the frames, archives, a registry's documents, and a gate each.
+/// Every target: the frames, archives, a registry's documents, names, and a gate each.
 #[must_use]
 pub fn targets() -> Vec<String> {
     let gates = GATES.iter().map(Gate::target);
-    let others = [frames::TARGET, archives::TARGET, manifests::TARGET];
+    let others = [frames::TARGET, archives::TARGET, manifests::TARGET, names::TARGET];
     others.map(str::to_owned).into_iter().chain(gates).collect()
 }

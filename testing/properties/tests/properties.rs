@@ -136,3 +136,24 @@ fn a_registrys_documents_are_what_they_say_however_they_are_bent() {
         }
     }
 }
+
+#[test]
+fn name_servers_messages_come_to_what_they_say() {
+    let mut numbers = Numbers(0xd45);
+    let seeds = seeds(banger_properties::names::TARGET);
+    let (mut inside, mut outside) = (0, 0);
+    for (at, seed) in seeds.iter().enumerate() {
+        for round in 0..2000 {
+            let mut bytes = seed.clone();
+            for _ in 0..round.min(numbers.below(4)) {
+                numbers.change(&mut bytes, &seeds[(at * 7 + 1) % seeds.len()]);
+            }
+            if banger_properties::names::check(&bytes) {
+                inside += 1;
+            } else {
+                outside += 1;
+            }
+        }
+    }
+    assert!(inside > 1000 && outside > 1000, "{inside} lead inside, {outside} do not");
+}

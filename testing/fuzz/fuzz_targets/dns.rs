@@ -1,0 +1,3 @@
+#![no_main]
+
+banger_fuzz::target!(dns);
