@@ -31,7 +31,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use crate::error::EngineError;
 use crate::late::{self, Taken};
-use crate::record::{Running, VmRecord};
+use crate::record::{Handles, Running, VmRecord};
 use crate::seams::{VmmIdentity, VmmProcess};
 use crate::shared::Shared;
 use crate::vm::{
@@ -174,6 +174,9 @@ async fn one(
     }
     if let Some(process) = body.process.clone().filter(|_| keep) {
         adopted(&mut body, process.as_ref(), network).await;
+        if in_file.as_ref() != Some(process.identity()) {
+            write_handles(&body, process.identity());
+        }
         watch_main(&mut body);
         report.adopted.push(name);
         return Ok((Some(body), report));
@@ -254,6 +257,22 @@ async fn adopted(
         body.record.notes.remove(PORTS_NOTE);
     }
     body.publish();
+}
+
+/// Writes `handles.json` anew where it is lost, damaged or of an earlier VMM.
+fn write_handles(body: &Body, identity: &VmmIdentity) {
+    let (Some(disks), Some(running)) = (&body.record.disks, &body.record.running) else { return };
+    let handles = Handles {
+        vm: body.record.id.clone(),
+        identity: identity.clone(),
+        disks: disks.clone(),
+        guest_ip: running.guest_ip,
+        on_bridge: running.on_bridge,
+    };
+    match handles.write(&body.files.handles()) {
+        Ok(()) => tracing::info!(vm = %body.record.id, "handles.json was written anew"),
+        Err(error) => tracing::warn!(vm = %body.record.id, %error, "handles.json was not written"),
+    }
 }
 
 async fn tear_down(body: &mut Body, control: &Control) -> Result<(), ApiError> {

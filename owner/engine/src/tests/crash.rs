@@ -6,6 +6,7 @@
 use banger_daemon_api::vm::HELD_NOTE;
 
 use super::*;
+use crate::record::Handles;
 use crate::{Action, Step};
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
@@ -187,6 +188,11 @@ fn a_running_vm_is_adopted_from_any_one_source() {
             assert_eq!(after.state, VmState::Running, "{label}");
             assert_eq!(after.runtime, before.runtime, "{label}");
             engine.agent(&vm("box")).unwrap().open().await.unwrap();
+            // What was lost or damaged is there again, for when another source is lost.
+            let handles = Handles::read(&vm_dir(&machine, &after).join("handles.json"), &after.id);
+            let handles = handles.unwrap().unwrap();
+            assert_eq!(handles.identity.pid, after.runtime.unwrap().pid, "{label}");
+            assert_eq!((handles.guest_ip, handles.on_bridge), (after.address, true), "{label}");
             // It is watched again, and can be stopped cleanly.
             stop(&engine, "box").await;
             assert_eq!(engine.get(&vm("box")).await.unwrap().last_error, None);
