@@ -400,9 +400,10 @@ impl Engine {
             self.shared.table().vms.values().map(|entry| entry.view.borrow().clone()).collect();
         views.retain(|view| !view.gone);
         views.sort_by(|a, b| a.record.name.cmp(&b.record.name));
+        let bridge = self.bridge_warning();
         let mut vms = Vec::with_capacity(views.len());
         for view in views {
-            vms.push(self.show(&view).await);
+            vms.push(self.show_beside(&view, bridge.as_deref()).await);
         }
         vms
     }

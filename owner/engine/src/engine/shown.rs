@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 
 use banger_daemon_api::error::ApiError;
-use banger_daemon_api::vm::{DISK_NOTE, Disk, HELD_NOTE, LEFTOVERS_NOTE, Vm};
+use banger_daemon_api::vm::{DISK_NOTE, Disk, HELD_NOTE, LEFTOVERS_NOTE, SUBNET_NOTE, Vm};
 use banger_types::ByteSize;
 
 use super::Engine;
@@ -15,11 +15,26 @@ use crate::vm::View;
 
 impl Engine {
     pub(super) async fn show(&self, view: &View) -> Vm {
+        self.show_beside(view, self.bridge_warning().as_deref()).await
+    }
+
+    /// Returns what is wrong with the bridge now.
+    pub(super) fn bridge_warning(&self) -> Option<String> {
+        self.shared.network.as_ref()?.warning()
+    }
+
+    /// Shows a VM; `bridge` is [`Self::bridge_warning`], asked once for many.
+    pub(super) async fn show_beside(&self, view: &View, bridge: Option<&str>) -> Vm {
         let record = &view.record;
         let disks = self.show_disks(record).await;
         let mut notes = record.notes.clone();
         if let Some(why) = view.process.as_ref().and_then(|process| process.stall()) {
             notes.insert(HELD_NOTE.to_owned(), why.to_owned());
+        }
+        // As it is now: the note was written when the VM started.
+        if record.running.as_ref().is_some_and(|running| running.on_bridge) {
+            notes.remove(SUBNET_NOTE);
+            notes.extend(bridge.map(|warning| (SUBNET_NOTE.to_owned(), warning.to_owned())));
         }
         if let Some(left) = &record.leftovers {
             notes.insert(LEFTOVERS_NOTE.to_owned(), in_words(left));

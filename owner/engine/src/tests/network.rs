@@ -143,18 +143,32 @@ async fn a_host_without_a_bridge_still_has_machines_and_says_why() {
 }
 
 #[tokio::test]
-async fn a_network_that_comes_into_the_subnet_is_told_at_the_next_start() {
+async fn a_network_that_comes_into_the_subnet_is_told_of_a_vm_that_runs() {
     let machine = Machine::new();
     let (engine, _) = open(&machine, Faults::default()).await;
+    let noted = async || engine.get(&vm("box")).await.unwrap().notes.get(SUBNET_NOTE).cloned();
+    let collides = |collides: bool| {
+        machine.script(|script| {
+            script.failing.clear();
+            script.failing.extend(collides.then_some("collision"));
+        });
+    };
+    let told = Some("another has it".to_owned());
     assert_eq!(create(&engine, "box").await.notes.get(SUBNET_NOTE), None);
-    machine.script(|script| script.failing.push("collision"));
+    collides(true);
+    assert_eq!(noted().await, told, "it runs since before");
+    collides(false);
+    assert_eq!(noted().await, None);
+    // It is said at a start, too, and is not said any more once it is gone.
+    stop(&engine, "box").await;
+    collides(true);
+    start(&engine, "box").await;
+    assert_eq!(noted().await, told);
+    collides(false);
+    assert_eq!(noted().await, None);
     stop(&engine, "box").await;
     start(&engine, "box").await;
-    assert_eq!(engine.get(&vm("box")).await.unwrap().notes[SUBNET_NOTE], "another has it");
-    machine.script(|script| script.failing.clear());
-    stop(&engine, "box").await;
-    start(&engine, "box").await;
-    assert_eq!(engine.get(&vm("box")).await.unwrap().notes.get(SUBNET_NOTE), None);
+    assert_eq!(noted().await, None);
 }
 
 #[tokio::test]
