@@ -17,6 +17,9 @@ const TIME_TO_LIVE: u32 = 5;
 const LARGEST_PACKET: u16 = 1232;
 /// A header.
 const HEADER: usize = 12;
+/// Each reverse zone is of so many bits, whatever the subnet's prefix, and its name has so many labels.
+const REVERSE_PREFIX: u8 = 24;
+const REVERSE_LABELS: usize = 5;
 /// No VM can have this name.
 const SERVER_NAME: &str = "_dns.vm.";
 
@@ -72,7 +75,7 @@ pub fn answer(zone: &Zone, asker: &Asker, packet: &[u8]) -> Outcome {
             reply.metadata.response_code = code;
             match (code, records.is_empty()) {
                 (ResponseCode::NoError, false) => reply.add_answers(records),
-                _ => reply.add_authorities(soa(zone)),
+                _ => reply.add_authorities(soa(zone, apex(query.name()))),
             };
             Outcome::Reply(bytes(&reply))
         }
@@ -125,19 +128,18 @@ fn found(zone: &Zone, asker: &Asker, query: &Query) -> Found {
         Found::Ours(ResponseCode::NoError, data.map(record).into_iter().collect())
     };
     let none = || Found::Ours(ResponseCode::NXDomain, Vec::new());
+    let at_apex = || match wanted {
+        RecordType::SOA => {
+            some(RecordType::SOA, soa(zone, query.name().clone()).map(|soa| soa.data))
+        }
+        RecordType::NS | RecordType::ANY => some(wanted, server().map(|name| RData::NS(NS(name)))),
+        _ => some(RecordType::NS, None),
+    };
     let labels: Vec<&[u8]> = query.name().iter().collect();
     let address = |address| Some(RData::A(A(address)));
     match labels.as_slice() {
         [.., last] if !last.eq_ignore_ascii_case(b"vm") => {}
-        [_] => {
-            return match wanted {
-                RecordType::SOA => some(RecordType::SOA, soa(zone).map(|soa| soa.data)),
-                RecordType::NS | RecordType::ANY => {
-                    some(wanted, server().map(|name| RData::NS(NS(name))))
-                }
-                _ => some(RecordType::NS, None),
-            };
-        }
+        [_] => return at_apex(),
         [label, _] if label.eq_ignore_ascii_case(b"_dns") => {
             let gateway = zone.subnet().map(|subnet| subnet.gateway());
             return some(RecordType::A, gateway.and_then(address));
@@ -150,6 +152,11 @@ fn found(zone: &Zone, asker: &Asker, query: &Query) -> Found {
         }
         [] => return Found::Others,
         _ => return none(),
+    }
+    if let Some(network) = reverse_zone(&labels)
+        && zone.subnet().is_some_and(|subnet| subnet.overlaps(network, REVERSE_PREFIX))
+    {
+        return at_apex();
     }
     let Some(asked) = reverse(&labels) else { return Found::Others };
     if zone.subnet().is_none_or(|subnet| !subnet.contains(asked)) {
@@ -167,6 +174,12 @@ fn found(zone: &Zone, asker: &Asker, query: &Query) -> Found {
     }
 }
 
+/// Reads `0.16.172.in-addr.arpa`, a zone of 256 addresses; returns the first of them.
+fn reverse_zone(labels: &[&[u8]]) -> Option<Ipv4Addr> {
+    let [c, b, a, in_addr, arpa] = *labels else { return None };
+    reverse(&[b"0", c, b, a, in_addr, arpa])
+}
+
 /// Reads `2.0.16.172.in-addr.arpa`.
 fn reverse(labels: &[&[u8]]) -> Option<Ipv4Addr> {
     let [d, c, b, a, in_addr, arpa] = labels else { return None };
@@ -181,9 +194,16 @@ fn server() -> Option<Name> {
     Name::from_ascii(SERVER_NAME).ok()
 }
 
-/// The zone's own record; in an answer of nothing it says how long that may be believed.
-fn soa(zone: &Zone) -> Option<Record> {
-    let (apex, contact) = (Name::from_ascii("vm.").ok()?, Name::from_ascii("root.vm.").ok()?);
+/// Returns the zone that a name of ours is in: `vm`, or that of an address.
+fn apex(name: &Name) -> Name {
+    let is_vm = name.iter().next_back().is_some_and(|label| label.eq_ignore_ascii_case(b"vm"));
+    name.trim_to(if is_vm { 1 } else { REVERSE_LABELS })
+}
+
+/// A zone's own record; in an answer of nothing it says how long that may be believed (RFC 2308, 3),
+/// for which it must be of a zone that the name is in.
+fn soa(zone: &Zone, apex: Name) -> Option<Record> {
+    let contact = Name::from_ascii("root.vm.").ok()?;
     let data = SOA::new(server()?, contact, zone.serial(), 3600, 600, 86400, TIME_TO_LIVE);
     Some(Record::from_rdata(apex, TIME_TO_LIVE, RData::SOA(data)))
 }

@@ -85,6 +85,11 @@ fn the_host_sees_all_names_and_a_guest_those_of_its_group() {
         (1, "1.0.0.10.in-addr.arpa.", PTR, NoError, one("_dns.vm.")),
         (1, "9.0.0.10.in-addr.arpa.", PTR, NXDomain, vec![]),
         (1, "2.0.0.10.in-addr.arpa.", A, NoError, vec![]),
+        (1, "0.0.10.in-addr.arpa.", NS, NoError, one("_dns.vm.")),
+        (1, "0.0.10.In-Addr.ARPA.", RecordType::ANY, NoError, one("_dns.vm.")),
+        (1, "0.0.10.in-addr.arpa.", PTR, NoError, vec![]),
+        (1, "1.0.10.in-addr.arpa.", NS, Refused, vec![]),
+        (1, "0.10.in-addr.arpa.", SOA, Refused, vec![]),
         (1, "example.org.", A, Refused, vec![]),
         (1, "2.1.0.10.in-addr.arpa.", PTR, Refused, vec![]),
         (1, "vm.", RecordType::AXFR, Refused, vec![]),
@@ -107,12 +112,39 @@ fn the_host_sees_all_names_and_a_guest_those_of_its_group() {
         // What is not there may be believed for as long as the zone's own record says.
         let has_soa = reply.authorities.iter().any(|record| record.record_type() == SOA);
         assert_eq!(has_soa, is_ours && reply.answers.is_empty(), "{name}");
+        let asked = Name::from_ascii(name).unwrap();
+        let own = if name.to_lowercase().ends_with("vm.") { "vm." } else { "0.0.10.in-addr.arpa." };
+        for record in &reply.authorities {
+            assert_eq!(record.name, Name::from_ascii(own).unwrap(), "{name}");
+            assert!(record.name.zone_of(&asked), "{name}");
+        }
     }
-    let soa = ask(&zone, &Asker::Host, &question("vm.", SOA)).unwrap();
-    assert!(matches!(soa.answers[0].data, RData::SOA(_)));
+    for apex in ["vm.", "0.0.10.in-addr.arpa."] {
+        let soa = ask(&zone, &Asker::Host, &question(apex, SOA)).unwrap();
+        let [record] = soa.answers.as_slice() else { panic!("{soa:?}") };
+        assert!(matches!(record.data, RData::SOA(_)), "{record}");
+        assert_eq!(record.name, Name::from_ascii(apex).unwrap());
+    }
     // Names outside are for others to say, if the guest may leave.
     for asker in [2, 4] {
         assert!(ask(&zone, &guest(&zone, asker), &question("example.org.", A)).is_none());
+    }
+}
+
+#[test]
+fn each_256_addresses_of_a_subnet_are_a_reverse_zone() {
+    for (subnet, zones, others) in [
+        ("10.0.2.1/23", &["2.0.10", "3.0.10"][..], &["1.0.10", "4.0.10", "0.10"][..]),
+        ("10.0.2.65/26", &["2.0.10"][..], &["1.0.10", "64.2.0.10"][..]),
+    ] {
+        let zone = Zone::default();
+        zone.set_subnet(subnet.parse().unwrap());
+        let soa = |name: &&str| {
+            let question = question(&format!("{name}.in-addr.arpa."), RecordType::SOA);
+            ask(&zone, &Asker::Host, &question).unwrap()
+        };
+        assert!(zones.iter().map(soa).all(|reply| reply.answers.len() == 1), "{subnet}");
+        assert!(others.iter().map(soa).all(|reply| reply.answers.is_empty()), "{subnet}");
     }
 }
 
