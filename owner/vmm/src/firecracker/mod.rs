@@ -18,6 +18,7 @@ mod api;
 mod console;
 mod files;
 mod last_words;
+mod links;
 mod orphans;
 mod plan;
 mod process;
@@ -280,6 +281,10 @@ impl FirecrackerVmm {
             uid: rustix::process::getuid().as_raw(),
             is_exclusive: self.0.is_exclusive,
             bridge: &self.0.bridge,
+            taps: links::taps().unwrap_or_else(|error| {
+                tracing::warn!(%error, "the taps cannot be listed");
+                Vec::new()
+            }),
             marked: orphans::marked(&self.0.marks),
         }
     }

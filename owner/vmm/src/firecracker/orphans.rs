@@ -4,7 +4,7 @@
 //! | kind | seen in | ours if |
 //! |---|---|---|
 //! | VMM | `/proc` | the owner's, its root is a jail of ours or its cgroup a machine's |
-//! | tap | `/sys/class/net` | `tap-fc-` and the beginning of an id; the owner's; a port of no other daemon's bridge |
+//! | tap | rtnetlink | `tap-fc-` and the beginning of an id; the owner's; a port of no other daemon's bridge |
 //! | mount, jail | the jails | it is named by an id, and is ours |
 //! | cgroup | the machines' unit | the same |
 //! | device | `/sys/block/dm-*` | `fc-rootfs-` and an id; nothing below it that is not ours |
@@ -13,8 +13,7 @@
 //! The jails and cgroups of an installed banger are its own. Those of direct mode are shared by all
 //! its daemons; each marks in its state directory, by an empty file, which it has asked for.
 //!
-//! sysfs shows an interface's owner to everybody; what the firewall has of a tap only root sees, and
-//! tells us.
+//! The kernel tells everybody a tap's owner; what the firewall has of a tap only root sees, and tells us.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -25,6 +24,8 @@ use std::path::{Path, PathBuf};
 
 use banger_daemon_api::orphan::{Orphan, OrphanKind};
 use banger_types::VmId;
+
+use super::links::Tap;
 
 /// The machines' unit, below the cgroup hierarchy (`banger-vms.service`).
 const UNIT: &str = "system.slice/banger-vms.service";
@@ -43,6 +44,8 @@ pub(super) struct Place<'a> {
     pub(super) is_exclusive: bool,
     /// The daemon's bridge.
     pub(super) bridge: &'a str,
+    /// The taps of the daemon's network, anybody's.
+    pub(super) taps: Vec<Tap>,
     /// Machines that were asked for.
     pub(super) marked: BTreeSet<String>,
 }
@@ -89,28 +92,12 @@ impl Place<'_> {
     }
 
     fn taps(&self) -> Vec<Orphan> {
-        let folder = self.sys.join("class/net");
-        let shown: BTreeSet<String> = names(&folder).into_iter().collect();
-        let ours = shown.iter().filter(|name| {
-            let place = folder.join(name);
-            let owner = fs::read_to_string(place.join("owner"));
-            let master = fs::read_link(place.join("master")).ok();
-            let bridge = master.as_deref().and_then(Path::file_name);
-            owner.is_ok_and(|owner| owner.trim() == self.uid.to_string())
-                && bridge.is_none_or(|bridge| bridge == self.bridge)
+        let ours = self.taps.iter().filter(|tap| {
+            tap.owner == Some(self.uid)
+                && tap.bridge.as_deref().is_none_or(|bridge| bridge == self.bridge)
         });
-        // sysfs is of the network in which it was mounted, which may be another than ours. Whose a
-        // tap is that it does not show, the helper sees.
-        let here = fs::read_to_string(self.proc.join("self/net/dev")).ok();
-        let here: Option<BTreeSet<&str>> = here.as_ref().map(|table| {
-            table.lines().filter_map(|line| Some(line.split_once(':')?.0.trim())).collect()
-        });
-        let is_here = |name: &str| here.as_ref().is_none_or(|here| here.contains(name));
-        let hidden = here.iter().flatten().copied().filter(|name| !shown.contains(*name));
-        let names = ours.map(String::as_str).filter(|name| is_here(name)).chain(hidden);
-        names
-            .filter_map(|name| Some(orphan(OrphanKind::Tap, name, name.strip_prefix(TAP)?)))
-            .collect()
+        let named = ours.filter_map(|tap| Some((&tap.name, tap.name.strip_prefix(TAP)?)));
+        named.map(|(name, vm)| orphan(OrphanKind::Tap, name, vm)).collect()
     }
 
     fn mounts(&self) -> Vec<Orphan> {
@@ -255,6 +242,10 @@ mod tests {
         }
 
         fn found(&self, is_exclusive: bool, marked: &[&str]) -> Vec<String> {
+            self.found_with(is_exclusive, marked, Vec::new())
+        }
+
+        fn found_with(&self, is_exclusive: bool, marked: &[&str], taps: Vec<Tap>) -> Vec<String> {
             let [proc, sys, jails] = ["proc", "sys", "jails"].map(|name| self.0.path().join(name));
             let place = Place {
                 proc: &proc,
@@ -264,6 +255,7 @@ mod tests {
                 uid: rustix::process::getuid().as_raw(),
                 is_exclusive,
                 bridge: "br-fc",
+                taps,
                 marked: marked.iter().map(ToString::to_string).collect(),
             };
             let root = format!("{}/", self.0.path().display());
@@ -336,17 +328,24 @@ mod tests {
         fake.folder(&format!("sys/fs/cgroup/{UNIT}/{OURS}"));
         fake.folder(&format!("sys/fs/cgroup/{UNIT}/other"));
         fake.write(&format!("sys/fs/cgroup/{UNIT}/cgroup.procs"), "");
-        fake.write("sys/class/net/tap-fc-00112233/owner", &format!("{uid}\n"));
-        fake.write("sys/class/net/tap-fc-44556677/owner", "1\n");
-        fake.write("sys/class/net/tap0/owner", &format!("{uid}\n"));
-        fake.folder("sys/class/net/tap-fc-8899aabb");
-        // On our bridge, on another daemon's.
-        for (tap, bridge) in [("tap-fc-01010101", "br-fc"), ("tap-fc-02020202", "br-fc-60907")] {
-            let place = format!("sys/class/net/{tap}");
-            fake.write(&format!("{place}/owner"), &format!("{uid}\n"));
-            let master = fake.0.path().join(place).join("master");
-            std::os::unix::fs::symlink(format!("../{bridge}"), master).unwrap();
-        }
+        let tap = |name: &str, owner, bridge: Option<&str>| Tap {
+            name: name.to_owned(),
+            owner,
+            bridge: bridge.map(str::to_owned),
+        };
+        let taps = [
+            tap("tap-fc-00112233", Some(uid), None),
+            tap("tap-fc-44556677", Some(uid + 1), None),
+            tap("tap0", Some(uid), None),
+            tap("tap-fc-8899aabb", None, None),
+            // On our bridge, on another daemon's, on ours and another's.
+            tap("tap-fc-01010101", Some(uid), Some("br-fc")),
+            tap("tap-fc-02020202", Some(uid), Some("br-fc-60907")),
+            tap("tap-fc-03030303", Some(uid + 1), Some("br-fc")),
+        ];
+        let found = |is_exclusive: bool, marked: &[&str]| {
+            fake.found_with(is_exclusive, marked, taps.to_vec())
+        };
         let all = [
             format!("cgroup sys/fs/cgroup/{UNIT}/{OURS} {OURS}"),
             format!("jail jails/firecracker/{OURS} {OURS}"),
@@ -354,17 +353,12 @@ mod tests {
             "tap tap-fc-00112233 00112233".to_owned(),
             "tap tap-fc-01010101 01010101".to_owned(),
         ];
-        assert_eq!(fake.found(true, &[]), all);
+        assert_eq!(found(true, &[]), all);
         // Shared places: what is marked, and the tap, which has an owner.
-        assert_eq!(fake.found(false, &[OURS]), all);
+        assert_eq!(found(false, &[OURS]), all);
         let unfinished = format!("jail jails/firecracker/{OTHER} {OTHER}");
-        let shared = [unfinished.clone(), all[3].clone(), all[4].clone()];
-        assert_eq!(fake.found(false, &[OTHER]), shared);
-        // In another network than sysfs shows.
-        let line = |name: &str| format!("  {name}: 0 0\n");
-        fake.write("proc/self/net/dev", &(line("tap-fc-00112233") + &line("tap-fc-03030303")));
-        let hidden = "tap tap-fc-03030303 03030303".to_owned();
-        assert_eq!(fake.found(false, &[OTHER]), [unfinished, all[3].clone(), hidden]);
+        let shared = [unfinished, all[3].clone(), all[4].clone()];
+        assert_eq!(found(false, &[OTHER]), shared);
     }
 
     #[test]
