@@ -316,7 +316,7 @@ async fn tear_down(body: &mut Body, control: &Control) -> Result<(), ApiError> {
 }
 
 /// Returns the id of the host's boot, which changes with each.
-fn host_boot_id() -> Option<String> {
+pub(crate) fn host_boot_id() -> Option<String> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(text.trim().to_owned())
 }

@@ -127,7 +127,10 @@ impl ServerCertVerifier for Verifier {
 /// dates before either of these (`check_issuer_independent_properties`), as the tests make sure.
 fn is_about_the_issuer(error: &TlsError) -> bool {
     match error {
-        TlsError::InvalidCertificate(CertificateError::UnknownIssuer) => true,
+        // A bad signature here is one by an authority that only bears the issuer's name.
+        TlsError::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => true,
         TlsError::InvalidCertificate(CertificateError::Other(other)) => {
             other.0.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity)
         }

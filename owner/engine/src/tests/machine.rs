@@ -368,7 +368,7 @@ impl Vmm for FakeVmm {
                 acceleration: Acceleration::Tcg,
                 pid,
                 start_time: 1,
-                host_boot_id: "boot".to_owned(),
+                host_boot_id: crate::reconcile::host_boot_id().unwrap(),
             },
             runtime_dir: plan.runtime_dir,
             guest,

@@ -34,8 +34,9 @@ fn openssl(folder: &Path, words: &[&str]) {
 fn self_signed(name: &str) -> Identity {
     let folder = tempfile::tempdir().unwrap();
     let names = format!("subjectAltName=DNS:{name}");
+    let subject = format!("/CN={name}");
     let words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
-    let about = ["-nodes", "-days", "2", "-subj", "/CN=test", "-addext", &names];
+    let about = ["-nodes", "-days", "2", "-subj", &subject, "-addext", &names];
     let to = ["-keyout", "key", "-out", "certificate"];
     openssl(folder.path(), &[&words[..], &about, &to].concat());
     identity(folder.path())
@@ -197,20 +198,26 @@ async fn a_certificate_that_was_given_is_believed_for_its_name_its_days_and_its_
     let old = expired();
     let both = format!("{}{}", other.certificate, right.certificate);
     let issued = issued();
-    for (shown, given) in
-        [(&right, &right.certificate), (&right, &both), (&issued, &issued.certificate)]
-    {
+    let namesake = self_signed("authority.test");
+    let confused = format!("{}{}", namesake.certificate, issued.certificate);
+    for (shown, given) in [
+        (&right, &right.certificate),
+        (&right, &both),
+        (&issued, &issued.certificate),
+        (&issued, &confused),
+    ] {
         let read = pulled(&server, &shown.certificate, &shown.key, given).await.unwrap();
         assert_eq!(read, [b"layer".to_vec()]);
     }
     let seen = server.requests().len();
-    assert_eq!(seen, 9);
+    assert_eq!(seen, 12);
     for (shown, key, given, part) in [
         (&elsewhere, &elsewhere.key, &elsewhere, "not valid for name"),
         (&old, &old.key, &old, "expired"),
         (&right, &right.key, &other, "CaUsedAsEndEntity"),
         (&right, &other.key, &right, "BadSignature"),
         (&issued, &issued.key, &right, "UnknownIssuer"),
+        (&issued, &issued.key, &namesake, "BadSignature"),
     ] {
         let refused = pulled(&server, &shown.certificate, key, &given.certificate).await;
         let error = refused.expect_err(part);
