@@ -44,7 +44,7 @@ pub struct Host {
     /// sockets.
     machines: std::sync::Mutex<std::collections::BTreeMap<PathBuf, vmm::Process>>,
     /// The firewall as it was read last, with its generation.
-    firewall: std::sync::Mutex<Option<(Vec<u8>, network::Found)>>,
+    firewall: std::sync::Mutex<(Vec<u8>, network::firewall::Found)>,
 }
 
 impl Host {

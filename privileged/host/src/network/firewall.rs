@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv4Addr;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -255,13 +254,12 @@ impl Host {
             let kernel = Netlink::open(FIREWALL)?;
             let generation = kernel.generation().during("read", "the firewall")?;
             // What has not changed since it was read last is not read again.
-            let mut last = self.firewall.lock().unwrap_or_else(PoisonError::into_inner);
-            if last.as_ref().is_none_or(|(then, _)| *then != generation) {
-                *last = Some((generation.clone(), Found::now()?));
+            let mut last = self.firewall.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if last.0 != generation {
+                *last = (generation.clone(), Found::now()?);
             }
-            let Some((_, found)) = last.as_ref() else { continue };
-            let (foreign, changes) = found.foreign.changes(&known, also);
-            let script = found.script(&known, &wanted, &ours) + &foreign;
+            let (foreign, changes) = last.1.foreign.changes(&known, also);
+            let script = last.1.script(&known, &wanted, &ours) + &foreign;
             if !script.is_empty() {
                 nft(&["-f", "-"], script)?;
             } else if changes.is_empty() {

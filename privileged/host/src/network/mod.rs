@@ -5,7 +5,7 @@
 //! the system and of direct mode, share the two tables.
 
 mod bridge;
-mod firewall;
+pub(crate) mod firewall;
 mod firewalld;
 mod foreign;
 mod nat;
@@ -23,7 +23,6 @@ use rustix::fs::FlockOperation;
 use crate::{During, Result};
 use netlink::{IFLA_IFALIAS, Link, Netlink, ROUTE};
 
-pub(crate) use firewall::Found;
 pub use resolver::Resolver;
 
 /// Root's alone in every network namespace, and of each its own: what a lock needs.

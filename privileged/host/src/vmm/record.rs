@@ -1,7 +1,6 @@
 //! What the helper remembers of a launch, so that a later helper knows its machines.
 
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 
 use banger_gates::{JailId, Name, Refusal};
 use serde::{Deserialize, Serialize};
@@ -76,7 +75,7 @@ impl Host {
     /// That no request changes a file or device, and that no machine that is not cleaned up, and
     /// none of `more` but itself, uses it where one of the two writes.
     pub(crate) fn check_unused(&self, name: Name, it: Use, more: &[Use]) -> Result<(), Refusal> {
-        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let changing = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         Refusal::when(changing.contains(&it.0), name, "another request has it")?;
         let known = self.all_launched().into_iter().flat_map(|it| it.disks);
         let uses = known.chain(more.iter().copied());
